@@ -1,0 +1,63 @@
+"""One advantage estimator a reward, and the only reductions over NaN in the project."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from marble_core.types import RewardTable
+
+EPSILON = 1e-4  # [C]
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """A_NK, zero where mask_NK is false, and ``A_N``, that of the mean of an image's valid rewards (weighted_sum)."""
+
+    A_NK: np.ndarray
+    mask_NK: np.ndarray
+    A_N: np.ndarray
+
+    @property
+    def count_K(self) -> np.ndarray:
+        """n_k: the images of the whole step to which a reward applies; images with A = 0 count."""
+        return self.mask_NK.sum(0)
+
+    def clamped(self, maximum: float) -> tuple[Advantages, float]:
+        """Advantages within [-maximum, maximum], and the share of valid entries that this changed."""
+        changed = float((np.abs(self.A_NK) > maximum)[self.mask_NK].mean()) if self.mask_NK.any() else 0.0
+        A_NK, A_N = (np.clip(A, -maximum, maximum) for A in (self.A_NK, self.A_N))
+        return Advantages(A_NK, self.mask_NK, A_N), changed
+
+
+def estimate(table: RewardTable, group_N: np.ndarray, std: str) -> Advantages:
+    """A_ik = (R_ik - mean over the valid images of the prompt) / (sigma_k + 1e-4).
+
+    sigma_k is the population std over all valid raw R_k of the step (``std="batch"`` [C]) or of the prompt's group
+    (``"group"`` [P]). A group of one valid image or of equal rewards has A = 0.
+    """
+    mask_NK = table.mask_NK
+    A_NK = np.where(mask_NK, _centre_and_scale(table.R_NK, group_N, std), 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an image without any valid reward has no mean
+        mean_N = np.nanmean(table.R_NK, 1)
+    A_N = np.nan_to_num(_centre_and_scale(mean_N[:, None], group_N, std)[:, 0])
+    return Advantages(A_NK, mask_NK, A_N)
+
+
+def _centre_and_scale(R_NK: np.ndarray, group_N: np.ndarray, std: str) -> np.ndarray:
+    centred = np.full_like(R_NK, np.nan)
+    sigma = np.zeros_like(R_NK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column or group without valid entries stays NaN
+        sigma[:] = np.nanstd(R_NK, 0)
+        for group in np.unique(group_N):
+            rows = group_N == group
+            centred[rows] = R_NK[rows] - np.nanmean(R_NK[rows], 0)
+            if std == "group":
+                sigma[rows] = np.nanstd(R_NK[rows], 0)
+            equal = np.nanmax(R_NK[rows], 0) == np.nanmin(R_NK[rows], 0)
+            centred[np.ix_(rows, equal)] = 0.0  # the mean of equal numbers may differ from them in the last bit
+    return centred / (sigma + EPSILON)

@@ -1,0 +1,254 @@
+"""The one typed configuration of a run. Unknown keys are errors; every default cites its source.
+
+Marks: [P] the paper (arXiv 2605.06507), [C] its released code, [N] DiffusionNFT (arXiv 2509.16117), [O] ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from marble_core.types import SOURCES, MarbleError
+
+Probability = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """The diffusion model that is fine-tuned."""
+
+    path: str = "demo://sd3"  # a diffusers directory, a hub id, or demo://sd3
+    revision: str | None = None
+    family: str = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
+    precision: Literal["fp32", "bf16"] = "bf16"  # autocast; LoRA weights and gradients stay fp32
+    height: int = Field(512, gt=0)  # [N]
+    width: int = Field(512, gt=0)
+    max_sequence_length: int = Field(256, ge=1)  # T5 tokens
+
+
+class LoraConfig(Section):
+    rank: int = Field(32, ge=1)  # [N]
+    alpha: float = Field(64, gt=0)  # [N]
+
+
+class DataConfig(Section):
+    """Prompt files by source; a demo:// name draws the synthetic world's prompts."""
+
+    train: dict[str, str] = {s: f"demo://prompts/{s}" for s in SOURCES}
+    evaluation: dict[str, str] = {s: f"demo://prompts/{s}" for s in SOURCES}
+    train_size: int = Field(2000, ge=1)  # prompts a source, where they are generated
+    evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
+
+    @model_validator(mode="after")
+    def _known_sources(self) -> DataConfig:
+        for where in (self.train, self.evaluation):
+            if unknown := set(where) - set(SOURCES):
+                raise ValueError(f"unknown source {sorted(unknown)[0]!r}, known are {', '.join(SOURCES)}")
+            if not where:
+                raise ValueError("at least one source needs a prompt file")
+        return self
+
+
+class RolloutConfig(Section):
+    prompts: int = Field(48, ge=1)  # [P] M, over all sources
+    images_per_prompt: int = Field(24, ge=2)  # [P] 24
+    solver: Literal["dpm2", "euler"] = "dpm2"  # [N] DPM-Solver++ 2M on flow sigmas
+    steps: int = Field(25, ge=1)  # [P]
+    batch_size: int = Field(48, ge=1)  # images sampled and decoded at once
+
+
+class RewardConfig(Section):
+    """One reward: a name that marble_core.rewards knows, or any name with a dotted path of the user's own."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    scorer: str | None = None  # "package.module:Class"
+    options: dict[str, Any] = {}
+
+
+class LossConfig(Section):
+    timesteps: int = Field(24, ge=1)  # [P] T, distinct timesteps of the rollout's, drawn for each image
+    beta: float = Field(0.1, gt=0)  # [N] b: how far L+ and L- stand from v_old
+    advantage_max: float = Field(5.0, gt=0)  # [N] A_max
+    advantage_std: Literal["batch", "group"] = "batch"  # [C] batch; [P] group
+    kl_beta: float = Field(1e-4, ge=0)  # [N]
+    kl_fraction: float = Field(0.125, gt=0, le=1)  # [O] share of the micro-batches that carry the KL; 1 in the paper
+    micro_batch: int = Field(48, ge=1)  # images in a forward of the loss
+    shared_noise: bool = False  # [O] one draw of timesteps and noise for all images of a prompt
+
+
+class BalanceConfig(Section):
+    method: Literal["marble", "weighted_sum"] = "marble"
+    rho: float = Field(0.7, ge=0, lt=1)  # [P] EMA of alpha
+    dead_norm: float = Field(1e-6, ge=0)  # [O] inactive below this share of the median gradient norm
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(3e-4, gt=0)  # [N]
+    betas: tuple[float, float] = (0.9, 0.999)  # [N]
+    weight_decay: float = Field(1e-4, ge=0)  # [N]
+    clip_norm: float = Field(1.0, gt=0)  # [N]
+    eta_rate: float = Field(0.001, ge=0)  # [N] old <- eta old + (1 - eta) default, eta = min(rate * step, max)
+    eta_max: float = Field(0.95, ge=0, le=1)  # [C]
+    ema: float = Field(0.9, ge=0, lt=1)  # [N] of the evaluated LoRA, with warm-up (1 + t) / (10 + t)
+
+
+class TrainConfig(Section):
+    steps: int = Field(300, ge=1)
+    checkpoint_every: int = Field(10, ge=1)
+    max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
+
+
+class EvaluationConfig(Section):
+    solver: Literal["dpm2", "euler"] = "euler"  # [P]
+    steps: int = Field(40, ge=1)  # [P]
+    batch_size: int = Field(48, ge=1)
+    resamples: int = Field(2000, ge=100)  # bootstrap
+    seed: int = 4242
+
+
+class RegistryConfig(Section):
+    model: str = "marble"
+    margin: float = Field(0.1, ge=0)  # refused if a reward's whole interval lies below -margin base stds
+
+
+class StorageConfig(Section):
+    bucket: str = Field("marble", min_length=3, max_length=63)
+    experiment: str = "marble"
+
+
+class RunConfig(Section):
+    """Everything a run depends on."""
+
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    loss: LossConfig = LossConfig()
+    balance: BalanceConfig = BalanceConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    registry: RegistryConfig = RegistryConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="after")
+    def _arithmetic(self) -> RunConfig:
+        names = [r.name for r in self.rewards]
+        if doubled := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"reward {sorted(doubled)[0]!r} is listed twice")
+        sources = len(self.data.train)
+        if self.rollout.prompts % sources:
+            near = max(sources, round(self.rollout.prompts / sources) * sources)
+            raise ValueError(
+                f"rollout.prompts = {self.rollout.prompts} cannot be mixed 1:1 over {sources} sources, the nearest is {near}"
+            )
+        if self.loss.timesteps > self.rollout.steps:
+            raise ValueError(
+                f"loss.timesteps = {self.loss.timesteps} exceeds rollout.steps = {self.rollout.steps}, "
+                "from which they are drawn without replacement"
+            )
+        return self
+
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        return tuple(r.name for r in self.rewards)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that name this configuration."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "configuration") -> RunConfig:
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise MarbleError(_sentence(error, where)) from None
+
+
+def presets() -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in files("marble_core").joinpath("presets").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(preset: str = "demo", file: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
+    """Preset, then the user's YAML file, then ``section.key=value`` overrides, merged strictly.
+
+    Raises MarbleError with one sentence naming the field, what is wrong with it and the nearest key there is.
+    """
+    if preset not in presets():
+        raise MarbleError(f"There is no preset {preset!r}; choose one of {', '.join(presets())}.")
+    tree = yaml.safe_load(files("marble_core").joinpath("presets", f"{preset}.yaml").read_text())
+    where = f"preset {preset}"
+    if file is not None:
+        tree, where = _merge(tree, _read_yaml(Path(file))), str(file)
+    for item in overrides or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise MarbleError(f"The override {item!r} is not of the form section.key=value.")
+        leaf: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            leaf = {part: leaf}
+        tree, where = _merge(tree, leaf), f"override {item!r}"
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise MarbleError(_sentence(error, where)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MarbleError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise MarbleError(f"The configuration {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise MarbleError(f"The configuration {path} must be a mapping of sections, for example 'train: {{steps: 20}}'.")
+    return tree
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    """The first of pydantic's errors as one sentence, with the nearest valid key for an unknown one."""
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
+        return f"Unknown key {path!r} in {where}: {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"Invalid {path or 'configuration'} in {where}: {message[0].lower()}{message[1:]}."
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    section: Any = RunConfig
+    for part in loc:
+        if isinstance(part, int):
+            section = RewardConfig
+        elif part in section.model_fields:
+            section = section.model_fields[part].annotation
+        if not hasattr(section, "model_fields"):
+            section = RewardConfig
+    return sorted(section.model_fields)

@@ -1,0 +1,134 @@
+"""The policy: LoRA adapters ``default`` (trained) and ``old`` (samples), the reference (LoRA off), and the EMA."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLora
+from peft.utils import get_peft_model_state_dict
+
+from marble_core.config import OptimizerConfig, RunConfig
+from marble_core.models import DiffusionModel
+from marble_core.seeding import derive
+from marble_core.types import MarbleError
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
+
+class Policy:
+    """A diffusion model and its adapters. ``parameters_of(name)`` are float32 LoRA weights by layer name."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model = model
+        self.transformer: Any = model.transformer
+        self.ema: dict[str, torch.Tensor] = {}
+        self.old_is_default = False
+
+    @classmethod
+    def load(cls, config: RunConfig) -> Policy:
+        """The base model without an adapter."""
+        module, _, family = config.model.family.partition(":")
+        return cls(getattr(importlib.import_module(module), family)(config.model))
+
+    def add_trainable(self, config: RunConfig) -> None:
+        """Gaussian A, zero B [N]; ``old`` and the EMA start as copies of ``default``."""
+        torch.manual_seed(derive(config.seed, "lora"))
+        self.lora = PeftLora(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            init_lora_weights="gaussian",
+            target_modules=list(self.model.lora_targets),
+        )
+        for name in ("default", "old"):
+            self.transformer.add_adapter(self.lora, name)
+        self.transformer.requires_grad_(False)
+        self.copy("default", "old")
+        self.ema = {n: p.detach().clone() for n, p in self.parameters_of("default").items()}
+        self.old_is_default = True
+
+    def parameters_of(self, adapter: str) -> dict[str, torch.nn.Parameter]:
+        mark = f".{adapter}."
+        return {n.replace(mark, "."): p for n, p in self.transformer.named_parameters() if mark in n and ".lora_" in n}
+
+    def layers_of(self, adapter: str) -> dict[str, torch.nn.Linear]:
+        """The LoRA's linear layers by the names of their weights in ``parameters_of``."""
+        end = f".{adapter}"
+        return {
+            f"{n.removesuffix(end)}.weight": m
+            for n, m in self.transformer.named_modules()
+            if n.endswith(end) and isinstance(m, torch.nn.Linear)
+        }
+
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        targets = self.parameters_of(target)
+        for name, p in self.parameters_of(source).items():
+            targets[name].copy_(p)
+
+    @contextmanager
+    def using(self, adapter: str) -> Iterator[DiffusionModel]:
+        """The model under ``default``, ``old``, or ``off`` (the reference). LoRA weights never require grad in here."""
+        if not getattr(self.transformer, "peft_config", None):
+            if adapter != "off":
+                raise ValueError(f"no adapter {adapter!r} is loaded")
+            yield self.model
+            return
+        if adapter == "off":
+            self.transformer.disable_adapters()
+        else:
+            self.transformer.set_adapter(adapter)
+        self.transformer.requires_grad_(False)
+        try:
+            yield self.model
+        finally:
+            if adapter == "off":
+                self.transformer.enable_adapters()
+
+    @torch.no_grad()
+    def update(self, optimizer: torch.optim.Optimizer, gradient: Mapping[str, torch.Tensor], finished: int, config: OptimizerConfig) -> float:
+        """One optimizer step along ``gradient``, then ``old`` and the EMA. Returns the gradient's norm before clipping.
+
+        ``finished`` counts the optimizer steps before this one: eta = min(rate * finished, max) [N].
+        """
+        default, old = self.parameters_of("default"), self.parameters_of("old")
+        for name, p in default.items():
+            p.grad = gradient[name].to(p.dtype)
+        norm = torch.nn.utils.clip_grad_norm_(default.values(), config.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        eta = min(config.eta_rate * finished, config.eta_max)
+        decay = min(config.ema, (1 + finished) / (10 + finished))
+        for name, p in default.items():
+            old[name].mul_(eta).add_(p, alpha=1 - eta)
+            self.ema[name].mul_(decay).add_(p, alpha=1 - decay)
+        self.old_is_default = eta == 0
+        return float(norm)
+
+    def save_adapter(self, directory: Path, weights: Mapping[str, torch.Tensor]) -> None:
+        """Write ``weights`` as diffusers reads them, with metadata: without it diffusers takes alpha = r, another strength."""
+        from diffusers import StableDiffusion3Pipeline
+
+        kept = {n: p.detach().clone() for n, p in self.parameters_of("default").items()}
+        with torch.no_grad():
+            for name, p in self.parameters_of("default").items():
+                p.copy_(weights[name])
+            layers = get_peft_model_state_dict(self.transformer, adapter_name="default")
+            StableDiffusion3Pipeline.save_lora_weights(
+                directory,
+                transformer_lora_layers={n: p.clone().contiguous() for n, p in layers.items()},
+                transformer_lora_adapter_metadata=self.lora.to_dict() | {"target_modules": sorted(self.lora.target_modules)},
+            )
+            for name, p in self.parameters_of("default").items():
+                p.copy_(kept[name])
+
+    def load_adapter(self, directory: Path) -> None:
+        """Load a saved LoRA as ``default``, through the same road as any user of diffusers."""
+        if not (Path(directory) / ADAPTER_FILE).is_file():
+            raise MarbleError(f"The adapter directory {directory} holds no {ADAPTER_FILE}; give the directory that train wrote.")
+        self.model.pipeline.load_lora_weights(str(directory), adapter_name="default")  # type: ignore[attr-defined]
+        self.transformer.requires_grad_(False)

@@ -1,0 +1,153 @@
+"""Training: steps, checkpoints, tracking, and a clean end on SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from marble_core.balance import make_balancer
+from marble_core.config import RunConfig
+from marble_core.policy import Policy
+from marble_core.rewards import load_scorers
+from marble_core.step import Learner, optimizer_step
+from marble_core.types import MarbleError, Prompt, StepReport
+
+
+class Checkpoints(Protocol):
+    def save(self, step: int, write: Callable[[Path], None]) -> str: ...
+
+    def latest(self) -> Path | None: ...
+
+
+class Terminated(Exception):
+    """SIGTERM arrived: the unfinished step is dropped and the state after the last finished one is saved."""
+
+
+def start(config: RunConfig) -> Learner:
+    """A learner before its first step. The scorers are loaded, and check themselves, before the large model is."""
+    scorers = load_scorers(config.rewards)
+    policy = Policy.load(config)
+    policy.add_trainable(config)
+    optimizer = torch.optim.AdamW(
+        list(policy.parameters_of("default").values()),
+        lr=config.optimizer.lr,
+        betas=config.optimizer.betas,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    return Learner(config, policy, scorers, make_balancer(config.balance, config.reward_names), optimizer)
+
+
+def train(
+    learner: Learner,
+    prompts: Sequence[Prompt],
+    checkpoints: Checkpoints,
+    history: Path,
+    report: Callable[[StepReport], None],
+) -> None:
+    """Train to ``config.train.steps``, going on from the newest checkpoint of this run where there is one.
+
+    ``history`` receives one JSON line a step; ``report`` is called after each step. Raises MarbleError when
+    ``max_bad_steps`` steps in a row were skipped.
+    """
+    if directory := checkpoints.latest():
+        load_state(learner, directory)
+    _keep_lines(history, learner.step)
+    steps, bad = learner.config.train, 0
+    with _terminable(learner) as termination:
+        try:
+            while learner.step < steps.steps:
+                done = optimizer_step(learner, prompts)
+                termination.check()
+                with history.open("a") as lines:
+                    lines.write(json.dumps({"step": done.step, "metrics": dict(done.metrics), "notes": done.notes}) + "\n")
+                report(done)
+                bad = bad + 1 if done.skipped else 0
+                if bad >= steps.max_bad_steps:
+                    raise MarbleError(f"{bad} steps in a row were skipped, the last because {'; '.join(done.notes)}.")
+                if learner.step % steps.checkpoint_every == 0 or learner.step == steps.steps:
+                    checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
+        except Terminated:
+            checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
+            raise
+
+
+def save_state(learner: Learner, directory: Path) -> None:
+    """Everything the next step depends on, as safetensors and JSON."""
+    policy = learner.policy
+    names = list(policy.parameters_of("default"))
+    tensors = {f"{adapter}/{n}": p for adapter in ("default", "old") for n, p in policy.parameters_of(adapter).items()}
+    tensors |= {f"ema/{n}": p for n, p in policy.ema.items()}
+    for n, p in policy.parameters_of("default").items():
+        tensors |= {f"adam/{key}/{n}": value for key, value in learner.optimizer.state[p].items()}
+    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, directory / "state.safetensors")
+    state = {
+        "step": learner.step,
+        "updates": learner.updates,
+        "old_is_default": policy.old_is_default,
+        "balancer": learner.balancer.state(),
+        "config": learner.config.digest,
+        "parameters": names,
+    }
+    (directory / "state.json").write_text(json.dumps(state, indent=2))
+    (directory / "config.json").write_text(learner.config.to_json())
+
+
+def load_state(learner: Learner, directory: Path) -> None:
+    """The inverse of ``save_state``. Raises MarbleError if the checkpoint belongs to another configuration."""
+    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+    tensors = load_file(directory / "state.safetensors")
+    policy = learner.policy
+    default = policy.parameters_of("default")
+    if state["parameters"] != list(default) or any(tensors[f"default/{n}"].shape != p.shape for n, p in default.items()):
+        raise MarbleError(f"The checkpoint {directory} belongs to another model or LoRA rank; start with another run id.")
+    with torch.no_grad():
+        for adapter in ("default", "old"):
+            for n, p in policy.parameters_of(adapter).items():
+                p.copy_(tensors[f"{adapter}/{n}"])
+    policy.ema = {n: tensors[f"ema/{n}"].clone() for n in default}
+    for n, p in default.items():
+        if f"adam/step/{n}" in tensors:
+            learner.optimizer.state[p] = {key: tensors[f"adam/{key}/{n}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+    policy.old_is_default = state["old_is_default"]
+    learner.balancer.load_state(state["balancer"])
+    learner.step, learner.updates = state["step"], state["updates"]
+
+
+def _keep_lines(history: Path, steps: int) -> None:
+    """Drop the lines of steps that will be done again."""
+    if history.exists():
+        lines = [line for line in history.read_text().splitlines() if json.loads(line)["step"] <= steps]
+        history.write_text("".join(line + "\n" for line in lines))
+
+
+class _Termination:
+    """SIGTERM drops the unfinished step at once, but never in the middle of an update of the weights."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.asked = learner, False
+
+    def __call__(self, signum: int, frame: object) -> None:
+        self.asked = True
+        if not self.learner.updating:
+            raise Terminated
+
+    def check(self) -> None:
+        if self.asked:
+            raise Terminated
+
+
+@contextmanager
+def _terminable(learner: Learner) -> Iterator[_Termination]:
+    termination = _Termination(learner)
+    before = signal.signal(signal.SIGTERM, termination)
+    try:
+        yield termination
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,122 @@
+"""The values that flow along the straight line of one optimizer step, and the legend of their shapes. No torch at import.
+
+Shape suffixes, used on every tensor and array of the project:
+
+    N  images in one optimizer step        K  rewards                 M  prompts in one optimizer step
+    B  images in a micro-batch             T  training timesteps of an image
+    S  timesteps of the rollout's solver   C  channels    H, W  height, width (of latents or pixels)
+
+So ``R_NK`` is a table of rewards, ``A_NK`` of advantages, ``G_KK`` a Gram matrix, ``x0_NCHW`` clean latents. In a
+reward or advantage table NaN means "this reward does not apply to this prompt" and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+SOURCES = ("general", "ocr", "geneval")
+
+
+class MarbleError(Exception):
+    """An error that the user can mend. Its text is one sentence: what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. ``target`` is the text that OCR should read, ``include`` GenEval's list of wanted objects."""
+
+    text: str
+    source: str
+    target: str | None = None
+    tag: str | None = None
+    include: tuple[Mapping[str, Any], ...] = ()
+    exclude: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """M prompts of one optimizer step, each sampled G times: image i belongs to prompt ``group_N[i]``."""
+
+    prompts: tuple[Prompt, ...]
+    images_per_prompt: int
+    step: int
+    seed: int
+
+    @property
+    def group_N(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.prompts)), self.images_per_prompt)
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.images_per_prompt
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the diffusion model is told of M prompts: ``tokens`` (M, L, D), ``pooled`` (M, P)."""
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor
+
+    def __getitem__(self, index: Any) -> Conditioning:
+        return Conditioning(self.tokens[index], self.pooled[index])
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the policy ``old`` sampled: latents x0_NCHW, the solver's timesteps t_S in (0, 1], images_NHWC (uint8)."""
+
+    batch: PromptBatch
+    conditioning: Conditioning
+    x0_NCHW: torch.Tensor
+    t_S: torch.Tensor
+    images_NHWC: np.ndarray
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Raw rewards R_NK (float64); NaN exactly where a reward does not apply to the image's prompt."""
+
+    names: tuple[str, ...]
+    R_NK: np.ndarray
+
+    @property
+    def mask_NK(self) -> np.ndarray:
+        return ~np.isnan(self.R_NK)
+
+    def means(self) -> dict[str, float]:
+        """Mean over the images to which a reward applies; a reward that applies to none is left out."""
+        return {n: float(np.nanmean(c)) for n, c in zip(self.names, self.R_NK.T, strict=True) if not np.isnan(c).all()}
+
+
+class Scorer(Protocol):
+    """One reward. It sees only images whose prompt it applies to.
+
+    ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N finite numbers (float64). ``self_check``
+    scores an image with a known answer and raises MarbleError where the answer is wrong.
+    """
+
+    name: str
+    value_range: tuple[float, float]
+
+    def applies(self, prompt: Prompt) -> bool: ...
+
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray: ...
+
+    def self_check(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step tells the log: flat metric names (``reward/ocr/mean``) to numbers, and what was odd."""
+
+    step: int
+    metrics: Mapping[str, float]
+    notes: tuple[str, ...] = field(default=())
+    skipped: bool = False
