@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from marble_core.advantages import Advantages
 from marble_core.config import LossConfig
 from marble_core.gradients import RowGradients
 from marble_core.loss import kl, nft, noisy
 from marble_core.models import DiffusionModel
 from marble_core.policy import Policy
 from marble_core.seeding import derive, noise
-from marble_core.types import Conditioning, Rollout
+from marble_core.types import Conditioning, PromptBatch, Rollout
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,29 @@ class _MicroBatch:
     t_B: torch.Tensor
     conditioning: Conditioning
     kl_scale: float  # 0 where this micro-batch does not carry the KL
+
+
+def reward_rows(advantages: Advantages, half_N: np.ndarray, timesteps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights phi0_RN and phi1_RN of the rows (reward k over half a; reward k over half b): g_k is the sum of its two.
+
+    phi0 = c_k m_ik / (N T), phi1 = c_k m_ik A_ik / (N T) with c_k = N / n_k over the whole step: a specialist reward
+    is averaged over the images it applies to, not shrunk by those it does not.
+    """
+    N = len(half_N)
+    c_K = N / np.maximum(advantages.count_K, 1)
+    phi0_KN = (c_K * advantages.mask_NK).T / (N * timesteps)
+    in_a_N = half_N == 0
+    phi0_RN = np.concatenate([phi0_KN * in_a_N, phi0_KN * ~in_a_N])
+    return phi0_RN, phi0_RN * np.concatenate([advantages.A_NK.T] * 2)
+
+
+def halves(batch: PromptBatch) -> np.ndarray:
+    """0 or 1 for each image: two halves of the prompts, balanced by source, a prompt's images always together."""
+    seen: dict[str, int] = {}
+    half_M = np.zeros(len(batch.prompts), dtype=int)
+    for m, prompt in enumerate(batch.prompts):
+        half_M[m] = seen[prompt.source] = 1 - seen.get(prompt.source, len(seen) % 2)
+    return half_M[batch.group_N]
 
 
 def per_row(policy: Policy, rollout: Rollout, phi0_RN: np.ndarray, phi1_RN: np.ndarray, config: LossConfig) -> Passes:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from marble_core import passes
-from marble_core.advantages import Advantages, estimate
+from marble_core.advantages import estimate
 from marble_core.balance import Balance, Marble, WeightedSum
 from marble_core.config import RunConfig
 from marble_core.policy import Policy
@@ -51,7 +51,7 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
 
     metrics: dict[str, float] = {"clamped": clamped}
     if learner.balancer.needs_gram(learner.step):
-        phi0_RN, phi1_RN = reward_rows(advantages, halves(batch), config.loss.timesteps)
+        phi0_RN, phi1_RN = passes.reward_rows(advantages, passes.halves(batch), config.loss.timesteps)
         done = passes.per_row(policy, rollout, phi0_RN, phi1_RN, config.loss)
         H_RR = done.gradients.gram()
         balance = learner.balancer.weigh(_both_halves(H_RR), np.abs(advantages.A_NK).max(0) > 0)
@@ -75,29 +75,6 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     metrics |= _reward_metrics(table, batch) | clock.metrics(len(batch))
     metrics |= {"passes/forward": done.forwards, "passes/backward": done.backwards}
     return StepReport(learner.step, metrics, notes)
-
-
-def reward_rows(advantages: Advantages, half_N: np.ndarray, timesteps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights phi0_RN and phi1_RN of the rows (reward k over half a; reward k over half b): g_k is the sum of its two.
-
-    phi0 = c_k m_ik / (N T), phi1 = c_k m_ik A_ik / (N T) with c_k = N / n_k over the whole step: a specialist reward
-    is averaged over the images it applies to, not shrunk by those it does not.
-    """
-    N = len(half_N)
-    c_K = N / np.maximum(advantages.count_K, 1)
-    phi0_KN = (c_K * advantages.mask_NK).T / (N * timesteps)
-    in_a_N = half_N == 0
-    phi0_RN = np.concatenate([phi0_KN * in_a_N, phi0_KN * ~in_a_N])
-    return phi0_RN, phi0_RN * np.concatenate([advantages.A_NK.T] * 2)
-
-
-def halves(batch: PromptBatch) -> np.ndarray:
-    """0 or 1 for each image: two halves of the prompts, balanced by source, a prompt's images always together."""
-    seen: dict[str, int] = {}
-    half_M = np.zeros(len(batch.prompts), dtype=int)
-    for m, prompt in enumerate(batch.prompts):
-        half_M[m] = seen[prompt.source] = 1 - seen.get(prompt.source, len(seen) % 2)
-    return half_M[batch.group_N]
 
 
 def _both_halves(H_RR: np.ndarray) -> np.ndarray:

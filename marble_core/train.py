@@ -64,10 +64,10 @@ def train(
         try:
             while learner.step < steps.steps:
                 done = optimizer_step(learner, prompts)
-                termination.check()
                 with history.open("a") as lines:
                     lines.write(json.dumps({"step": done.step, "metrics": dict(done.metrics), "notes": done.notes}) + "\n")
                 report(done)
+                termination.check()
                 bad = bad + 1 if done.skipped else 0
                 if bad >= steps.max_bad_steps:
                     raise MarbleError(f"{bad} steps in a row were skipped, the last because {'; '.join(done.notes)}.")

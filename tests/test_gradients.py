@@ -1,0 +1,130 @@
+"""Two backward passes against the slow and obvious road: one autograd backward of the written-out loss for each reward."""
+
+import numpy as np
+import pytest
+import torch
+
+from marble_core import passes
+from marble_core.advantages import Advantages
+from marble_core.passes import halves, reward_rows
+from small import small_config, small_policy, small_rollout
+
+
+def written_out_loss(v, v_old, x, x0, t, A, beta, a_max):
+    """DiffusionNFT as its paper writes it, one number an image, for autograd."""
+    t = t[:, None, None, None]
+
+    def part(velocity):
+        error = x - t * velocity - x0
+        return (error**2 / error.detach().abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-5)).mean((1, 2, 3))
+
+    plus, minus = part(v_old + beta * (v - v_old)), part(v_old - beta * (v - v_old))
+    r = 0.5 + A / (2 * a_max)
+    return a_max * (r * plus + (1 - r) * minus) / beta
+
+
+def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False):
+    """The gradient of sum_it weight_i l(A_i), or of the KL, in one ordinary backward a micro-batch."""
+    default = policy.parameters_of("default")
+    total = {n: torch.zeros_like(p) for n, p in default.items()}
+    for part in passes._micro_batches(rollout, config.loss):
+        velocities = {}
+        for adapter in ("old", "off"):
+            with policy.using(adapter) as model, torch.no_grad():
+                velocities[adapter] = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        with policy.using("default") as model:
+            for p in default.values():
+                p.requires_grad_(True)
+            v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        A, weight = (torch.as_tensor(a, dtype=torch.float32)[part.images_B] for a in (A_N, weight_N))
+        if kl:
+            loss = config.loss.kl_beta * part.kl_scale * (v - velocities["off"]).pow(2).mean((1, 2, 3)).sum()
+        else:
+            l = written_out_loss(v, velocities["old"], part.x_BCHW, part.x0_BCHW, part.t_B, A, config.loss.beta, config.loss.advantage_max)
+            loss = (weight * l).sum()
+        for n, g in zip(default, torch.autograd.grad(loss, list(default.values()), allow_unused=True), strict=True):
+            total[n] += 0 if g is None else g
+    for p in default.values():
+        p.requires_grad_(False)
+    return total
+
+
+def relative_error(a, b):
+    """Of two gradients as whole vectors."""
+    one, other = (torch.cat([g[n].flatten().double() for n in a]) for g in (a, b))
+    return float((one - other).norm() / other.norm().clamp_min(1e-30))
+
+
+def random_advantages(N, K, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((N, K)) < 0.7
+    mask[:, 0] = True
+    if K > 2:
+        mask[:, 1] = np.arange(N) == 1  # valid for one image only
+        mask[:, 2] = False  # valid for none
+    return Advantages(np.where(mask, rng.normal(size=(N, K)), 0), mask, rng.normal(size=N))
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.05], ids=["old equals default", "old far behind default"])
+def setting(request):
+    config = small_config("loss.timesteps=3")
+    policy = small_policy(config, request.param)
+    return config, policy, small_rollout(policy, config)
+
+
+@pytest.mark.parametrize("K", [1, 2, 5, 17])
+def test_two_backward_passes_give_every_reward_gradient(setting, K):
+    config, policy, rollout = setting
+    N, T = len(rollout.batch), config.loss.timesteps
+    advantages = random_advantages(N, K)
+    done = passes.per_row(policy, rollout, *reward_rows(advantages, halves(rollout.batch), T), config.loss)
+    for k in {0, 1, 2, K - 1} & set(range(K)):
+        pick = np.zeros(2 * K + 1)
+        pick[[k, K + k]] = 1
+        ours = done.gradients.combine(pick)
+        if not advantages.mask_NK[:, k].any():
+            assert all((g == 0).all() for g in ours.values())
+            continue
+        weight_N = advantages.mask_NK[:, k] / advantages.count_K[k] / T
+        theirs = autograd_gradient(policy, rollout, config, weight_N, advantages.A_NK[:, k])
+        assert relative_error(ours, theirs) < 1e-5
+
+
+def test_the_kl_has_a_row_of_its_own_that_no_reward_enters(setting):
+    config, policy, rollout = setting
+    advantages = random_advantages(len(rollout.batch), 2)
+    done = passes.per_row(policy, rollout, *reward_rows(advantages, halves(rollout.batch), 3), config.loss)
+    ours = done.gradients.combine(np.eye(5)[4])
+    theirs = autograd_gradient(policy, rollout, config, np.zeros(6), np.zeros(6), kl=True)
+    assert all((g == 0).all() for g in theirs.values()) or relative_error(ours, theirs) < 1e-4
+
+
+def test_one_backward_of_the_weighted_advantage_is_the_weighted_sum_of_the_gradients(setting):
+    config, policy, rollout = setting
+    N, T, K = len(rollout.batch), 3, 4
+    advantages, w_K = random_advantages(N, K), np.array([0.1, 0.5, 0.0, 0.4])
+    phi0_RN, phi1_RN = reward_rows(advantages, halves(rollout.batch), T)
+    rows = passes.per_row(policy, rollout, phi0_RN, phi1_RN, config.loss).gradients.combine(np.concatenate([w_K, w_K, [1.0]]))
+    w_R = np.concatenate([w_K, w_K])
+    one = passes.mixed(policy, rollout, w_R @ phi0_RN, w_R @ phi1_RN, config.loss).gradients.combine(np.ones(1))
+    assert relative_error(one, rows) < 1e-5
+
+
+def test_backward_passes_do_not_grow_with_the_number_of_rewards(setting):
+    config, policy, rollout = setting
+    counts = set()
+    for K in (1, 5, 64):
+        advantages = random_advantages(len(rollout.batch), K)
+        done = passes.per_row(policy, rollout, *reward_rows(advantages, halves(rollout.batch), 3), config.loss)
+        counts.add((done.forwards, done.backwards))
+    micro_batches = 2 * 3
+    expected = (2, 2) if policy.old_is_default else (3, 3)  # with the KL on every micro-batch
+    assert counts == {tuple(micro_batches * n for n in expected)}
+
+
+def test_the_gram_matrix_is_that_of_the_gradients(setting):
+    config, policy, rollout = setting
+    advantages = random_advantages(len(rollout.batch), 3)
+    gradients = passes.per_row(policy, rollout, *reward_rows(advantages, halves(rollout.batch), 3), config.loss).gradients
+    rows = [torch.cat([g.flatten() for g in gradients.combine(e).values()]).double().numpy() for e in np.eye(gradients.rows)]
+    assert np.allclose(gradients.gram(), np.array(rows) @ np.array(rows).T, rtol=1e-9, atol=1e-20)

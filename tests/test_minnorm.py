@@ -1,0 +1,69 @@
+"""The QP against enumeration of supports, and the theory it must satisfy, over hostile Gram matrices."""
+
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+
+from marble_core.minnorm import min_norm
+
+
+def by_enumeration(G):
+    """The min-norm point over every face of the simplex, by the KKT system of each support."""
+    size, best, value = len(G), None, np.inf
+    for support in chain.from_iterable(combinations(range(size), n) for n in range(1, size + 1)):
+        s = list(support)
+        kkt = np.block([[2 * G[np.ix_(s, s)], np.ones((len(s), 1))], [np.ones((1, len(s))), np.zeros((1, 1))]])
+        inner = np.linalg.lstsq(kkt, np.append(np.zeros(len(s)), 1.0), rcond=None)[0][:-1]
+        if (inner < -1e-12).any() or not np.isclose(inner.sum(), 1):
+            continue
+        alpha = np.zeros(size)
+        alpha[s] = inner
+        if alpha @ G @ alpha < value:
+            best, value = alpha, alpha @ G @ alpha
+    return best, value
+
+
+def unit_gram(rng, size, dim, common=0.0):
+    g = rng.normal(size=(size, dim)) + common * rng.normal(size=dim)
+    g /= np.linalg.norm(g, axis=1, keepdims=True)
+    return g @ g.T
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_the_qp_finds_the_minimum_that_enumeration_of_supports_finds(size):
+    rng = np.random.default_rng(size)
+    for dim, common in ((40, 0.0), (40, 2.0), (max(1, size - 1), 0.5), (3, 0.0)):
+        G = unit_gram(rng, size, dim, common)
+        alpha = min_norm(G)
+        assert np.isclose(alpha.sum(), 1) and (alpha >= 0).all()
+        assert alpha @ G @ alpha <= by_enumeration(G)[1] + 1e-9
+
+
+@pytest.mark.parametrize("size", [2, 5, 16, 64])
+def test_active_gradients_have_equal_cosines_with_the_direction_and_none_a_lower_one(size):
+    G = unit_gram(np.random.default_rng(3), size, 200, common=1.0)
+    alpha = min_norm(G)
+    cosines = G @ alpha / np.sqrt(alpha @ G @ alpha)
+    active = alpha > 1e-6
+    assert np.ptp(cosines[active]) < 1e-6
+    assert cosines.min() > cosines[active].mean() - 1e-6
+
+
+def test_duplicates_share_their_weight_and_leave_the_direction_alone():
+    g = np.random.default_rng(0).normal(size=(3, 20))
+    g /= np.linalg.norm(g, axis=1, keepdims=True)
+    doubled = g[[0, 1, 2, 2]]
+    alone, shared = min_norm(g @ g.T), min_norm(doubled @ doubled.T)
+    assert np.allclose(alone @ g, shared @ doubled, atol=1e-6)
+    assert np.isclose(shared[2], shared[3], atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_the_weights_do_not_depend_on_the_scale_of_the_gram_matrix(scale):
+    G = unit_gram(np.random.default_rng(1), 5, 30)
+    assert np.allclose(min_norm(scale * G), min_norm(G), atol=1e-7)
+
+
+def test_opposite_gradients_cancel():
+    assert np.allclose(min_norm(np.array([[1.0, -1.0], [-1.0, 1.0]])), 0.5)
