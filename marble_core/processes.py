@@ -1,0 +1,54 @@
+"""Child processes that end with their parent, whatever ends it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+GRACE = 3.0  # seconds between SIGTERM and SIGKILL; SeaweedFS loses nothing that it acknowledged
+
+# Waits until its standard input closes, which is when the parent closes the pipe or is gone, then ends the group $1.
+_WATCHDOG = f"""
+read _
+kill -s TERM -- "-$1"
+i=0
+while [ $i -lt {int(GRACE * 10)} ] && kill -s 0 -- "-$1"; do sleep 0.1; i=$((i+1)); done
+kill -s KILL -- "-$1"
+"""
+
+
+class ChildProcess:
+    """A process in a group of its own which ends with us, whatever ends us (kill -9 too), its own children included.
+
+    A watchdog reads from a pipe whose other end only this process holds.
+    """
+
+    def __init__(
+        self, command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path, pass_fds: Sequence[int] = ()
+    ) -> None:
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), cwd=cwd,
+                start_new_session=True, pass_fds=tuple(pass_fds),
+            )  # fmt: skip
+        self._watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._process.pid)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        """Asks the group to end, and lets the watchdog kill what has not ended after GRACE seconds. Does not wait."""
+        if self._watchdog.stdin:
+            self._watchdog.stdin.close()
+
+    def wait(self) -> int:
+        """Waits for the end of the process, then of its group."""
+        code = self._process.wait()
+        self.terminate()
+        self._watchdog.wait()
+        return code
