@@ -82,7 +82,6 @@ class LossConfig(Section):
     kl_beta: float = Field(1e-4, ge=0)  # [N]
     kl_fraction: float = Field(0.125, gt=0, le=1)  # [O] share of the micro-batches that carry the KL; 1 in the paper
     micro_batch: int = Field(48, ge=1)  # images in a forward of the loss
-    shared_noise: bool = False  # [O] one draw of timesteps and noise for all images of a prompt
 
 
 class BalanceConfig(Section):
