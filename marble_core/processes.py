@@ -9,11 +9,12 @@ from pathlib import Path
 GRACE = 3.0  # seconds between SIGTERM and SIGKILL; SeaweedFS loses nothing that it acknowledged
 
 # Waits until its standard input closes, which is when the parent closes the pipe or is gone, then ends the group $1.
-_WATCHDOG = f"""
+# $2 is the grace in tenths of a second.
+_WATCHDOG = """
 read _
 kill -s TERM -- "-$1"
 i=0
-while [ $i -lt {int(GRACE * 10)} ] && kill -s 0 -- "-$1"; do sleep 0.1; i=$((i+1)); done
+while [ $i -lt $2 ] && kill -s 0 -- "-$1"; do sleep 0.1; i=$((i+1)); done
 kill -s KILL -- "-$1"
 """
 
@@ -21,11 +22,18 @@ kill -s KILL -- "-$1"
 class ChildProcess:
     """A process in a group of its own which ends with us, whatever ends us (kill -9 too), its own children included.
 
-    A watchdog reads from a pipe whose other end only this process holds.
+    A watchdog reads from a pipe whose other end only this process holds. ``grace`` is the time in seconds between SIGTERM
+    and SIGKILL. Both outputs go to the file ``log``, which is begun anew.
     """
 
     def __init__(
-        self, command: Sequence[str], log: Path, env: Mapping[str, str], cwd: Path, pass_fds: Sequence[int] = ()
+        self,
+        command: Sequence[str],
+        log: Path,
+        env: Mapping[str, str],
+        cwd: Path,
+        pass_fds: Sequence[int] = (),
+        grace: float = GRACE,
     ) -> None:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -33,7 +41,7 @@ class ChildProcess:
                 start_new_session=True, pass_fds=tuple(pass_fds),
             )  # fmt: skip
         self._watchdog = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._process.pid)],
+            ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._process.pid), str(int(grace * 10))],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
@@ -42,7 +50,7 @@ class ChildProcess:
         return self._process.poll()
 
     def terminate(self) -> None:
-        """Asks the group to end, and lets the watchdog kill what has not ended after GRACE seconds. Does not wait."""
+        """Asks the group to end, and lets the watchdog kill what has not ended after the grace. Does not wait."""
         if self._watchdog.stdin:
             self._watchdog.stdin.close()
 

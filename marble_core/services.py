@@ -22,7 +22,7 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from marble_core.processes import GRACE, ChildProcess
 from marble_core.types import MarbleError
@@ -135,21 +135,26 @@ class SeaweedFS(Service):
         return dict(json.loads(path.read_text())["identities"][0]["credentials"][0])
 
     def probe(self) -> None:
+        self.make_bucket(ARTIFACTS_BUCKET)
+        with self._client() as client:  # a list answers before a volume can be assigned; a put is the real test
+            client.put_object(Bucket=ARTIFACTS_BUCKET, Key="ready", Body=b"")
+
+    def make_bucket(self, name: str) -> None:
+        with self._client() as client:
+            known = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
+            with contextlib.suppress(*known):
+                client.create_bucket(Bucket=name)
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[Any]:
         import boto3
         from botocore.config import Config
 
-        client = boto3.client(
-            "s3", endpoint_url=self._url, aws_access_key_id=self._keys["accessKey"],
-            aws_secret_access_key=self._keys["secretKey"], aws_session_token="", region_name="us-east-1",
-            config=Config(retries={"max_attempts": 1}, connect_timeout=1, read_timeout=5, proxies={}),
-        )  # fmt: skip
-        try:
-            # A list answers before a volume can be assigned; a put is the real test.
-            with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
-                client.create_bucket(Bucket=ARTIFACTS_BUCKET)
-            client.put_object(Bucket=ARTIFACTS_BUCKET, Key="ready", Body=b"")
-        finally:
-            client.close()
+        config = Config(retries={"max_attempts": 1}, connect_timeout=1, read_timeout=5, proxies={})
+        keys = {"aws_access_key_id": self._keys["accessKey"], "aws_secret_access_key": self._keys["secretKey"]}
+        client = boto3.Session(**keys, region_name="us-east-1").client("s3", endpoint_url=self._url, config=config)
+        with contextlib.closing(client):
+            yield client
 
     def wait(self) -> None:
         super().wait()
@@ -198,9 +203,10 @@ class MLflow(Service):
 
 
 @contextlib.contextmanager
-def embedded(root: Path) -> Iterator[dict[str, str]]:
+def embedded(root: Path, bucket: str | None = None) -> Iterator[dict[str, str]]:
     """Starts what the environment does not provide, and yields the variables to set; empty if it provides both.
 
+    On an S3 server that it starts it also makes ``bucket``; the bucket of a server of the user's own is the user's to make.
     Raises MarbleError where another process uses ``root``, or a server does not start.
     """
     has_s3 = bool(os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"))
@@ -219,6 +225,8 @@ def embedded(root: Path) -> Iterator[dict[str, str]]:
                 services[-1].start()
             for service in services:
                 service.wait_ready()
+                if isinstance(service, SeaweedFS) and bucket:
+                    service.make_bucket(bucket)
             environment = {k: v for service in services for k, v in service.environment.items()}
             _write_addresses(root, environment)
             yield {**environment, **_past_proxies()}

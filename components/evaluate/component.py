@@ -1,0 +1,31 @@
+"""Compare base and trained model on held-out prompts."""
+
+from kfp import dsl
+
+from components import image
+
+
+@dsl.component(base_image=image("evaluate"), packages_to_install=[], install_kfp_package=False)
+def evaluate(
+    prepared: dsl.Input[dsl.Dataset],
+    adapter: dsl.Input[dsl.Model],
+    evaluation: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+) -> None:
+    """Sample both models on the same prompts with the same noise, and score them.
+
+    Args:
+        prepared: The directory that prepare wrote.
+        adapter: The directory that train wrote.
+        evaluation: evaluation.json and the pictures.
+        metrics: The gain in each reward.
+        report: One HTML page with pictures before and after, and curves.
+    """
+    from pathlib import Path
+
+    from marble_core import stages
+
+    paths = [Path(artifact.path) for artifact in (prepared, adapter, evaluation, report)]
+    for name, value in stages.evaluate(*paths).items():
+        metrics.log_metric(name, value)

@@ -1,0 +1,22 @@
+"""Fine-tune a LoRA adapter on all rewards at once."""
+
+from kfp import dsl
+
+from components import image
+
+
+@dsl.component(base_image=image("train"), packages_to_install=[], install_kfp_package=False)
+def train(prepared: dsl.Input[dsl.Dataset], adapter: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics]) -> None:
+    """Train with MARBLE, going on from the run's newest checkpoint in S3.
+
+    Args:
+        prepared: The directory that prepare wrote.
+        adapter: A directory with pytorch_lora_weights.safetensors, as diffusers loads it.
+        metrics: The metrics of the last step.
+    """
+    from pathlib import Path
+
+    from marble_core import stages
+
+    for name, value in stages.train(Path(prepared.path), Path(adapter.path)).items():
+        metrics.log_metric(name, value)

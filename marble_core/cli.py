@@ -1,0 +1,179 @@
+"""The command line. An error that the user can mend is one sentence and exit code 2; a stage that broke is exit code 1.
+
+Heavy imports are inside the commands, so that ``marble --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from marble_core.config import RunConfig
+    from pipelines.local import Outcome
+
+ROOT = Path(".marble")  # data of the embedded services, and a directory for each run
+
+app = typer.Typer(
+    help="MARBLE: fine-tune a text-to-image model on several rewards at once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Preset = Annotated[str, typer.Option(help="The preset that the configuration starts from.")]
+File = Annotated[Path | None, typer.Option("--config", help="A YAML file laid over the preset.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One value; may be repeated.")]
+
+
+@app.command()
+def run(
+    preset: Preset = "demo",
+    config: File = None,
+    set_: Set = None,
+    run_id: Annotated[str, typer.Option(help="The name of the run; a run that exists goes on. Default: a new one.")] = "",
+) -> None:
+    """Run the pipeline on this machine: from prompts to a registered model and a report.
+
+    S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
+    """
+    settings, overrides = _load(preset, config, set_)
+    from rich.console import Console
+
+    from marble_core.services import embedded
+    from marble_core.stages import check_run_id, new_run_id
+
+    name = check_run_id(run_id or new_run_id())
+    console = Console(highlight=False)
+    console.print(f"Run {name}: {settings.train.steps} steps of {settings.balance.method}. Starting the services ...")
+    with embedded(ROOT, settings.storage.bucket) as environment:
+        os.environ.update(environment)
+        from pipelines.local import run as run_pipeline
+
+        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console)
+    _summary(console, settings, outcome)
+
+
+@app.command()
+def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
+    """Check a configuration and its prompt files, and print what a step will do."""
+    settings, _ = _load(preset, config, set_)
+    from marble_core.prompts import check_disjoint, load_prompts
+
+    data, rollout, loss = settings.data, settings.rollout, settings.loss
+    train = load_prompts(data.train, data.train_size, settings.seed, held_out=False)
+    held_out = load_prompts(data.evaluation, data.evaluation_size, settings.seed, held_out=True)
+    check_disjoint(train, held_out)
+    images = rollout.prompts * rollout.images_per_prompt
+    print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
+    print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
+    print(f"prompts      {len(train)} to train on, {len(held_out)} held out; sources {', '.join(data.train)}")
+    print(f"a step       {rollout.prompts} prompts x {rollout.images_per_prompt} images = {images} images")
+    print(f"sampling     {rollout.steps} steps of {rollout.solver}, {-(-images // rollout.batch_size)} batches")
+    print(f"gradients    {loss.timesteps} timesteps an image, {-(-images // loss.micro_batch) * loss.timesteps} micro-batches")
+    print(f"training     {settings.train.steps} steps, a checkpoint every {settings.train.checkpoint_every}")
+    if os.environ.get("AWS_ENDPOINT_URL"):
+        from marble_core.storage import S3
+
+        store = S3(settings.storage.bucket)
+        store.require_bucket()
+        print(f"storage      {store.uri()} on {store.endpoint}")
+    print("The configuration is valid.")
+
+
+@app.command("compile")
+def compile_(
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("marble.yaml"),
+) -> None:
+    """Compile the pipeline for a cluster. MARBLE_REGISTRY names the registry of the images."""
+    from pipelines.marble import compile_to
+
+    print(compile_to(output))
+
+
+@app.command()
+def ui() -> None:
+    """Show the runs, models and reports in MLflow's web pages, until interrupted."""
+    from marble_core.services import addresses, embedded
+
+    if url := os.environ.get("MLFLOW_TRACKING_URI") or addresses(ROOT).get("MLFLOW_TRACKING_URI"):
+        print(f"MLflow answers at {url}")
+        return
+    with embedded(ROOT) as environment:
+        print(f"MLflow answers at {environment['MLFLOW_TRACKING_URI']} (end with Ctrl-C)", flush=True)
+        signal.pause()
+
+
+def main() -> NoReturn:
+    """The entry point: turns the two kinds of expected failure into text and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the services end
+    try:
+        app()
+    except Exception as error:
+        from marble_core.progress import StageFailed
+        from marble_core.types import MarbleError
+
+        if not isinstance(error, MarbleError | StageFailed):
+            raise
+        print(error, file=sys.stderr)
+        sys.exit(2 if isinstance(error, MarbleError) else 1)
+    sys.exit(0)
+
+
+def _load(preset: str, file: Path | None, assignments: list[str] | None) -> tuple[RunConfig, list[str]]:
+    """The configuration, and the user's file and --set options as one list of overrides, which is what a pipeline carries."""
+    import yaml
+
+    from marble_core.config import load_config
+
+    settings = load_config(preset, file, assignments)
+    sections = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    of_file = [f"{name}={yaml.safe_dump(value, default_flow_style=True, width=1_000_000)}" for name, value in sections.items()]
+    return settings, of_file + list(assignments or [])
+
+
+def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
+    """The table base -> trained, the gate's decision, the registered version, and where the report lies."""
+    import shutil
+
+    from rich.table import Table
+
+    from marble_core.evaluate import Evaluation
+
+    found = outcome.results
+    evaluation = Evaluation.load(found["evaluate"]["evaluation"])
+    table = Table("reward", title="Held-out prompts, same noise for both models; 95 % intervals")
+    for heading in ("prompts", "base", "trained", "difference", "interval", "wins"):
+        table.add_column(heading, justify="right")
+    for name, reward in evaluation.rewards.items():
+        d = reward.difference
+        style = "green" if d.low > 0 else "red" if d.high < 0 else ""
+        numbers = (f"{reward.base:.3f}", f"{reward.trained:.3f}", f"{d.mean:+.3f}", f"{d.low:+.3f} .. {d.high:+.3f}")
+        table.add_row(name, str(reward.n), *numbers, f"{reward.win_rate:.0%}", style=style)
+    console.print(table)
+    gain = evaluation.mean_gain
+    console.print(f"Mean gain: {gain.mean:+.3f} base standard deviations ({gain.low:+.3f} .. {gain.high:+.3f})")
+    for note in evaluation.notes:
+        console.print(f"Note: {note}", markup=False)
+    decision = found["gate"]
+    console.print(f"Gate: {'passed' if decision['passed'] else 'refused'}", style="green" if decision["passed"] else "red")
+    for reason in decision.get("reasons", ()):
+        console.print(f"  {reason}", markup=False)
+    if decision["passed"]:
+        console.print(
+            f"Registered: version {found['register']['version']} of {settings.registry.model} in MLflow (see it: marble ui)"
+        )
+    if Path(found["evaluate"]["report"]).is_file():
+        console.print(
+            f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True
+        )
+
+
+if __name__ == "__main__":
+    main()

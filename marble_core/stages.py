@@ -1,0 +1,106 @@
+"""The pipeline's stages as typed functions: files in, files out. Each component calls one of them.
+
+``prepare`` writes a directory that the other stages read: config.json, run.json, train.jsonl, evaluation.jsonl and
+data_report.json. prepare, gate, register and reject never import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from marble_core import progress
+from marble_core.config import RunConfig, load_config
+from marble_core.types import MarbleError
+
+
+def new_run_id() -> str:
+    """A name for a run that sorts by time: 20261124-093000-3fa9c1."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def check_run_id(run_id: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", run_id):
+        raise MarbleError(f"The run id {run_id!r} must be 1 to 64 letters, digits, dots, dashes or underscores.")
+    return run_id
+
+
+def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
+    """The configuration and the run id that ``prepare`` wrote."""
+    config = RunConfig.from_json((prepared / "config.json").read_text(), str(prepared / "config.json"))
+    return config, json.loads((prepared / "run.json").read_text())["run_id"]
+
+
+def prepare(preset: str, overrides: list[str], run_id: str, out: Path) -> str:
+    """Check everything that can be checked without a GPU, and write the prepared directory. Returns the run id."""
+    with progress.stage("prepare") as result:
+        from marble_core.prompts import check_disjoint, data_report, load_prompts, write_jsonl
+        from marble_core.storage import S3
+
+        config = load_config(preset, overrides=overrides)
+        run_id = check_run_id(run_id or new_run_id())
+        S3(config.storage.bucket).require_bucket()
+        data = config.data
+        train_prompts = load_prompts(data.train, data.train_size, config.seed, held_out=False)
+        evaluation_prompts = load_prompts(data.evaluation, data.evaluation_size, config.seed, held_out=True)
+        check_disjoint(train_prompts, evaluation_prompts)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.json").write_text(config.to_json())
+        (out / "run.json").write_text(json.dumps({"run_id": run_id}))
+        write_jsonl(out / "train.jsonl", train_prompts)
+        write_jsonl(out / "evaluation.jsonl", evaluation_prompts)
+        report = data_report(train_prompts, evaluation_prompts)
+        (out / "data_report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
+        result |= {"run_id": run_id}
+        progress.emit("prepare", note=f"{len(train_prompts)} prompts to train on, {len(evaluation_prompts)} held out")
+    return run_id
+
+
+def train(prepared: Path, out: Path) -> dict[str, float]:
+    """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
+    with progress.stage("train") as result:
+        from marble_core.train import run_training
+
+        metrics: dict[str, float] = run_training(prepared, out)
+        result |= {"adapter": str(out)}
+    return metrics
+
+
+def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
+    """Compare base and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns the gains."""
+    with progress.stage("evaluate") as result:
+        from marble_core.evaluate import run_evaluation
+        from marble_core.prompts import read_jsonl
+
+        config, _ = read_prepared(prepared)
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
+        evaluation = run_evaluation(config, read_jsonl(prepared / "evaluation.jsonl"), adapter, out)
+        result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
+    return {name: reward.difference.mean for name, reward in evaluation.rewards.items()}
+
+
+def gate(evaluation: Path) -> bool:
+    """Whether the trained model may be registered."""
+    with progress.stage("gate") as result:
+        from marble_core.evaluate import Evaluation
+        from marble_core.registry import decide
+
+        config = RunConfig.from_json((evaluation / "config.json").read_text())
+        decision = decide(Evaluation.load(evaluation / "evaluation.json"), config)
+        result |= {"passed": decision.passed, "reasons": list(decision.reasons)}
+    return bool(decision.passed)
+
+
+def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
+    """Register the adapter as the next version of the model. Returns the version."""
+    raise NotImplementedError
+
+
+def reject(prepared: Path, evaluation: Path) -> str:
+    """Record why the model was refused. Returns the reason, in words."""
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Kubeflow pipelines: the graph, and how to run it on a laptop."""

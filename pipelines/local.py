@@ -1,0 +1,80 @@
+"""The pipeline on this machine: kfp.local runs every stage as a process of this environment.
+
+``run`` starts a child that executes the pipeline with its output in a log file, and draws the stages' progress meanwhile.
+The child is ``python -m pipelines.local``, in a process group of its own, so that an interrupt ends its stages too.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from marble_core import progress
+from marble_core.processes import ChildProcess
+from marble_core.types import MarbleError
+
+GRACE = 30.0  # seconds in which an interrupted stage may write its checkpoint
+
+TAIL = 20  # lines of a traceback that are shown
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the stages of a finished run found, by stage (see marble_core.stages)."""
+
+    directory: Path
+    results: dict[str, dict[str, Any]]
+
+
+def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, console: Console) -> Outcome:
+    """Run the pipeline with its files under ``directory``, on the services that the environment names.
+
+    Raises MarbleError with the sentence of a stage that raised one, and StageFailed for any other failure.
+    """
+    directory = directory.resolve()
+    if "python3" in str(directory) or "python3" in run_id:
+        # kfp.local replaces this word by the interpreter's path, in arguments too.
+        raise MarbleError(f"kfp.local cannot work in a path that contains 'python3'; run in another place than {directory}.")
+    directory.mkdir(parents=True, exist_ok=True)
+    events, log = directory / "progress.jsonl", directory / "pipeline.log"
+    events.unlink(missing_ok=True)
+    config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
+    parameters = {"preset": preset, "config": config, "run_id": run_id}
+    command = [sys.executable, "-m", "pipelines.local", json.dumps(parameters), str(directory)]
+    child = ChildProcess(command, log, {**os.environ, progress.VARIABLE: str(events)}, Path.cwd(), grace=GRACE)
+    with progress.Display(events, console) as display:
+        try:
+            while child.returncode is None:
+                display.poll()
+                time.sleep(0.1)
+        finally:
+            child.terminate()
+            code = child.wait()
+        display.poll()
+    if display.error:
+        raise MarbleError(display.error)
+    if code != 0 or not display.results.keys() & {"register", "reject"}:  # kfp.local may skip a branch and call it success
+        said = display.traceback or log.read_text(errors="replace")
+        tail = "\n".join(said.rstrip().splitlines()[-TAIL:])
+        raise progress.StageFailed(f"{tail}\nThe pipeline failed; its whole log is {log}.")
+    return Outcome(directory, display.results)
+
+
+def main(parameters: dict[str, str], directory: Path) -> None:
+    """Execute the pipeline in this process and its children, and raise if a stage fails."""
+    from kfp import local
+
+    from pipelines.marble import marble
+
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(directory / "artifacts"))
+    marble(**parameters)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
