@@ -75,6 +75,7 @@ class RewardConfig(Section):
 
 
 class LossConfig(Section):
+    name: Literal["nft"] = "nft"
     timesteps: int = Field(24, ge=1)  # [P] T, distinct timesteps of the rollout's, drawn for each image
     beta: float = Field(0.1, gt=0)  # [N] b: how far L+ and L- stand from v_old
     advantage_max: float = Field(5.0, gt=0)  # [N] A_max

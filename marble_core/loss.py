@@ -1,28 +1,53 @@
-"""The DiffusionNFT loss, affine in the advantage: l(A) = L0 + A L1, by the cotangents of its two parts.
+"""Losses that are affine in functions of the advantage, each given by its (cotangent, weight of A) pairs.
 
-For one image at time t (arXiv 2509.16117):
-
-    x_t = (1-t) x0 + t eps,   v+- = v_old +- b (v - v_old),   xhat+- = x_t - t v+-
-    L+- = mean[(xhat+- - x0)^2 / sg(max(mean|xhat+- - x0|, 1e-5))]
-    l(A) = A_max [r L+ + (1-r) L-] / b,   r = 1/2 + A / (2 A_max)
-         = A_max (L+ + L-) / (2b)  +  A (L+ - L-) / (2b)
+A loss l(A) = sum_j phi_j(A) L_j of one image at one time needs no more than the terms (q_j = dL_j/dv, phi_j): every
+reward's gradient is sum_i phi_j(A_ik) J_i^T q_ij, so all rewards share one backward pass a term. To add a loss is to
+give its terms, and its name in ``LOSSES``. Common to all: x_t = (1-t) x0 + t eps on the straight path from data to noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from marble_core.config import LossConfig
+
 SMALLEST_SCALE = 1e-5  # [C]
+Phi = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Cotangents:
-    """dL0/dv (``q0_BCHW``; None where it is exactly zero) and dL1/dv (``q1_BCHW``) of each image of a micro-batch."""
+class Term:
+    """``q_BCHW`` = dL_j/dv of each image of a micro-batch, and ``phi``, its weight as a function of the advantage."""
 
-    q0_BCHW: torch.Tensor | None
-    q1_BCHW: torch.Tensor
+    q_BCHW: torch.Tensor
+    phi: Phi
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a loss is taken: velocities of ``default`` and ``old`` (None where they are equal) at x_t, and the clean x0."""
+
+    v_BCHW: torch.Tensor
+    v_old_BCHW: torch.Tensor | None
+    x_BCHW: torch.Tensor
+    x0_BCHW: torch.Tensor
+    t_B: torch.Tensor
+
+    @property
+    def t(self) -> torch.Tensor:
+        return self.t_B[:, None, None, None]
+
+    @property
+    def size(self) -> int:
+        return self.x0_BCHW[0].numel()
+
+    def error(self, v: torch.Tensor) -> torch.Tensor:
+        """xhat - x0, where xhat = x_t - t v is the clean image that a velocity predicts."""
+        return self.x_BCHW - self.t * v - self.x0_BCHW
 
 
 def noisy(x0_BCHW: torch.Tensor, eps_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
@@ -31,31 +56,37 @@ def noisy(x0_BCHW: torch.Tensor, eps_BCHW: torch.Tensor, t_B: torch.Tensor) -> t
     return (1 - t) * x0_BCHW + t * eps_BCHW
 
 
-def nft(
-    v_BCHW: torch.Tensor,
-    v_old_BCHW: torch.Tensor | None,
-    x_BCHW: torch.Tensor,
-    x0_BCHW: torch.Tensor,
-    t_B: torch.Tensor,
-    beta: float,
-    advantage_max: float,
-) -> Cotangents:
-    """Both cotangents in closed form. ``v_old`` None says that it equals v: then L+ = L- and q0 is zero to the bit."""
-    t = t_B[:, None, None, None]
-    size = x0_BCHW[0].numel()
+def identity(A: np.ndarray) -> np.ndarray:
+    return A
+
+
+def nft(at: Point, config: LossConfig) -> Sequence[Term]:
+    """DiffusionNFT (arXiv 2509.16117), with both cotangents in closed form:
+
+        v+- = v_old +- b (v - v_old),   L+- = mean[(xhat+- - x0)^2 / sg(max(mean|xhat+- - x0|, 1e-5))]
+        l(A) = A_max [r L+ + (1-r) L-] / b,   r = 1/2 + A / (2 A_max)
+             = A_max (L+ + L-) / (2b)  +  A (L+ - L-) / (2b)
+
+    Where old equals default, L+ = L- and the first term's cotangent is zero to the bit: it is left out.
+    """
 
     def scaled_error(v: torch.Tensor) -> torch.Tensor:
-        error = x_BCHW - t * v - x0_BCHW
+        error = at.error(v)
         return error / error.abs().mean((1, 2, 3), keepdim=True).clamp_min(SMALLEST_SCALE)
 
-    v = v_BCHW.detach()
-    if v_old_BCHW is None:
-        return Cotangents(None, (-2 * t / size) * scaled_error(v))
-    step = beta * (v - v_old_BCHW)
-    plus, minus = scaled_error(v_old_BCHW + step), scaled_error(v_old_BCHW - step)
-    return Cotangents((-t * advantage_max / size) * (plus - minus), (-t / size) * (plus + minus))
+    if at.v_old_BCHW is None:
+        return [Term((-2 * at.t / at.size) * scaled_error(at.v_BCHW), identity)]
+    step = config.beta * (at.v_BCHW - at.v_old_BCHW)
+    plus, minus = scaled_error(at.v_old_BCHW + step), scaled_error(at.v_old_BCHW - step)
+    return [
+        Term((-at.t / at.size) * (plus + minus), identity),
+        Term((-at.t * config.advantage_max / at.size) * (plus - minus), np.ones_like),
+    ]
+
+
+LOSSES: dict[str, Callable[[Point, LossConfig], Sequence[Term]]] = {"nft": nft}
 
 
 def kl(v_BCHW: torch.Tensor, v_ref_BCHW: torch.Tensor) -> torch.Tensor:
     """Cotangent of mean[(v - v_ref)^2], the KL of two flows up to its weight."""
-    return (2 / v_BCHW[0].numel()) * (v_BCHW.detach() - v_ref_BCHW)
+    return (2 / v_BCHW[0].numel()) * (v_BCHW - v_ref_BCHW)

@@ -12,11 +12,22 @@ import torch
 from marble_core.advantages import Advantages
 from marble_core.config import LossConfig
 from marble_core.gradients import RowGradients
-from marble_core.loss import kl, nft, noisy
+from marble_core.loss import LOSSES, Phi, Point, Term, kl, noisy
 from marble_core.models import DiffusionModel
 from marble_core.policy import Policy
 from marble_core.seeding import derive, noise
 from marble_core.types import Conditioning, PromptBatch, Rollout
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R weightings of the step's images: row r's gradient is sum_i weight_RN[r, i] times that of image i at A_RN[r, i]."""
+
+    weight_RN: np.ndarray
+    A_RN: np.ndarray
+
+    def weigh(self, phi: Phi) -> np.ndarray:
+        return self.weight_RN * phi(self.A_RN)
 
 
 @dataclass(frozen=True)
@@ -28,28 +39,20 @@ class Passes:
     backwards: int
 
 
-@dataclass(frozen=True)
-class _MicroBatch:
-    images_B: torch.Tensor  # indices into the step's N images
-    x0_BCHW: torch.Tensor
-    x_BCHW: torch.Tensor
-    t_B: torch.Tensor
-    conditioning: Conditioning
-    kl_scale: float  # 0 where this micro-batch does not carry the KL
+def reward_rows(advantages: Advantages, half_N: np.ndarray, timesteps: int) -> Rows:
+    """2K rows (reward k over half a; reward k over half b), so that g_k is the sum of its two.
 
-
-def reward_rows(advantages: Advantages, half_N: np.ndarray, timesteps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights phi0_RN and phi1_RN of the rows (reward k over half a; reward k over half b): g_k is the sum of its two.
-
-    phi0 = c_k m_ik / (N T), phi1 = c_k m_ik A_ik / (N T) with c_k = N / n_k over the whole step: a specialist reward
-    is averaged over the images it applies to, not shrunk by those it does not.
+    Weights are c_k m_ik / (N T) with c_k = N / n_k over the whole step: a specialist reward is averaged over the images it
+    applies to, not shrunk by those it does not.
     """
-    N = len(half_N)
-    c_K = N / np.maximum(advantages.count_K, 1)
-    phi0_KN = (c_K * advantages.mask_NK).T / (N * timesteps)
+    weight_KN = (advantages.mask_NK / np.maximum(advantages.count_K, 1)).T / timesteps
     in_a_N = half_N == 0
-    phi0_RN = np.concatenate([phi0_KN * in_a_N, phi0_KN * ~in_a_N])
-    return phi0_RN, phi0_RN * np.concatenate([advantages.A_NK.T] * 2)
+    return Rows(np.concatenate([weight_KN * in_a_N, weight_KN * ~in_a_N]), np.concatenate([advantages.A_NK.T] * 2))
+
+
+def mean_row(A_N: np.ndarray, timesteps: int) -> Rows:
+    """One row: the mean over all images and timesteps with one advantage an image."""
+    return Rows(np.full((1, len(A_N)), 1 / (len(A_N) * timesteps)), A_N[None])
 
 
 def halves(batch: PromptBatch) -> np.ndarray:
@@ -61,53 +64,54 @@ def halves(batch: PromptBatch) -> np.ndarray:
     return half_M[batch.group_N]
 
 
-def per_row(policy: Policy, rollout: Rollout, phi0_RN: np.ndarray, phi1_RN: np.ndarray, config: LossConfig) -> Passes:
-    """Gradients of R rows, sum_i phi0_ri J_i^T q0_i + phi1_ri J_i^T q1_i over all images and timesteps, and as row R + 1
-    the KL's: two backward passes, one where ``old`` equals ``default``, and the KL's share of a third."""
-    rows = len(phi0_RN)
-    gradients = RowGradients(policy.layers_of("default"), rows + 1)
-    phi0_RN, phi1_RN = (torch.as_tensor(np.vstack([phi, np.zeros(phi.shape[1])]), dtype=torch.float32) for phi in (phi0_RN, phi1_RN))
-    kl_row = torch.zeros(rows + 1, 1)
-    kl_row[rows] = config.kl_beta
+def per_row(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) -> Passes:
+    """The gradients of all R rows, and as row R + 1 the KL's, from one backward pass a term of the loss.
+
+    For NFT that is two passes whatever R, one where ``old`` equals ``default``, and the KL's share of a third.
+    """
+    R = len(rows.weight_RN)
+    gradients = RowGradients(policy.layers_of("default"), R + 1)
     forwards = 0
     for part in _micro_batches(rollout, config):
-        v_old, v_ref, used = _references(policy, part)
-        with policy.using("default") as model, gradients.listening():
-            v, inputs = _velocity(model, part)
-        q = nft(v, v_old, part.x_BCHW, part.x0_BCHW, part.t_B, config.beta, config.advantage_max)
-        passes = [(q.q1_BCHW, phi1_RN[:, part.images_B])]
-        if q.q0_BCHW is not None:
-            passes.append((q.q0_BCHW, phi0_RN[:, part.images_B]))
-        if v_ref is not None:
-            passes.append((part.kl_scale * kl(v, v_ref), kl_row.expand(-1, len(part.images_B))))
-        for n, (cotangent, weights_RB) in enumerate(passes, 1):
-            gradients.backward(v, inputs, cotangent, weights_RB, again=n < len(passes))
-        forwards += used + 1
+        v, inputs, terms, kl_BCHW, used = _forward(policy, part, gradients, config)
+        passes = [(term.q_BCHW, _pad(rows.weigh(term.phi)[:, part.images_B])) for term in terms]
+        if kl_BCHW is not None:
+            passes.append((kl_BCHW, torch.eye(R + 1)[:, -1:].expand(-1, len(v))))
+        for n, (q_BCHW, weights_RB) in enumerate(passes, 1):
+            gradients.backward(v, inputs, q_BCHW, weights_RB, again=n < len(passes))
+        forwards += used
     return Passes(gradients, forwards, gradients.backwards)
 
 
-def mixed(policy: Policy, rollout: Rollout, phi0_N: np.ndarray, phi1_N: np.ndarray, config: LossConfig) -> Passes:
-    """The one-backward form (MARBLE, Prop. 1): the gradient of mean_it[phi0_i L0 + phi1_i L1] and the KL, as one row."""
+def mixed(policy: Policy, rollout: Rollout, rows: Rows, w_R: np.ndarray, config: LossConfig) -> Passes:
+    """The gradient of sum_r w_r row_r and of the KL as one row, from one backward pass (MARBLE, Prop. 1)."""
     gradients = RowGradients(policy.layers_of("default"), 1)
-    phi0, phi1 = (torch.as_tensor(phi, dtype=torch.float32)[:, None, None, None] for phi in (phi0_N, phi1_N))
     forwards = 0
     for part in _micro_batches(rollout, config):
-        v_old, v_ref, used = _references(policy, part)
-        with policy.using("default") as model, gradients.listening():
-            v, inputs = _velocity(model, part)
-        q = nft(v, v_old, part.x_BCHW, part.x0_BCHW, part.t_B, config.beta, config.advantage_max)
-        cotangent = phi1[part.images_B] * q.q1_BCHW
-        if q.q0_BCHW is not None:
-            cotangent += phi0[part.images_B] * q.q0_BCHW
-        if v_ref is not None:
-            cotangent += config.kl_beta * part.kl_scale * kl(v, v_ref)
-        gradients.backward(v, inputs, cotangent, torch.ones(1, len(part.images_B)))
-        forwards += used + 1
+        v, inputs, terms, kl_BCHW, used = _forward(policy, part, gradients, config)
+        q_BCHW = torch.zeros_like(v) if kl_BCHW is None else kl_BCHW
+        for term in terms:
+            weight_B = torch.as_tensor(w_R @ rows.weigh(term.phi)[:, part.images_B], dtype=v.dtype)
+            q_BCHW = q_BCHW + weight_B[:, None, None, None] * term.q_BCHW
+        gradients.backward(v, inputs, q_BCHW, torch.ones(1, len(v)))
+        forwards += used
     return Passes(gradients, forwards, gradients.backwards)
 
 
-def _references(policy: Policy, part: _MicroBatch) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-    """v_old (None where it equals v), v_ref (None where this micro-batch carries no KL), and the forwards they took."""
+@dataclass(frozen=True)
+class _MicroBatch:
+    images_B: np.ndarray  # indices into the step's N images
+    x0_BCHW: torch.Tensor
+    x_BCHW: torch.Tensor
+    t_B: torch.Tensor
+    conditioning: Conditioning
+    kl_scale: float  # 0 where this micro-batch does not carry the KL
+
+
+def _forward(
+    policy: Policy, part: _MicroBatch, gradients: RowGradients, config: LossConfig
+) -> tuple[torch.Tensor, list[torch.Tensor], list[Term], torch.Tensor | None, int]:
+    """v with its graph, the inputs to differentiate to, the loss's terms, the KL's cotangent, and the forwards it took."""
     v_old = v_ref = None
     with torch.no_grad():
         if not policy.old_is_default:
@@ -116,7 +120,11 @@ def _references(policy: Policy, part: _MicroBatch) -> tuple[torch.Tensor | None,
         if part.kl_scale:
             with policy.using("off") as model:
                 v_ref = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
-    return v_old, v_ref, (v_old is not None) + (v_ref is not None)
+    with policy.using("default") as model, gradients.listening():
+        v, inputs = _velocity(model, part)
+    terms = LOSSES[config.name](Point(v.detach(), v_old, part.x_BCHW, part.x0_BCHW, part.t_B), config)
+    kl_BCHW = None if v_ref is None else config.kl_beta * part.kl_scale * kl(v.detach(), v_ref)
+    return v, inputs, list(terms), kl_BCHW, 1 + (v_old is not None) + (v_ref is not None)
 
 
 def _velocity(model: DiffusionModel, part: _MicroBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -133,19 +141,18 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
     """
     batch, N = rollout.batch, len(rollout.batch)
     seed, step = batch.seed, batch.step
-    group_N = torch.as_tensor(batch.group_N)
     t_NT = torch.stack([rollout.t_S[_choice(len(rollout.t_S), config.timesteps, derive(seed, "times", step, i))] for i in range(N)])
     starts = range(0, N, config.micro_batch)
     count = len(starts) * config.timesteps
     carriers = _kl_carriers(count, config, derive(seed, "kl", step))
     taken = sum(min(config.micro_batch, N - starts[n % len(starts)]) for n in carriers)
     for n in range(count):
-        j, start = divmod(n, len(starts))
-        images_B = torch.arange(starts[start], min(starts[start] + config.micro_batch, N))
+        j, s = divmod(n, len(starts))
+        images_B = np.arange(starts[s], min(starts[s] + config.micro_batch, N))
         x0, t_B = rollout.x0_NCHW[images_B], t_NT[images_B, j]
         eps = noise([derive(seed, "eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:]))
         scale = 1 / taken if n in carriers else 0.0  # N T / taken, over N T
-        yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, rollout.conditioning[group_N[images_B]], scale)
+        yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, rollout.conditioning[batch.group_N[images_B]], scale)
 
 
 def _kl_carriers(count: int, config: LossConfig, seed: int) -> set[int]:
@@ -157,3 +164,8 @@ def _kl_carriers(count: int, config: LossConfig, seed: int) -> set[int]:
 def _choice(size: int, count: int, seed: int) -> torch.Tensor:
     """``count`` distinct numbers below ``size``."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def _pad(weights_RB: np.ndarray) -> torch.Tensor:
+    """The weights of the rewards' rows, and 0 for the KL's."""
+    return torch.nn.functional.pad(torch.as_tensor(weights_RB, dtype=torch.float32), (0, 0, 0, 1))

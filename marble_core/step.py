@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class Learner:
     step: int = 0
     updates: int = 0
     updating: bool = False  # between two states: neither to be saved nor to be interrupted
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry a step, as the report draws it
 
 
 def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
@@ -51,16 +53,16 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
 
     metrics: dict[str, float] = {"clamped": clamped}
     if learner.balancer.needs_gram(learner.step):
-        phi0_RN, phi1_RN = passes.reward_rows(advantages, passes.halves(batch), config.loss.timesteps)
-        done = passes.per_row(policy, rollout, phi0_RN, phi1_RN, config.loss)
+        rows = passes.reward_rows(advantages, passes.halves(batch), config.loss.timesteps)
+        done = passes.per_row(policy, rollout, rows, config.loss)
         H_RR = done.gradients.gram()
         balance = learner.balancer.weigh(_both_halves(H_RR), np.abs(advantages.A_NK).max(0) > 0)
         update = done.gradients.combine(np.concatenate([balance.w_K, balance.w_K, [1.0]]))
         notes = balance.notes
         metrics |= _gradient_metrics(table.names, H_RR, balance)
     else:
-        scale = 1 / (len(batch) * config.loss.timesteps)
-        done = passes.mixed(policy, rollout, np.full(len(batch), scale), scale * advantages.A_N, config.loss)
+        rows = passes.mean_row(advantages.A_N, config.loss.timesteps)
+        done = passes.mixed(policy, rollout, rows, np.ones(1), config.loss)
         update = done.gradients.combine(np.ones(1))
         notes = ()
     if not all(torch.isfinite(g).all() for g in update.values()):

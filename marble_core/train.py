@@ -20,6 +20,9 @@ from marble_core.step import Learner, optimizer_step
 from marble_core.types import MarbleError, Prompt, StepReport
 
 
+HISTORY = "history.jsonl"
+
+
 class Checkpoints(Protocol):
     def save(self, step: int, write: Callable[[Path], None]) -> str: ...
 
@@ -44,34 +47,25 @@ def start(config: RunConfig) -> Learner:
     return Learner(config, policy, scorers, make_balancer(config.balance, config.reward_names), optimizer)
 
 
-def train(
-    learner: Learner,
-    prompts: Sequence[Prompt],
-    checkpoints: Checkpoints,
-    history: Path,
-    report: Callable[[StepReport], None],
-) -> None:
+def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints, report: Callable[[StepReport], None]) -> None:
     """Train to ``config.train.steps``, going on from the newest checkpoint of this run where there is one.
 
-    ``history`` receives one JSON line a step; ``report`` is called after each step. Raises MarbleError when
-    ``max_bad_steps`` steps in a row were skipped.
+    ``report`` is called after each step. Raises MarbleError when ``max_bad_steps`` steps in a row were skipped.
     """
     if directory := checkpoints.latest():
         load_state(learner, directory)
-    _keep_lines(history, learner.step)
-    steps, bad = learner.config.train, 0
+    limits, bad = learner.config.train, 0
     with _terminable(learner) as termination:
         try:
-            while learner.step < steps.steps:
+            while learner.step < limits.steps:
                 done = optimizer_step(learner, prompts)
-                with history.open("a") as lines:
-                    lines.write(json.dumps({"step": done.step, "metrics": dict(done.metrics), "notes": done.notes}) + "\n")
+                learner.history.append({"step": done.step, "metrics": dict(done.metrics), "notes": list(done.notes)})
                 report(done)
                 termination.check()
                 bad = bad + 1 if done.skipped else 0
-                if bad >= steps.max_bad_steps:
+                if bad >= limits.max_bad_steps:
                     raise MarbleError(f"{bad} steps in a row were skipped, the last because {'; '.join(done.notes)}.")
-                if learner.step % steps.checkpoint_every == 0 or learner.step == steps.steps:
+                if learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps:
                     checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
         except Terminated:
             checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
@@ -97,6 +91,12 @@ def save_state(learner: Learner, directory: Path) -> None:
     }
     (directory / "state.json").write_text(json.dumps(state, indent=2))
     (directory / "config.json").write_text(learner.config.to_json())
+    write_history(learner.history, directory / HISTORY)
+
+
+def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """One JSON line a step: step, metrics, notes."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in history))
 
 
 def load_state(learner: Learner, directory: Path) -> None:
@@ -118,13 +118,7 @@ def load_state(learner: Learner, directory: Path) -> None:
     policy.old_is_default = state["old_is_default"]
     learner.balancer.load_state(state["balancer"])
     learner.step, learner.updates = state["step"], state["updates"]
-
-
-def _keep_lines(history: Path, steps: int) -> None:
-    """Drop the lines of steps that will be done again."""
-    if history.exists():
-        lines = [line for line in history.read_text().splitlines() if json.loads(line)["step"] <= steps]
-        history.write_text("".join(line + "\n" for line in lines))
+    learner.history = [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
 
 
 class _Termination:
