@@ -1,0 +1,73 @@
+"""The aesthetic predictor: five linear layers on a CLIP image feature. Prompt-free. See shared/rewards.md, section 2d."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from marble_core.assets import resolve
+from marble_core.rewards.clip import known_picture, load_clip
+from marble_core.types import MarbleError, Prompt
+
+HIDDEN = (1024, 128, 64, 16)
+
+
+def build_head(width: int) -> nn.ModuleDict:
+    """width-1024-128-64-16-1, keys ``layers.{0,2,4,6,7}``: the released head with dropout between, and no activation."""
+    sizes = (width, *HIDDEN, 1)
+    layers: list[nn.Module] = []
+    for i, (inner, outer) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        layers.append(nn.Linear(inner, outer))
+        if i < 3:
+            layers.append(nn.Dropout((0.2, 0.2, 0.1)[i]))
+    return nn.ModuleDict({"layers": nn.Sequential(*layers)})
+
+
+class Aesthetic:
+    """The head's raw output, usually 4-8; applies to every prompt and does not look at it.
+
+    ``head`` is a safetensors file with the released keys, or a directory that holds one as ``model.safetensors``.
+    """
+
+    name = "aesthetic"
+    value_range = (0.0, 11.0)
+
+    def __init__(
+        self, head: str, checkpoint: str = "openai/clip-vit-large-patch14", batch_size: int = 64, device: str = "cpu"
+    ) -> None:
+        self.clip = load_clip(checkpoint, batch_size=batch_size, device=device)
+        self.head = load_head(head, self.clip.width)
+
+    def applies(self, prompt: Prompt) -> bool:
+        return True
+
+    @torch.no_grad()
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+        return self.head(self.clip.image_features(images_NHWC)).squeeze(-1).double().numpy()
+
+    def self_check(self) -> None:
+        picture = known_picture("red")
+        value = self.score(picture[None], [Prompt("a red square", "general")])[0]
+        low, high = self.value_range
+        if not low < value < high:
+            raise MarbleError(f"The reward {self.name!r} gives {value:.3g} to a plain picture, far outside {low:g} to {high:g}: check its head.")
+
+
+def load_head(uri: str, width: int) -> nn.Sequential:
+    """The five layers in fp32. Raises MarbleError where the file is missing or does not fit CLIP's feature width."""
+    path = Path(resolve(uri))
+    file = path / "model.safetensors" if path.is_dir() else path
+    head = build_head(width)
+    try:
+        head.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+    except (OSError, SafetensorError) as error:
+        raise MarbleError(f"The aesthetic head {file} cannot be read: {error}.") from error
+    except RuntimeError as error:
+        raise MarbleError(f"The aesthetic head {file} does not fit a CLIP of {width} features: {str(error).splitlines()[-1].strip()}") from error
+    return head["layers"].eval().requires_grad_(False)
