@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from marble_core.types import MarbleError
 
@@ -109,7 +109,7 @@ class Display:
         # Steps take seconds to minutes: a short window would hold too few of them for an estimate.
         self._bars = Progress(*columns, TimeRemainingColumn(), console=console, speed_estimate_period=1800)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._bars.start()
         return self

@@ -1,0 +1,36 @@
+# make help says what there is.
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# Two programs on the same cores: idle OpenMP threads must sleep, not spin.
+export OMP_WAIT_POLICY ?= PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help venv demo test lint
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 16
+
+venv: $(READY)  ## install everything into .venv, once (TORCH="torch==2.13.0 --index-url ..." picks another build)
+
+# Torch first and alone: what is satisfied is not fetched again in another build.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[train,rewards,pipelines,dev]' --constraint constraints.txt
+	touch $@
+
+demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimizer.lr=5e-4 seed=1", RUN=name)
+	$(BIN)/marble run --preset demo $(if $(STEPS),--set train.steps=$(STEPS)) $(foreach pair,$(SET),--set '$(pair)') $(if $(RUN),--run-id '$(RUN)')
+
+test: $(READY)  ## all tests, no network needed (ARGS="-k pipeline -x")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
