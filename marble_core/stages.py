@@ -7,15 +7,23 @@ data_report.json. prepare, gate, register and reject never import torch.
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from marble_core import progress
 from marble_core.config import RunConfig, load_config
 from marble_core.types import MarbleError
+
+if TYPE_CHECKING:
+    from marble_core.evaluate import Evaluation
+    from marble_core.registry import Decision
 
 
 def new_run_id() -> str:
@@ -63,11 +71,13 @@ def prepare(preset: str, overrides: list[str], run_id: str, out: Path) -> str:
 def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
     with progress.stage("train") as result:
+        from marble_core.prompts import read_jsonl
         from marble_core.train import run_training
 
-        metrics: dict[str, float] = run_training(prepared, out)
+        config, run_id = read_prepared(prepared)
+        metrics = run_training(config, run_id, read_jsonl(prepared / "train.jsonl"), out)
         result |= {"adapter": str(out)}
-    return metrics
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
@@ -87,20 +97,50 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
 def gate(evaluation: Path) -> bool:
     """Whether the trained model may be registered."""
     with progress.stage("gate") as result:
-        from marble_core.evaluate import Evaluation
-        from marble_core.registry import decide
-
-        config = RunConfig.from_json((evaluation / "config.json").read_text())
-        decision = decide(Evaluation.load(evaluation / "evaluation.json"), config)
-        result |= {"passed": decision.passed, "reasons": list(decision.reasons)}
-    return bool(decision.passed)
+        _, decision, _ = _judge(evaluation)
+        result |= {"passed": decision.promote, "reasons": list(decision.reasons)}
+    return decision.promote
 
 
 def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
     """Register the adapter as the next version of the model. Returns the version."""
-    raise NotImplementedError
+    with progress.stage("register") as result:
+        from marble_core.registry import register_version
+
+        numbers, decision, config = _judge(evaluation)
+        with _tracked(prepared) as mlflow_run_id:
+            version = register_version(config.registry.model, numbers, decision, mlflow_run_id, config.digest)
+        result |= {"model": config.registry.model, "version": version}
+    return version
 
 
 def reject(prepared: Path, evaluation: Path) -> str:
     """Record why the model was refused. Returns the reason, in words."""
-    raise NotImplementedError
+    with progress.stage("reject") as result:
+        from marble_core.registry import record_refusal
+
+        numbers, decision, _ = _judge(evaluation)
+        with _tracked(prepared) as mlflow_run_id:
+            record_refusal(numbers, decision, mlflow_run_id)
+        result |= {"reason": " ".join(decision.reasons)}
+    return " ".join(decision.reasons)
+
+
+def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
+    from marble_core.evaluate import Evaluation
+    from marble_core.registry import decide
+
+    config = RunConfig.from_json((evaluation / "config.json").read_text(), str(evaluation / "config.json"))
+    numbers = Evaluation.load(evaluation / "evaluation.json")
+    return numbers, decide(numbers, config.registry), config
+
+
+@contextmanager
+def _tracked(prepared: Path) -> Iterator[str]:
+    """The id of the MLflow run that training began; the run is finished after the block."""
+    from marble_core.tracking import Tracker
+
+    config, run_id = read_prepared(prepared)
+    tracker = Tracker.start(config.storage.experiment, run_id, run_id, {})
+    yield tracker.mlflow_run_id
+    tracker.end()

@@ -110,12 +110,14 @@ class Tracker:
         self._attempt(f"image {key}", lambda: self._client.log_image(self.mlflow_run_id, image_HWC, key=_name(key), step=step))
 
     def end(self, status: str = "FINISHED") -> None:
-        """Waits for what is on its way, sends once more what failed, and sets the status (FINISHED, FAILED or KILLED)."""
+        """Waits for what is on its way, sends once more what failed, and sets the status: FINISHED, FAILED, KILLED, or
+        RUNNING where another stage goes on in the run."""
         lost = [batch for batch, operation in self._sent if not self._arrived(operation)]
         self._sent = []
         if lost:
             self._attempt("metrics", lambda: self._client.log_batch(self.mlflow_run_id, [m for batch in lost for m in batch]))
-        self._attempt("status", lambda: self._client.set_terminated(self.mlflow_run_id, status))
+        close = self._client.update_run if status == "RUNNING" else self._client.set_terminated
+        self._attempt("status", lambda: close(self.mlflow_run_id, status))
 
     def _submit(self, batch: list[Metric]) -> None:
         operation = self._client.log_batch(self.mlflow_run_id, batch, synchronous=False)

@@ -33,7 +33,7 @@ def marble(preset: str = "demo", config: str = "[]", run_id: str = "") -> None:
     evaluation = evaluated.outputs["evaluation"]
     # kfp.local skips a plain If on a named output without a word: hence one return value, and both branches.
     passed = gate(evaluation=evaluation)
-    with dsl.If(passed.output == True, name="passed"):  # noqa: E712 - kfp needs the comparison
+    with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison
         registered = register(prepared=prepared.outputs["prepared"], adapter=adapter, evaluation=evaluation)
     with dsl.Else(name="refused"):
         rejected = reject(prepared=prepared.outputs["prepared"], evaluation=evaluation)
