@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
+from marble_core.assets import resolve
 from marble_core.balance import make_balancer
 from marble_core.config import RunConfig
 from marble_core.policy import Policy
@@ -145,3 +146,41 @@ def _terminable(learner: Learner) -> Iterator[_Termination]:
         yield termination
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out: Path) -> dict[str, float]:
+    """The train stage: ``out`` becomes the adapter's directory (the EMA of ``default``), with the history beside it.
+
+    Checkpoints go to the run's prefix in S3, metrics to its MLflow run; a run that was begun before goes on where it was.
+    Returns the last step's metrics.
+    """
+    from marble_core import progress, registry
+    from marble_core.checkpoint import CheckpointStore
+    from marble_core.storage import S3
+    from marble_core.tracking import Tracker, run_params
+
+    s3 = S3(config.storage.bucket)
+    s3.require_bucket()
+    checkpoints = CheckpointStore(out.parent / "checkpoints", s3, run_id)
+    tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config))
+    status = "FAILED"
+    try:
+        learner = start(config)
+
+        def report(done: StepReport) -> None:
+            tracker.log_step(done)
+            progress.emit("train", done.step, config.train.steps, "; ".join(done.notes), done.metrics)
+
+        train(learner, prompts, checkpoints, report)
+        learner.policy.save_adapter(out, learner.policy.ema)
+        write_history(learner.history, out / HISTORY)
+        tracker.log_artifact(out / HISTORY)
+        metadata = {"rewards": list(config.reward_names), "method": config.balance.method, "config": config.digest}
+        registry.log_adapter(out, str(resolve(config.model.path)), tracker.mlflow_run_id, learner.step, metadata)
+        status = "RUNNING"  # evaluation and the gate still belong to the run
+    except Terminated:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.end(status)
+    return dict(learner.history[-1]["metrics"]) if learner.history else {}
