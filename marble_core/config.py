@@ -181,7 +181,9 @@ class RunConfig(Section):
 
 
 def presets() -> list[str]:
-    return sorted(p.name.removesuffix(".yaml") for p in files("marble_core").joinpath("presets").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in files("marble_core").joinpath("presets").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load_config(preset: str = "demo", file: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:

@@ -43,7 +43,12 @@ class RowGradients:
                 del layer.forward
 
     def backward(
-        self, v_BCHW: torch.Tensor, inputs: Sequence[torch.Tensor], q_BCHW: torch.Tensor, weights_RB: torch.Tensor, again: bool = False
+        self,
+        v_BCHW: torch.Tensor,
+        inputs: Sequence[torch.Tensor],
+        q_BCHW: torch.Tensor,
+        weights_RB: torch.Tensor,
+        again: bool = False,
     ) -> None:
         """Add sum_b weights[r, b] J_b^T q_b to every row r. ``again`` keeps the graph for another cotangent.
 

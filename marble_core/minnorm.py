@@ -8,7 +8,6 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 
-
 TIE_BREAK = 1e-10  # among optima (duplicates, K > rank) prefer the one of least ||alpha||
 
 

@@ -141,7 +141,9 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
     """
     batch, N = rollout.batch, len(rollout.batch)
     seed, step = batch.seed, batch.step
-    t_NT = torch.stack([rollout.t_S[_choice(len(rollout.t_S), config.timesteps, derive(seed, "times", step, i))] for i in range(N)])
+    t_NT = torch.stack(
+        [rollout.t_S[_choice(len(rollout.t_S), config.timesteps, derive(seed, "times", step, i))] for i in range(N)]
+    )
     starts = range(0, N, config.micro_batch)
     count = len(starts) * config.timesteps
     carriers = _kl_carriers(count, config, derive(seed, "kl", step))

@@ -90,7 +90,9 @@ class Policy:
                 self.transformer.enable_adapters()
 
     @torch.no_grad()
-    def update(self, optimizer: torch.optim.Optimizer, gradient: Mapping[str, torch.Tensor], finished: int, config: OptimizerConfig) -> float:
+    def update(
+        self, optimizer: torch.optim.Optimizer, gradient: Mapping[str, torch.Tensor], finished: int, config: OptimizerConfig
+    ) -> float:
         """One optimizer step along ``gradient``, then ``old`` and the EMA. Returns the gradient's norm before clipping.
 
         ``finished`` counts the optimizer steps before this one: eta = min(rate * finished, max) [N].
@@ -129,6 +131,8 @@ class Policy:
     def load_adapter(self, directory: Path) -> None:
         """Load a saved LoRA as ``default``, through the same road as any user of diffusers."""
         if not (Path(directory) / ADAPTER_FILE).is_file():
-            raise MarbleError(f"The adapter directory {directory} holds no {ADAPTER_FILE}; give the directory that train wrote.")
+            raise MarbleError(
+                f"The adapter directory {directory} holds no {ADAPTER_FILE}; give the directory that train wrote."
+            )
         self.model.pipeline.load_lora_weights(str(directory), adapter_name="default")  # type: ignore[attr-defined]
         self.transformer.requires_grad_(False)

@@ -20,7 +20,6 @@ from marble_core.rewards import load_scorers
 from marble_core.step import Learner, optimizer_step
 from marble_core.types import MarbleError, Prompt, StepReport
 
-
 HISTORY = "history.jsonl"
 
 

@@ -40,7 +40,9 @@ def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False):
         if kl:
             loss = config.loss.kl_beta * part.kl_scale * (v - velocities["off"]).pow(2).mean((1, 2, 3)).sum()
         else:
-            l = written_out_loss(v, velocities["old"], part.x_BCHW, part.x0_BCHW, part.t_B, A, config.loss.beta, config.loss.advantage_max)
+            l = written_out_loss(
+                v, velocities["old"], part.x_BCHW, part.x0_BCHW, part.t_B, A, config.loss.beta, config.loss.advantage_max
+            )
             loss = (weight * l).sum()
         for n, g in zip(default, torch.autograd.grad(loss, list(default.values()), allow_unused=True), strict=True):
             total[n] += 0 if g is None else g

@@ -34,8 +34,10 @@ def test_the_solver_agrees_with_euler_of_many_steps(policy):
     conditioning = model.encode(PROMPTS)
     x_T = noise([derive(0, i) for i in range(3)], model.latent_shape)
     fine, _ = solve(model, x_T, conditioning, "euler", 250)
-    errors = {(s, n): float((solve(model, x_T, conditioning, s, n)[0] - fine).pow(2).mean().sqrt()) for s, n in
-              (("dpm2", 10), ("dpm2", 40), ("euler", 10))}
+    errors = {
+        (s, n): float((solve(model, x_T, conditioning, s, n)[0] - fine).pow(2).mean().sqrt())
+        for s, n in (("dpm2", 10), ("dpm2", 40), ("euler", 10))
+    }
     assert errors["dpm2", 40] < 0.05 * float(fine.std())
     assert errors["dpm2", 40] < errors["dpm2", 10] < errors["euler", 10]
 
