@@ -1,0 +1,144 @@
+"""The paired comparison: what is paired, what an interval covers, and what is said about rewards without data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from marble_core.evaluate import Evaluation, compare
+from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
+
+NAMES = ("clipscore", "ocr")
+
+
+def held_out(n: int) -> list[Prompt]:
+    return [Prompt(f"{source} {i}", source) for source in SOURCES for i in range(n)]
+
+
+def tables(
+    prompts: list[Prompt], rng: np.random.Generator, gain: float = 0.1, noise: float = 0.5
+) -> tuple[RewardTable, RewardTable]:
+    """Base rewards of std 1 with a shift a source; ocr applies to its own source only. The true gain is ``gain`` stds."""
+    shift = {s: i - 1.0 for i, s in enumerate(SOURCES)}
+    base = rng.normal(size=(len(prompts), 2))
+    base[:, 0] += [shift[p.source] for p in prompts]
+    base[[p.source != "ocr" for p in prompts], 1] = np.nan
+    scale = np.array([np.sqrt(1 + 2 / 3), 1.0])
+    trained = base + gain * scale + noise * rng.normal(size=base.shape)
+    return RewardTable(NAMES, base), RewardTable(NAMES, trained)
+
+
+def test_intervals_cover_the_truth_in_93_to_97_of_100_comparisons() -> None:
+    prompts, covered = held_out(40), np.zeros(3)
+    scale, trials = (np.sqrt(1 + 2 / 3), 1.0), 2000
+    for trial in range(trials):
+        e = compare(*tables(prompts, np.random.default_rng(trial)), prompts, resamples=300, seed=trial)
+        for k, name in enumerate(NAMES):
+            covered[k] += e.rewards[name].difference.low <= 0.1 * scale[k] <= e.rewards[name].difference.high
+        covered[2] += e.mean_gain.low <= 0.1 <= e.mean_gain.high
+    assert ((0.93 * trials <= covered) & (covered <= 0.97 * trials)).all(), covered / trials
+
+
+def test_the_numbers_are_the_plain_paired_statistics() -> None:
+    prompts = held_out(40)
+    base, trained = tables(prompts, np.random.default_rng(0))
+    e = compare(base, trained, prompts, resamples=500, seed=0)
+    ocr = np.array([p.source == "ocr" for p in prompts])
+    b, t = base.R_NK[ocr, 1], trained.R_NK[ocr, 1]
+    r = e.rewards["ocr"]
+    assert r.n == 40
+    np.testing.assert_allclose([r.base, r.trained, r.difference.mean], [b.mean(), t.mean(), (t - b).mean()])
+    np.testing.assert_allclose([r.base_std, r.win_rate], [b.std(), (t > b).mean()])
+    gains = [x.difference.mean / x.base_std for x in e.rewards.values()]
+    assert e.mean_gain.mean == pytest.approx(np.mean(gains))
+    assert e.by_source["ocr"]["ocr"] == r and "ocr" not in e.by_source["general"]
+
+
+def test_pairing_makes_a_small_gain_visible_that_independent_samples_would_hide() -> None:
+    prompts = held_out(40)
+    base, trained = tables(prompts, np.random.default_rng(0), gain=0.1, noise=0.02)
+    shuffled = RewardTable(NAMES, trained.R_NK.copy())
+    for source in SOURCES:
+        own = np.flatnonzero([p.source == source for p in prompts])
+        shuffled.R_NK[own] = shuffled.R_NK[np.random.default_rng(1).permutation(own)]
+    assert compare(base, trained, prompts, 500, 0).mean_gain.low > 0.08
+    assert compare(base, shuffled, prompts, 500, 0).mean_gain.low < 0
+
+
+def test_a_resample_draws_prompts_within_their_source() -> None:
+    prompts = held_out(30)
+    shift = np.array([[10.0 * SOURCES.index(p.source)] for p in prompts])
+    base = RewardTable(("r",), np.random.default_rng(0).normal(size=(90, 1)))
+    between_sources_only = RewardTable(("r",), base.R_NK + shift)
+    d = compare(base, between_sources_only, prompts, 500, 0).rewards["r"].difference
+    assert d.low == pytest.approx(d.mean) and d.high == pytest.approx(d.mean)
+
+
+def test_one_resample_serves_all_rewards_so_opposite_moves_cancel_in_the_mean_gain() -> None:
+    prompts = held_out(30)
+    rng = np.random.default_rng(0)
+    b, d = rng.normal(size=90), rng.normal(size=90)
+    e = compare(RewardTable(NAMES, np.stack([b, b], 1)), RewardTable(NAMES, np.stack([b + d, b - d], 1)), prompts, 500, 0)
+    assert e.rewards["clipscore"].difference.high - e.rewards["clipscore"].difference.low > 0.2
+    assert abs(e.mean_gain.low) < 1e-9 and abs(e.mean_gain.high) < 1e-9
+
+
+def test_rewards_do_not_depend_on_their_scale() -> None:
+    prompts = held_out(30)
+    base, trained = tables(prompts, np.random.default_rng(0))
+    thousand = np.array([1000.0, 1.0])
+    scaled = [RewardTable(NAMES, t.R_NK * thousand) for t in (base, trained)]
+    a, b = compare(base, trained, prompts, 300, 0).mean_gain, compare(*scaled, prompts, 300, 0).mean_gain
+    np.testing.assert_allclose([a.mean, a.low, a.high], [b.mean, b.low, b.high])
+
+
+def test_a_reward_that_applies_to_no_prompt_is_named_and_the_others_are_compared() -> None:
+    prompts = [p for p in held_out(30) if p.source != "ocr"]
+    base, trained = tables(prompts, np.random.default_rng(0))
+    e = compare(base, trained, prompts, 200, 0)
+    assert e.missing == ("ocr",) and list(e.rewards) == ["clipscore"]
+    assert "ocr applies to no held-out prompt" in e.notes[0]
+    nothing = RewardTable(("ocr",), np.full((60, 1), np.nan))
+    with pytest.raises(MarbleError, match="No reward applies"):
+        compare(nothing, nothing, prompts, 200, 0)
+
+
+def test_a_constant_base_few_prompts_and_a_lora_that_does_nothing_are_noted() -> None:
+    prompts = held_out(5)
+    flat = RewardTable(("ocr",), np.zeros((15, 1)))
+    e = compare(flat, flat, prompts, 200, 0)
+    assert e.mean_gain.low == e.mean_gain.high == 0
+    assert [any(word in note for note in e.notes) for word in ("only 15 prompts", "same on every prompt", "does nothing")] == [
+        True
+    ] * 3
+
+
+def test_tables_of_different_prompts_or_with_other_masks_are_a_bug() -> None:
+    prompts = held_out(10)
+    base, trained = tables(prompts, np.random.default_rng(0))
+    holed = trained.R_NK.copy()
+    holed[0, 0] = np.nan
+    for wrong in (RewardTable(NAMES, holed), RewardTable(NAMES, trained.R_NK[1:]), RewardTable(("a", "b"), trained.R_NK)):
+        with pytest.raises(ValueError, match="base"):
+            compare(base, wrong, prompts, 100, 0)
+
+
+def test_an_evaluation_survives_its_file_with_its_settings(tmp_path: Path) -> None:
+    prompts = held_out(10)
+    e = compare(*tables(prompts, np.random.default_rng(0)), prompts, 100, 0, settings={"solver": "euler", "steps": 12})
+    e.save(tmp_path / "evaluation.json")
+    assert Evaluation.load(tmp_path / "evaluation.json") == e
+    (tmp_path / "broken.json").write_text('{"rewards": 3}')
+    with pytest.raises(MarbleError, match="is not an evaluation"):
+        Evaluation.load(tmp_path / "broken.json")
+    with pytest.raises(MarbleError, match="cannot be read"):
+        Evaluation.load(tmp_path / "none.json")
+
+
+def test_the_gate_reads_an_evaluation_without_torch() -> None:
+    code = "import sys, marble_core.evaluate, marble_core.registry; sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
