@@ -173,9 +173,7 @@ def run_evaluation(config: RunConfig, prompts: Sequence[Prompt], adapter: Path, 
 def _finite(table: RewardTable, prompts: Sequence[Prompt]) -> RewardTable:
     """The table, unless a reward failed on a prompt (+inf, see score_all)."""
     for i, k in np.argwhere(np.isinf(table.R_NK))[:1]:
-        raise MarbleError(
-            f"The reward {table.names[k]!r} is not finite for the prompt {prompts[i].text!r}; mend the scorer."
-        )
+        raise MarbleError(f"The reward {table.names[k]!r} is not finite for the prompt {prompts[i].text!r}; mend the scorer.")
     return table
 
 
@@ -229,9 +227,7 @@ def _notes(
     base: RewardTable, trained: RewardTable, rewards: Mapping[str, RewardResult], missing: Sequence[str]
 ) -> tuple[str, ...]:
     notes = [f"{name} applies to no held-out prompt, so nothing is known about it." for name in missing]
-    notes += [
-        f"{n} rests on only {r.n} prompts: do not rely on its interval." for n, r in rewards.items() if r.n < FEW_PROMPTS
-    ]
+    notes += [f"{n} rests on only {r.n} prompts: do not rely on its interval." for n, r in rewards.items() if r.n < FEW_PROMPTS]
     flat = [n for n, r in rewards.items() if r.base_std == 0]
     notes += [f"The base scores the same on every prompt in {n}, so it is left out of the mean gain." for n in flat]
     if np.array_equal(base.R_NK, trained.R_NK, equal_nan=True):

@@ -110,7 +110,9 @@ def register_version(name: str, evaluation: Evaluation, decision: Decision, run_
     with _mlflow_client() as client:
         uri = client.get_run(run_id).data.tags.get(MODEL_URI_TAG)
         if uri is None:
-            raise MarbleError(f"The MLflow run {run_id} logged no LoRA (tag {MODEL_URI_TAG}); let the train stage finish first.")
+            raise MarbleError(
+                f"The MLflow run {run_id} logged no LoRA (tag {MODEL_URI_TAG}); let the train stage finish first."
+            )
         made = _create_version(client, name, uri, run_id)
         champion = _holder(client, name, CHAMPION)
         tags = _tags(evaluation, decision) | {"marble.config_digest": config_digest}

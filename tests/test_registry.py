@@ -66,7 +66,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from marble_core.assets import resolve
 
     lora = LoraConfig(r=2, lora_alpha=6, target_modules=["attn.to_q"], init_lora_weights="gaussian")
-    transformer = SD3Transformer2DModel.from_pretrained(resolve("demo://sd3"), subfolder="transformer", torch_dtype=torch.float32)
+    transformer = SD3Transformer2DModel.from_pretrained(
+        resolve("demo://sd3"), subfolder="transformer", torch_dtype=torch.float32
+    )
     transformer.add_adapter(lora)
     directory = tmp_path_factory.mktemp("adapter")
     metadata = lora.to_dict() | {"target_modules": sorted(lora.target_modules)}
