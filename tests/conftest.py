@@ -1,0 +1,64 @@
+"""Fixtures that every test may use: one real S3 server and one real MLflow server for the whole session."""
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from marble_core.services import embedded
+from marble_core.storage import S3
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Nothing of the user's own servers, and processes that the tests start find the packages.
+for name in [n for n in os.environ if n.startswith(("AWS_", "MLFLOW_", "MARBLE_"))]:
+    del os.environ[name]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a real S3 server and a real MLflow server."""
+    with embedded(tmp_path_factory.mktemp("servers"), bucket="marble") as environment:
+        yield environment
+
+
+@pytest.fixture
+def services(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The servers, in the environment of the test; with the bucket ``marble``."""
+    for name, value in servers.items():
+        monkeypatch.setenv(name, value)
+    return servers
+
+
+@pytest.fixture
+def bucket(services: dict[str, str]) -> S3:
+    """A bucket of the test's own."""
+    s3 = S3(f"test-{uuid.uuid4().hex[:12]}")
+    s3.require_bucket(create=True)
+    return s3
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether the condition comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        threading.Event().wait(0.05)
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" not in status.read_text()

@@ -1,0 +1,56 @@
+"""Stands in for the stages that need a GPU, in processes whose PYTHONPATH begins with this directory.
+
+STAND_IN says what the trained model is worth: ``better``, ``worse``; or what the train stage does instead: ``mendable`` (a
+MarbleError), ``broken`` (any other error), ``hangs``.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+from marble_core import progress, stages
+from marble_core.evaluate import Estimate, Evaluation, RewardResult
+from marble_core.types import MarbleError
+
+KIND = os.environ.get("STAND_IN")
+
+
+def train(prepared: Path, out: Path) -> dict[str, float]:
+    with progress.stage("train"):
+        for step in (1, 2):
+            metrics = {"reward/ocr/mean": 0.5 + step / 10, "alpha/ocr": 1.0, "cosine/worst": 0.25}
+            progress.emit("train", step, 2, metrics=metrics)
+        if KIND == "mendable":
+            raise MarbleError("The reward 'ocr' needs a wheel: pip install it.")
+        if KIND == "broken":
+            raise RuntimeError("the stage broke here")
+        if KIND == "hangs":
+            progress.emit("train", note=f"pid {os.getpid()}")
+            signal.pause()
+        out.mkdir(parents=True)
+        (out / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    return {"reward/ocr/mean": 0.7}
+
+
+def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
+    with progress.stage("evaluate") as result:
+        gain = 0.2 if KIND == "better" else -0.2
+        difference = Estimate(gain, gain - 0.05, gain + 0.05)
+        reward = RewardResult(n=96, base=0.5, trained=0.5 + gain, difference=difference, base_std=0.3, win_rate=0.6)
+        assert (adapter / "pytorch_lora_weights.safetensors").exists()
+        out.mkdir(parents=True)
+        (out / "config.json").write_text((prepared / "config.json").read_text())
+        Evaluation({"ocr": reward}, {}, difference).save(out / "evaluation.json")
+        report.write_text("<!doctype html><title>report</title>")
+        result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
+    return {"ocr": gain}
+
+
+def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
+    with progress.stage("register") as result:
+        result |= {"model": "marble", "version": "7"}
+    return "7"
+
+
+if KIND:
+    stages.train, stages.evaluate, stages.register = train, evaluate, register

@@ -1,0 +1,147 @@
+"""The command line as a user meets it: what it prints, its exit codes, and what it leaves behind.
+
+The stages that need a model are stood in for by tests/stand_ins; the runner, the servers, prepare, gate and reject are real.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from conftest import ROOT, eventually, is_alive
+from marble_core.services import addresses
+from marble_core.tracking import RUN_ID_TAG
+
+SMALL = ("--set", "data.train_size=30", "--set", "data.evaluation_size=6")
+
+
+def environment(stand_in: str = "") -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT / "tests" / "stand_ins"), os.environ["PYTHONPATH"]])
+    return {**os.environ, "STAND_IN": stand_in, "PYTHONPATH": path, "COLUMNS": "160"}
+
+
+def marble(cwd: Path, *arguments: str, stand_in: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "marble_core.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment(stand_in), capture_output=True, text=True, timeout=120, check=False)
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert all(part in line for part in parts), line
+
+
+def test_help_answers_without_a_heavy_import() -> None:
+    heavy = {"torch", "kfp", "mlflow", "boto3", "diffusers", "transformers", "pydantic", "cvxpy"}
+    script = f"import sys, marble_core.cli; print(*({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_an_unknown_key_is_one_sentence_with_the_nearest_key_and_exit_code_2(tmp_path: Path) -> None:
+    done = marble(tmp_path, "run", "--set", "train.stpes=40")
+    assert_one_sentence(done, "Unknown key 'train.stpes'", "did you mean 'steps'")
+    assert list(tmp_path.iterdir()) == []  # before anything was started
+
+
+def test_an_unknown_preset_and_a_run_id_that_is_a_path_are_one_sentence_each(tmp_path: Path) -> None:
+    assert_one_sentence(marble(tmp_path, "check", "--preset", "dmeo"), "no preset 'dmeo'", "demo")
+    assert_one_sentence(marble(tmp_path, "run", "--run-id", "../../etc"), "run id '../../etc'")
+
+
+def test_a_malformed_prompt_line_is_one_sentence_with_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a sign", "text": "CAT"}\n{"prompt": 3}\n')
+    done = marble(tmp_path, "check", "--set", f"data.train.ocr={tmp_path / 'bad.jsonl'}")
+    assert_one_sentence(done, "bad.jsonl", "2")
+
+
+def test_a_users_file_is_laid_over_the_preset_and_options_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {steps: 7, checkpoint_every: 3}\nrewards: [{name: ocr}]\n")
+    done = marble(tmp_path, "check", "--config", "mine.yaml", "--set", "train.steps=8", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "8 steps, a checkpoint every 3" in done.stdout and "rewards      ocr;" in done.stdout
+
+
+def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
+    done = marble(tmp_path, "compile", "--output", "out.yaml")
+    assert done.returncode == 0 and (tmp_path / "out.yaml").read_bytes() == (ROOT / "pipelines" / "marble.yaml").read_bytes()
+
+
+def test_ui_names_the_server_that_is_there(services: dict[str, str], tmp_path: Path) -> None:
+    assert services["MLFLOW_TRACKING_URI"] in marble(tmp_path, "ui").stdout
+
+
+def test_a_better_model_is_registered_and_the_run_ends_with_the_table_and_the_report(
+    services: dict[str, str], tmp_path: Path
+) -> None:
+    done = marble(tmp_path, "run", "--run-id", "first", *SMALL, stand_in="better")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout
+    assert "train 2/2  ocr 0.7 (1.00)  worst cosine +0.250" in said  # a step on one line
+    assert re.search(r"ocr\W+96\W+0\.500\W+0\.700\W+\+0\.200\W+\+0\.150 \.\. \+0\.250\W+60%", said), said
+    assert "Gate: passed" in said and "Registered: version 7 of marble" in said
+    report = tmp_path / ".marble" / "runs" / "first" / "report.html"
+    assert report.read_text().startswith("<!doctype html>") and str(report) in said
+    secrets = [services["AWS_SECRET_ACCESS_KEY"], services["AWS_ACCESS_KEY_ID"]]
+    written = b"".join(path.read_bytes() for path in (tmp_path / ".marble").rglob("*") if path.is_file())
+    assert not any(secret.encode() in written or secret in said + done.stderr for secret in secrets)
+
+
+def test_a_worse_model_is_refused_with_the_reason_and_the_command_still_succeeds(
+    services: dict[str, str], tmp_path: Path
+) -> None:
+    done = marble(tmp_path, "run", "--run-id", "second", *SMALL, "--set", "storage.experiment=refusals", stand_in="worse")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Gate: refused" in done.stdout and "ocr got worse" in done.stdout and "Registered" not in done.stdout
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("refusals")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_ID_TAG}` = 'second'")
+    assert "ocr got worse" in run.data.tags["marble.reasons"]
+
+
+def test_a_stage_that_names_its_error_ends_the_command_with_that_sentence(services: dict[str, str], tmp_path: Path) -> None:
+    done = marble(tmp_path, "run", *SMALL, stand_in="mendable")
+    assert_one_sentence(done, "The reward 'ocr' needs a wheel: pip install it.")
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence_from_the_first_stage(services: dict[str, str], tmp_path: Path) -> None:
+    done = marble(tmp_path, "run", *SMALL, "--set", "storage.bucket=not-there")
+    assert_one_sentence(done, "no S3 bucket 'not-there'", services["AWS_ENDPOINT_URL"])
+
+
+def test_a_stage_that_breaks_fails_the_command_with_its_traceback_and_the_logs_path(
+    services: dict[str, str], tmp_path: Path
+) -> None:
+    done = marble(tmp_path, "run", "--run-id", "broken", *SMALL, stand_in="broken")
+    assert done.returncode == 1
+    assert "RuntimeError: the stage broke here" in done.stderr
+    log = tmp_path / ".marble" / "runs" / "broken" / "pipeline.log"
+    assert str(log) in done.stderr and "the stage broke here" in log.read_text()
+    assert "evaluate" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_stopped_leaves_no_stage_and_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_number: signal.Signals
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # S3 is started, MLflow is not
+    command = [sys.executable, "-m", "marble_core.cli", "run", "--run-id", "stopped", *SMALL]
+    with (tmp_path / "output").open("wb") as output:
+        parent = subprocess.Popen(command, cwd=tmp_path, env=environment("hangs"), stdout=output, stderr=output)
+    events = tmp_path / ".marble" / "runs" / "stopped" / "progress.jsonl"
+    assert eventually(lambda: events.exists() and '"note": "pid' in events.read_text(), 60), (tmp_path / "output").read_text()
+    notes = [json.loads(line).get("note", "") for line in events.read_text().splitlines()]
+    stage = int(next(note for note in notes if note.startswith("pid ")).split()[1])
+    assert is_alive(stage) and addresses(tmp_path / ".marble")
+    parent.send_signal(signal_number)
+    assert parent.wait(30) != 0
+    assert eventually(lambda: not is_alive(stage))
+    assert eventually(lambda: addresses(tmp_path / ".marble") == {})  # nobody holds the lock
