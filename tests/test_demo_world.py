@@ -9,8 +9,9 @@ import pytest
 
 from marble_core.assets import resolve
 from marble_core.demo.counterexamples import alter, misdescribe, spoil
-from marble_core.demo.draw import SIZE, Shapes, Thing, draw
+from marble_core.demo.draw import draw
 from marble_core.demo.prompts import BLOB, catalogue, entries, generate
+from marble_core.demo.scenes import SIZE, Shapes, Thing
 from marble_core.demo.shapes import ShapesDetector
 from marble_core.types import SOURCES, MarbleError
 
@@ -69,9 +70,10 @@ def test_prompt_files_and_the_demo_speak_the_same_language(tmp_path):
 
     file = tmp_path / "prompts.jsonl"
     prompts = [p for source in SOURCES for p in generate(source, 40, 0, False)]
-    rows = [{"prompt": p.text, "source": p.source, "text": p.target, "tag": p.tag, "include": p.include, "exclude": p.exclude} for p in prompts]
+    names = {"text": "prompt", "target": "text"}
+    rows = [{names.get(key, key): value for key, value in vars(p).items()} for p in prompts]
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    assert read_prompts(file) == json.loads(json.dumps([p.__dict__ for p in prompts]), object_hook=_as_prompt)
+    assert read_prompts(file) == json.loads(json.dumps([vars(p) for p in prompts]), object_hook=_as_prompt)
 
 
 def _as_prompt(row):
@@ -83,7 +85,7 @@ def _as_prompt(row):
 
 
 def test_drawing_is_deterministic_and_of_the_models_size():
-    entry = generate and entries("general", 1, 0, False)[0]
+    entry = entries("general", 1, 0, False)[0]
     first, again = (draw(entry.scenes[0], Random(5)) for _ in range(2))
     assert first.size == (SIZE, SIZE) and first.mode == "RGB"
     assert first.tobytes() == again.tobytes()
@@ -137,7 +139,8 @@ def test_assets_resolve_in_one_place(tmp_path):
         resolve("./no/such")
 
 
-def test_prompts_and_assets_import_neither_torch_nor_scipy():
-    code = "import sys, marble_core.assets, marble_core.demo.prompts, marble_core.rewards; print({'torch', 'scipy', 'transformers'} & set(sys.modules))"
+def test_prompts_and_assets_import_neither_torch_nor_scipy_nor_pil():
+    modules = "marble_core.assets, marble_core.demo.prompts, marble_core.rewards"
+    code = f"import sys, {modules}; print({{'torch', 'scipy', 'transformers', 'PIL'}} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from marble_core.demo.draw import COLORS, LAYOUTS, PALETTE, SHAPES, SIZE, Pattern, Scene, Shapes, Thing, Word
+from marble_core.demo.scenes import COLORS, LAYOUTS, PALETTE, SHAPES, SIZE, Pattern, Scene, Shapes, Thing, Word
 
 LETTERS = "ABCDEFGHIJKLMNOPRSTUWXY"
 VOCABULARY = [  # sets of words that can stand for each other in a false description
@@ -55,10 +55,13 @@ def alter(scene: Scene, rng: Random) -> Scene:
             place = rng.randrange(len(text))
             letter = rng.choice([c for c in LETTERS if c != text[place]])
             changed = replace(scene, text=text[:place] + letter + text[place + 1 :])
-            return rng.choice([changed, changed, replace(scene, text=text[:place] + text[place + 1 :]), Shapes((), scene.ground)])
+            shorter = replace(scene, text=text[:place] + text[place + 1 :])
+            words: list[Scene] = [changed, changed, shorter, Shapes((), scene.ground)]
+            return rng.choice(words)
         case Pattern():
             kind = rng.choice([kind for kind in ("stripes", "checks", "ring") if kind != scene.kind])
-            return rng.choice([replace(scene, kind=kind), replace(scene, ground=other_ground), Shapes((), scene.ground)])
+            patterns: list[Scene] = [replace(scene, kind=kind), replace(scene, ground=other_ground), Shapes((), scene.ground)]
+            return rng.choice(patterns)
         case Shapes():
             return _alter_things(scene, other_ground, rng)
 

@@ -1,4 +1,4 @@
-"""Scenes of the synthetic world and how they are drawn: shapes on a ground, a written word, a pattern. PIL only, no font file.
+"""How scenes of the synthetic world are drawn, with PIL only and no font file.
 
 Coordinates and radii are in pixels of the finished 64 x 64 picture; everything is drawn ``OVERSAMPLING`` times larger and
 reduced, so that edges are smooth. The numbers are those that the demo model was trained with (shared/demo_model.md).
@@ -7,38 +7,15 @@ reduced, so that edges are smooth. The numbers are those that the demo model was
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-RGB = tuple[int, int, int]
-Point = tuple[float, float]
+from marble_core.demo.scenes import LAYOUTS, PALETTE, RGB, SIZE, Pattern, Point, Scene, Shapes, Word
 
-SIZE = 64
 OVERSAMPLING = 4
 
-COLORS: dict[str, RGB] = {
-    "red": (222, 34, 34),
-    "green": (34, 160, 62),
-    "blue": (38, 70, 222),
-    "yellow": (248, 214, 36),
-    "purple": (142, 44, 172),
-    "orange": (246, 130, 24),
-}
-GREYS: dict[str, RGB] = {"white": (250, 250, 250), "black": (16, 16, 16), "gray": (150, 150, 150)}
-PALETTE: dict[str, RGB] = {**COLORS, **GREYS}
-SHAPES = ("circle", "square", "triangle", "star")
-
-ROW: tuple[Point, ...] = ((17, 32), (47, 32))
-COLUMN: tuple[Point, ...] = ((32, 17), (32, 47))
-LAYOUTS: dict[int, tuple[tuple[Point, ...], ...]] = {
-    1: (((32, 32),),),
-    2: (ROW, COLUMN),
-    3: (((18, 20), (46, 20), (32, 45)), ((32, 19), (18, 44), (46, 44))),
-    4: (((18, 18), (46, 18), (18, 46), (46, 46)),),
-}
 RADII: dict[int, tuple[float, float]] = {1: (13, 19), 2: (9, 12.5), 3: (8.5, 11), 4: (8.5, 11)}
 SHIFTS: dict[int, float] = {1: 5, 2: 3, 3: 2.5, 4: 2.5}
 SIZES: dict[str, tuple[float, float]] = {"small": (7, 9.5), "big": (21, 25)}
@@ -46,41 +23,6 @@ SIZES: dict[str, tuple[float, float]] = {"small": (7, 9.5), "big": (21, 25)}
 COLOR_JITTER = 8.0  # grey levels: a colour is a region, not a point
 STROKE = 5  # thickens the letters of PIL's only built-in font; pixels of the large canvas
 TEXT_WIDTH = 61
-
-
-@dataclass(frozen=True)
-class Thing:
-    color: str
-    shape: str
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Up to four things on a plain ground. Without ``layout`` one of those for their number is drawn by lot."""
-
-    things: tuple[Thing, ...]
-    ground: str
-    layout: tuple[Point, ...] | None = None
-    size: str | None = None
-
-
-@dataclass(frozen=True)
-class Word:
-    text: str
-    letters: str
-    ground: str
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """``kind`` is stripes, checks or ring."""
-
-    kind: str
-    color: str
-    ground: str
-
-
-Scene = Shapes | Word | Pattern
 
 
 def draw(scene: Scene, rng: Random) -> Image.Image:
@@ -121,9 +63,7 @@ def _around(x: float, y: float, radii: list[float]) -> list[Point]:
 
 
 def _shade(color: str, rng: Random) -> RGB:
-    red, green, blue = (
-        int(min(255, max(0, channel + rng.uniform(-COLOR_JITTER, COLOR_JITTER)))) for channel in PALETTE[color]
-    )
+    red, green, blue = (int(min(255, max(0, channel + rng.uniform(-COLOR_JITTER, COLOR_JITTER)))) for channel in PALETTE[color])
     return red, green, blue
 
 
@@ -175,6 +115,6 @@ def _draw_pattern(canvas: Image.Image, scene: Pattern, rng: Random) -> None:
                     pen.rectangle((x, y, x + cell - 1, y + cell - 1), fill=fill)
     else:
         outer = rng.uniform(19, 24) * OVERSAMPLING
-        x, y = (side / 2 + rng.uniform(-3, 3) * OVERSAMPLING for _ in range(2))
+        center_x, center_y = (side / 2 + rng.uniform(-3, 3) * OVERSAMPLING for _ in range(2))
         for radius, color in ((outer, fill), (0.65 * outer, ground)):
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+            pen.ellipse((center_x - radius, center_y - radius, center_x + radius, center_y + radius), fill=color)

@@ -14,15 +14,79 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from marble_core.demo.draw import COLORS, COLUMN, PALETTE, ROW, SHAPES, Pattern, Point, Scene, Shapes, Thing, Word
+from marble_core.demo.scenes import COLORS, COLUMN, PALETTE, ROW, SHAPES, Pattern, Point, Scene, Shapes, Thing, Word
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-WORDS = (
-    "CAT DOG SUN CAR BUS MAP TEA CUP HAT PEN KEY BOX JAM ICE SKY SEA OWL FOX BEE ANT ZOO TOY RED BIG HOT NEW TOP YES "
-    "OPEN STOP EXIT SALE CAFE BOOK FISH MILK CAKE TAXI PARK SHOP FOOD GOLD BLUE LOVE HOME MOON STAR TREE BIRD WOLF DUCK "
-    "FROG LION BEAR RAIN SNOW WIND FIRE LAKE ROCK SHIP BIKE ROAD KING GAME JAZZ QUIZ"
-).split()
+WORDS = [
+    "CAT",
+    "DOG",
+    "SUN",
+    "CAR",
+    "BUS",
+    "MAP",
+    "TEA",
+    "CUP",
+    "HAT",
+    "PEN",
+    "KEY",
+    "BOX",
+    "JAM",
+    "ICE",
+    "SKY",
+    "SEA",
+    "OWL",
+    "FOX",
+    "BEE",
+    "ANT",
+    "ZOO",
+    "TOY",
+    "RED",
+    "BIG",
+    "HOT",
+    "NEW",
+    "TOP",
+    "YES",
+    "OPEN",
+    "STOP",
+    "EXIT",
+    "SALE",
+    "CAFE",
+    "BOOK",
+    "FISH",
+    "MILK",
+    "CAKE",
+    "TAXI",
+    "PARK",
+    "SHOP",
+    "FOOD",
+    "GOLD",
+    "BLUE",
+    "LOVE",
+    "HOME",
+    "MOON",
+    "STAR",
+    "TREE",
+    "BIRD",
+    "WOLF",
+    "DUCK",
+    "FROG",
+    "LION",
+    "BEAR",
+    "RAIN",
+    "SNOW",
+    "WIND",
+    "FIRE",
+    "LAKE",
+    "ROCK",
+    "SHIP",
+    "BIKE",
+    "ROAD",
+    "KING",
+    "GAME",
+    "JAZZ",
+    "QUIZ",
+]
 PLAIN_SIGNS = (  # (letters, ground) of a sign whose prompt names no colour
     ("white", "red"),
     ("white", "blue"),

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from marble_core.demo.draw import OVERSAMPLING, PALETTE, ROW, SHAPES, SIZE, Shapes, Thing, draw, draw_shape
+from marble_core.demo.draw import OVERSAMPLING, draw, draw_shape
 from marble_core.demo.prompts import BLOB
+from marble_core.demo.scenes import PALETTE, ROW, SHAPES, SIZE, Shapes, Thing
 from marble_core.rewards.geneval import Detection
 from marble_core.types import MarbleError
 
@@ -42,7 +43,7 @@ class ShapesDetector:
         return found
 
     def colors(self, image_HWC: np.ndarray, detections: Sequence[Detection]) -> list[str]:
-        return [_color(image_HWC, detection.mask) for detection in detections]
+        return [_color(image_HWC, d.mask) if d.mask is not None else UNKNOWN_COLOR for d in detections]
 
     def self_check(self) -> None:
         scene = Shapes((Thing("red", "circle"), Thing("blue", "star")), "white", ROW)

@@ -80,7 +80,10 @@ def construct(cls: type, options: dict[str, Any], what: str) -> Any:
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(parameters) or 'none'}."
             raise MarbleError(f"{what} has no option {option!r}: {hint}")
     for name, parameter in parameters.items():
-        required = parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        required = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
         if required and name not in options:
             raise MarbleError(f"{what} needs the option {name!r}.")
     return cls(**options)
@@ -91,7 +94,9 @@ def _load(reward: RewardConfig) -> Scorer:
     path = reward.scorer or SCORERS.get(reward.name)
     if path is None:
         known = ", ".join(SCORERS)
-        raise MarbleError(f"{what} is not known: choose one of {known}, or give its import path as 'scorer: package.module:Class'.")
+        raise MarbleError(
+            f"{what} is not known: choose one of {known}, or give its import path as 'scorer: package.module:Class'."
+        )
     scorer = construct(import_class(path, what), reward.options, what)
     for member in ("applies", "score", "self_check", "value_range"):
         if not hasattr(scorer, member):
@@ -124,5 +129,7 @@ def _score(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -
             f"The reward {scorer.name!r} failed on the prompt {prompts[0].text!r}: {type(error).__name__}: {error}."
         ) from error
     if values.shape != (len(prompts),):
-        raise MarbleError(f"The reward {scorer.name!r} returned shape {values.shape} for {len(prompts)} images; it must be ({len(prompts)},).")
+        raise MarbleError(
+            f"The reward {scorer.name!r} returned shape {values.shape}, not one number for each of {len(prompts)} images."
+        )
     return values

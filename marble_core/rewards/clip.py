@@ -1,7 +1,8 @@
 """CLIP checkpoints: one set of weights for every scorer that names the same one. Facts in shared/rewards.md, section 2.
 
-Reads ``openai/clip-vit-large-patch14``, ``yuvalkirstain/PickScore_v1`` and the demo's small ones alike: a CLIPModel, a tokenizer and
-an image processor's numbers, from a directory or the hub. Features are fp32, without gradients, outside autocast.
+Reads ``openai/clip-vit-large-patch14``, ``yuvalkirstain/PickScore_v1`` and the demo's small ones alike: a CLIPModel, a
+tokenizer and an image processor's numbers, from a directory or the hub. Features are fp32, without gradients, outside
+autocast.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Clip:
         """
         size = self.pictures.size["shortest_edge"]
         crop = self.pictures.crop_size
-        pixels = torch.from_numpy(np.ascontiguousarray(images_NHWC)).to(self.device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.array(images_NHWC)).to(self.device).permute(0, 3, 1, 2)
         height, width = pixels.shape[2:]
         if min(height, width) != size:
             scale = size / min(height, width)
@@ -93,7 +94,9 @@ class Clip:
             pixels = F.interpolate(pixels, target, mode=resample, antialias=True)
         top, left = (pixels.shape[2] - crop["height"]) // 2, (pixels.shape[3] - crop["width"]) // 2
         pixels = pixels[:, :, top : top + crop["height"], left : left + crop["width"]]
-        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.pictures.image_mean, self.pictures.image_std))
+        mean, std = (
+            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.pictures.image_mean, self.pictures.image_std)
+        )
         return (pixels.float() / 255 - mean) / std
 
 

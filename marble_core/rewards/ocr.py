@@ -42,32 +42,26 @@ class Ocr:
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
         parts = [part for part in np.array_split(np.arange(len(prompts)), self.workers) if len(part)]
         with ThreadPoolExecutor(self.workers) as pool:
-            texts = [text for found in pool.map(lambda part: self.reader(images_NHWC[part]), parts) for text in found]
-        return np.array([similarity(text, prompt.target) for text, prompt in zip(texts, prompts, strict=True)])
+            texts = [text for found in pool.map(lambda part: self.reader(list(images_NHWC[part])), parts) for text in found]
+        return np.array([similarity(text, prompt.target or "") for text, prompt in zip(texts, prompts, strict=True)])
 
     def self_check(self) -> None:
         picture = Image.new("RGB", (256, 128), "white")
         ImageDraw.Draw(picture).text((24, 24), "HELLO", fill="black", font=ImageFont.load_default(64), stroke_width=1)
         value = self.score(np.asarray(picture)[None], [Prompt("", "ocr", target="HELLO")])[0]
         if value != 1:
-            raise MarbleError(f"The reward {self.name!r} reads a clear 'HELLO' at {value:.2f} of 1: check rapidocr and onnxruntime.")
+            raise MarbleError(
+                f"The reward {self.name!r} reads a clear 'HELLO' at {value:.2f} of 1: check rapidocr and onnxruntime."
+            )
 
 
 def similarity(text: str, target: str) -> float:
     """The released reward: blanks and case do not count, and text around the target costs nothing."""
+    from rapidfuzz.distance import Levenshtein
+
     text, target = (value.replace(" ", "").lower() for value in (text, target))
-    distance = 0 if target in text else min(levenshtein(text, target), len(target))
+    distance = 0 if target in text else min(Levenshtein.distance(text, target), len(target))
     return 1 - distance / len(target)
-
-
-def levenshtein(one: str, other: str) -> int:
-    """Least number of letters inserted, removed or replaced."""
-    row = list(range(len(other) + 1))
-    for i, letter in enumerate(one, 1):
-        above, row = row, [i]
-        for j, wanted in enumerate(other, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (letter != wanted)))
-    return row[-1]
 
 
 def read_texts(images: Sequence[np.ndarray]) -> list[str]:

@@ -1,0 +1,133 @@
+"""The pictures that the demo's reward models learn from: drawn, countered, sampled, spoiled. (N, H, W, C) uint8, RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+from torch import Tensor
+
+from marble_core.assets import resolve
+from marble_core.demo.counterexamples import alter, misdescribe, spoil
+from marble_core.demo.draw import draw
+from marble_core.demo.prompts import Entry, entries
+from marble_core.demo.scenes import SIZE
+from marble_core.types import SOURCES
+
+SAMPLING_STEPS, SAMPLING_GUIDANCE, SAMPLING_BATCH = 10, (1.0, 3.0), 100
+
+
+@dataclass(frozen=True)
+class Described:
+    """N pictures with their prompts, and a counterexample of each; pictures are (N, H, W, C) uint8."""
+
+    texts: list[str]
+    false_texts: list[str]
+    drawn: np.ndarray
+    counter: np.ndarray
+
+
+@dataclass(frozen=True)
+class Compared(Described):
+    """The same, sampled under these prompts too. ``spoiled`` is one of drawn (VAE) and sampled, made worse."""
+
+    sampled: np.ndarray
+    spoiled: np.ndarray
+    spoiled_is_sample: np.ndarray
+
+    @property
+    def unspoiled(self) -> np.ndarray:
+        return np.where(self.spoiled_is_sample[:, None, None, None], self.sampled, self.drawn)
+
+
+class DemoModel:
+    """The demo's SD3, to sample from and to send drawings through its VAE."""
+
+    def __init__(self) -> None:
+        self.pipe = StableDiffusion3Pipeline.from_pretrained(resolve("demo://sd3"), torch_dtype=torch.float32)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.shift, self.scale = self.pipe.vae.config.shift_factor, self.pipe.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def sample(self, texts: list[str], guidance: float, seed: int) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = self.pipe(
+                texts,
+                num_inference_steps=SAMPLING_STEPS,
+                guidance_scale=guidance,
+                height=SIZE,
+                width=SIZE,
+                max_sequence_length=1,
+                output_type="latent",
+                generator=torch.Generator().manual_seed(seed),
+            ).images
+        return self._decode(latents.float() / self.scale + self.shift)
+
+    @torch.no_grad()
+    def reconstruct(self, pictures: list[Image.Image]) -> np.ndarray:
+        pixels = as_pixels(as_array(pictures))
+        return np.concatenate([self._decode(self.pipe.vae.encode(part).latent_dist.mean) for part in pixels.split(100)])
+
+    def _decode(self, latents: Tensor) -> np.ndarray:
+        pixels = self.pipe.vae.decode(latents).sample.clamp(-1, 1)
+        return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def as_pixels(images_NHWC: np.ndarray) -> Tensor:
+    """(N, C, H, W) in [-1, 1], which is what the saved image processor does with mean and std of a half."""
+    return torch.from_numpy(images_NHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def choose(count: int, seed: int, held_out: bool) -> list[Entry]:
+    """Entries of all sources, mixed."""
+    chosen = [entry for source in SOURCES for entry in entries(source, count // len(SOURCES), seed, held_out)]
+    Random(seed).shuffle(chosen)
+    return chosen
+
+
+def draw_described(chosen: list[Entry], finish: Callable[[list[Image.Image]], np.ndarray], rng: Random) -> Described:
+    scenes = [rng.choice(entry.scenes) for entry in chosen]
+    texts = [entry.prompt.text for entry in chosen]
+    return Described(
+        texts,
+        [misdescribe(text, rng) for text in texts],
+        finish([draw(scene, rng) for scene in scenes]),
+        finish([draw(alter(scene, rng), rng) for scene in scenes]),
+    )
+
+
+def compare(model: DemoModel, chosen: list[Entry], seed: int, say: Callable[[str], None]) -> Compared:
+    """Draw, counter, sample and spoil."""
+    rng = Random(seed)
+    described = draw_described(chosen, model.reconstruct, rng)
+    say(f"{len(chosen)} pictures drawn")
+    parts = []
+    for number, i in enumerate(range(0, len(chosen), SAMPLING_BATCH)):
+        guidance = SAMPLING_GUIDANCE[number % len(SAMPLING_GUIDANCE)]
+        parts.append(model.sample(described.texts[i : i + SAMPLING_BATCH], guidance, seed + number))
+        say(f"{min(i + SAMPLING_BATCH, len(chosen))} of {len(chosen)} sampled")
+    sampled = np.concatenate(parts)
+    is_sample = np.array([rng.random() < 0.5 for _ in chosen])
+    spoiled = [
+        spoil(Image.fromarray(sample if from_sample else drawn), rng)
+        for drawn, sample, from_sample in zip(described.drawn, sampled, is_sample, strict=True)
+    ]
+    return Compared(**vars(described), sampled=sampled, spoiled=as_array(spoiled), spoiled_is_sample=is_sample)
+
+
+def as_array(pictures: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def concatenate(one: Described, other: Described) -> Described:
+    return Described(
+        one.texts + other.texts,
+        one.false_texts + other.false_texts,
+        np.concatenate([one.drawn, other.drawn]),
+        np.concatenate([one.counter, other.counter]),
+    )

@@ -1,0 +1,312 @@
+"""Trains the demo's three small reward models: ``python -m marble_core.demo.pretrain_rewards`` (some 15 minutes on two cores).
+
+- clip: a CLIPModel on pictures of the world and their prompts, with hard negatives: each picture has a counterexample (a scene
+  that the prompt does not describe, or the picture spoiled) and each prompt a false description.
+- pickscore: the same trained further on pairs under one prompt, a drawn picture preferred to a sampled one (PickScore's recipe,
+  arXiv 2305.01569, equation 2), and any picture to its spoiled or emptied self.
+- aesthetic: five linear layers on clip's image features (the aesthetic predictor's recipe): drawn, sampled, spoiled.
+
+Every picture, drawn ones too, has passed the VAE, so that its blur is not what is preferred. Shapes: N pictures in a batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
+
+from marble_core.assets import WEIGHTS, resolve
+from marble_core.demo.pictures import (
+    Compared,
+    DemoModel,
+    Described,
+    as_array,
+    as_pixels,
+    choose,
+    compare,
+    concatenate,
+    draw_described,
+)
+from marble_core.demo.scenes import SIZE
+from marble_core.rewards.aesthetic import Head
+
+SEED = 7
+TRAIN_SIZE, HELD_OUT_SIZE = 4200, 450  # prompts over all sources, each drawn, sampled and spoiled
+DRAWINGS = 12_000  # further training pictures, only drawn
+QUALITY_BATCH, QUALITY_WEIGHT = 24, 0.1
+QUALITY = {"drawn": 7.5, "sampled": 5.0, "spoiled": 3.0}  # what the head should say, on the predictor's scale of 1-10
+TEXT_LENGTH = 16
+PROJECTION = 96
+
+
+@dataclass(frozen=True)
+class Recipe:
+    steps: int
+    batch: int
+    lr: float
+    weight_decay: float
+
+    def share_of_lr(self, step: int) -> float:
+        """Warm-up over 5 % of the steps, then linearly to 0."""
+        return min(1.0, (step + 1) / (0.05 * self.steps), 1 - step / self.steps)
+
+
+CLIP = Recipe(steps=400, batch=112, lr=2e-3, weight_decay=0.05)
+PICK = Recipe(steps=200, batch=64, lr=5e-4, weight_decay=0.1)
+HEAD = Recipe(steps=400, batch=512, lr=1e-3, weight_decay=1e-4)
+
+
+def seconds_left(done: int, total: int, start: float) -> str:
+    return f"{(time.monotonic() - start) / max(done, 1) * (total - done):.0f} s left"
+
+
+# -------------------------------------------------------------------------------------------------------------- training
+class Texts:
+    """Prompts as token ids, tokenized once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:
+        found = tokenizer(texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+        self.ids, self.mask = found.input_ids, found.attention_mask
+
+    def features(self, model: CLIPModel, index: Tensor) -> Tensor:
+        found = model.get_text_features(input_ids=self.ids[index], attention_mask=self.mask[index])
+        return F.normalize(found.pooler_output, dim=-1)
+
+
+def image_features(model: CLIPModel, images_NHWC: np.ndarray, augment: bool = True) -> Tensor:
+    """Unit features (N, D). ``augment`` moves each batch by up to two pixels and adds a little noise."""
+    pixels = as_pixels(images_NHWC)
+    if augment:
+        dy, dx = torch.randint(-2, 3, (2,)).tolist()
+        pixels = pixels.roll((dy, dx), (2, 3)) + 0.04 * torch.rand(len(pixels), 1, 1, 1) * torch.randn_like(pixels)
+    found = [model.get_image_features(pixel_values=part).pooler_output for part in pixels.split(256)]
+    return F.normalize(torch.cat(found), dim=-1)
+
+
+def small_clip(vocabulary: int) -> CLIPModel:
+    return CLIPModel(
+        CLIPConfig(
+            text_config={
+                "vocab_size": vocabulary,
+                "hidden_size": 96,
+                "intermediate_size": 192,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "max_position_embeddings": TEXT_LENGTH,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 3,
+            },
+            vision_config={
+                "hidden_size": 128,
+                "intermediate_size": 256,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "image_size": SIZE,
+                "patch_size": 8,
+            },
+            projection_dim=PROJECTION,
+        )
+    )
+
+
+def clip_loss(model: CLIPModel, described: Described, truths: Texts, lies: Texts, index: Tensor) -> Tensor:
+    """InfoNCE both ways (arXiv 2103.00020) with the hard negatives: 2N texts for each picture, 2N pictures for each text."""
+    rows, count, target = index.numpy(), len(index), torch.arange(len(index))
+    images = image_features(model, np.concatenate([described.drawn[rows], described.counter[rows]]))
+    texts = torch.cat([truths.features(model, index), lies.features(model, index)])
+    ids = torch.cat([truths.ids[index], lies.ids[index]])
+    same_text = (ids[:count, None] == ids[None]).all(-1)  # equal prompts are not negatives
+    same_text[target, target] = False
+    scale = model.logit_scale.exp()
+    to_texts = (scale * images[:count] @ texts.T).masked_fill(same_text, -1e4)
+    same_picture = torch.cat([same_text[:, :count], torch.zeros(count, count, dtype=torch.bool)], dim=1)
+    to_images = (scale * texts[:count] @ images.T).masked_fill(same_picture, -1e4)
+    return (F.cross_entropy(to_texts, target) + F.cross_entropy(to_images, target)) / 2
+
+
+def quality_loss(model: CLIPModel, quality: nn.Linear, compared: Compared) -> Tensor:
+    """Squared error of QUALITY as a linear function of the image feature, so that the features hold it for the aesthetic head."""
+    rows = np.random.default_rng(int(torch.randint(2**31, ()))).integers(0, len(compared.texts), QUALITY_BATCH)
+    features = image_features(model, np.concatenate([getattr(compared, kind)[rows] for kind in QUALITY]))
+    wanted = torch.tensor(list(QUALITY.values())).repeat_interleave(QUALITY_BATCH)
+    return F.mse_loss(quality(features).squeeze(-1), wanted)
+
+
+def pick_loss(model: CLIPModel, compared: Compared, texts: Texts, index: Tensor) -> Tensor:
+    """-log sigmoid of score differences: drawn > sampled, drawn > counterexample, any > its spoiled self, own > another's."""
+    rows = index.numpy()
+    prompts = texts.features(model, index)
+    kinds = (compared.drawn[rows], compared.sampled[rows], compared.counter[rows], compared.spoiled[rows])
+    images = image_features(model, np.concatenate(kinds)).view(len(kinds), len(rows), -1)
+    drawn, sampled, counter, spoiled = model.logit_scale.exp() * (images * prompts).sum(-1)
+    another = model.logit_scale.exp() * (images[1].roll(1, 0) * prompts).sum(-1)
+    unspoiled = torch.where(torch.from_numpy(compared.spoiled_is_sample[rows]), sampled, drawn)
+    pairs = ((1.0, drawn, sampled), (0.5, drawn, counter), (0.5, unspoiled, spoiled), (0.5, sampled, another))
+    return torch.stack([-weight * F.logsigmoid(better - worse).mean() for weight, better, worse in pairs]).sum()
+
+
+def fit(
+    modules: Iterable[nn.Module],
+    recipe: Recipe,
+    count: int,
+    loss_of: Callable[[Tensor], Tensor],
+    name: str,
+) -> None:
+    """Muon for the matrices and AdamW for the rest, one cycle of the learning rate, over random batches of ``count``."""
+    named = [item for module in modules for item in module.named_parameters()]
+    matrices = [p for label, p in named if p.ndim == 2 and "embed" not in label and p.shape[0] > 1]
+    rest = [p for label, p in named if all(p is not matrix for matrix in matrices)]
+    optimizers = (
+        torch.optim.Muon(matrices, recipe.lr, recipe.weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, recipe.lr, weight_decay=recipe.weight_decay),
+    )
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.share_of_lr) for optimizer in optimizers]
+    start = time.monotonic()
+    for step in range(recipe.steps):
+        loss = loss_of(torch.randint(0, count, (recipe.batch,)))
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        if step % 25 == 0 or step == recipe.steps - 1:
+            print(f"{name} {step + 1}/{recipe.steps}: loss {loss.item():.3f}, {seconds_left(step + 1, recipe.steps, start)}", flush=True)
+
+
+@torch.no_grad()
+def cosines(model: CLIPModel, images_NHWC: np.ndarray, texts: Texts) -> Tensor:
+    return (image_features(model, images_NHWC, augment=False) * texts.features(model, torch.arange(len(images_NHWC)))).sum(-1)
+
+
+def share(condition: Tensor) -> float:
+    return condition.float().mean().item()
+
+
+@torch.no_grad()
+def clip_accuracy(model: CLIPModel, held_out: Compared, truths: Texts, lies: Texts) -> dict[str, float]:
+    own = cosines(model, held_out.drawn, truths)
+    among = torch.arange(192)
+    retrieved = (image_features(model, held_out.drawn[:192], augment=False) @ truths.features(model, among).T).argmax(1)
+    return {
+        "retrieval among 192": share(retrieved == among),
+        "true over false text": share(own > cosines(model, held_out.drawn, lies)),
+        "true over false picture": share(own > cosines(model, held_out.counter, truths)),
+        "whole over spoiled": share(own > cosines(model, held_out.spoiled, truths)),
+    }
+
+
+def pick_accuracy(model: CLIPModel, held_out: Compared, texts: Texts) -> dict[str, float]:
+    drawn, spoiled = cosines(model, held_out.drawn, texts), cosines(model, held_out.spoiled, texts)
+    return {
+        "drawn over sampled": share(drawn > cosines(model, held_out.sampled, texts)),
+        "drawn over counterexample": share(drawn > cosines(model, held_out.counter, texts)),
+        "whole over spoiled": share(cosines(model, held_out.unspoiled, texts) > spoiled),
+    }
+
+
+@torch.no_grad()
+def head_accuracy(model: CLIPModel, head: Head, held_out: Compared) -> dict[str, float]:
+    def value(images_NHWC: np.ndarray) -> Tensor:
+        return head(image_features(model, images_NHWC, augment=False))
+
+    values = {kind: value(getattr(held_out, kind)) for kind in QUALITY}
+    return {
+        "drawn over sampled": share(values["drawn"] > values["sampled"]),
+        "whole over spoiled": share(value(held_out.unspoiled) > values["spoiled"]),
+        **{f"mean of {kind}": found.mean().item() for kind, found in values.items()},
+    }
+
+
+def train_head(model: CLIPModel, compared: Compared) -> Head:
+    """Least squares of QUALITY on clip's image features, as the aesthetic predictor was made."""
+    with torch.no_grad():
+        features = torch.cat([image_features(model, getattr(compared, kind), augment=False) for kind in QUALITY])
+    wanted = torch.tensor(list(QUALITY.values())).repeat_interleave(len(compared.texts))
+    head = Head(features.shape[1])
+    nn.init.constant_(head.layers[-1].bias, wanted.mean().item())
+
+    def loss_of(index: Tensor) -> Tensor:
+        return F.mse_loss(head(features[index]), wanted[index])
+
+    fit([head], HEAD, len(features), loss_of, "aesthetic")
+    return head.eval()
+
+
+# ------------------------------------------------------------------------------------------------------------------ main
+def save_clip(model: CLIPModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write what a CLIP repository holds: model (fp16), tokenizer, image processor."""
+    half = CLIPModel(model.config).half()
+    half.load_state_dict(model.state_dict())
+    half.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(directory)
+
+
+def report(name: str, accuracies: dict[str, float]) -> None:
+    print(f"{name} held out: " + ", ".join(f"{what} {value:.3f}" for what, value in accuracies.items()), flush=True)
+
+
+def main(target: Path = WEIGHTS / "rewards") -> None:
+    torch.manual_seed(SEED)
+    start = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - start:4.0f} s] {what}", flush=True)
+
+    sd3 = DemoModel()
+    held_out = compare(sd3, choose(HELD_OUT_SIZE, SEED, True), SEED, say)
+    compared = compare(sd3, choose(TRAIN_SIZE, SEED, False), SEED + 1000, say)
+    described = concatenate(compared, draw_described(choose(DRAWINGS, SEED + 1, False), as_array, Random(SEED)))
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(resolve("demo://sd3"), "tokenizer"))
+    truths, lies = Texts(tokenizer, described.texts), Texts(tokenizer, described.false_texts)
+    held_truths, held_lies = Texts(tokenizer, held_out.texts), Texts(tokenizer, held_out.false_texts)
+
+    say("clip")
+    model = small_clip(len(tokenizer))
+    quality = nn.Linear(PROJECTION, 1)
+    nn.init.constant_(quality.bias, sum(QUALITY.values()) / len(QUALITY))
+
+    def whole_clip_loss(index: Tensor) -> Tensor:
+        return clip_loss(model, described, truths, lies, index) + QUALITY_WEIGHT * quality_loss(model, quality, compared)
+
+    fit([model, quality], CLIP, len(described.texts), whole_clip_loss, "clip")
+    report("clip", clip_accuracy(model.eval(), held_out, held_truths, held_lies))
+    save_clip(model, tokenizer, target / "clip")
+
+    say("aesthetic")
+    head = train_head(model, compared)
+    report("aesthetic", head_accuracy(model, head, held_out))
+    (target / "aesthetic").mkdir(parents=True, exist_ok=True)
+    save_file({name: value.half() for name, value in head.state_dict().items()}, target / "aesthetic" / "model.safetensors")
+
+    say("pickscore")
+    model.train()
+
+    def loss_of_pairs(index: Tensor) -> Tensor:
+        return pick_loss(model, compared, truths, index)
+
+    fit([model], PICK, len(compared.texts), loss_of_pairs, "pickscore")
+    report("pickscore", pick_accuracy(model.eval(), held_out, held_truths))
+    save_clip(model, tokenizer, target / "pickscore")
+    say("done")
+
+
+if __name__ == "__main__":
+    main()
