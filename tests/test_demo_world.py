@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from marble_core.assets import resolve
+from marble_core.assets import WEIGHTS, resolve
 from marble_core.demo.counterexamples import alter, misdescribe, spoil
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import BLOB, catalogue, entries, generate
@@ -137,6 +137,10 @@ def test_assets_resolve_in_one_place(tmp_path):
         resolve("/no/such/directory")
     with pytest.raises(MarbleError, match="does not exist"):
         resolve("./no/such")
+
+
+def test_the_reward_weights_stay_below_eight_megabytes():
+    assert sum(file.stat().st_size for file in (WEIGHTS / "rewards").rglob("*") if file.is_file()) < 8e6
 
 
 def test_prompts_and_assets_import_neither_torch_nor_scipy_nor_pil():

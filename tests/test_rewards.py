@@ -96,10 +96,26 @@ def test_scorers_of_one_checkpoint_share_its_weights(checkpoint):
     assert ClipScore(checkpoint).clip is PickScore(checkpoint).clip
 
 
+def test_two_scorers_of_one_step_share_a_forward_pass(checkpoint, monkeypatch):
+    clip, images, passes = load_clip(checkpoint), noise(4, 32, seed=9), []
+    forward = clip.model.get_image_features
+    monkeypatch.setattr(clip.model, "get_image_features", lambda **kwargs: passes.append(1) or forward(**kwargs))
+    bicubic, bilinear, other = (
+        clip.image_features(images),
+        clip.image_features(images, "bilinear"),
+        clip.image_features(images[::-1]),
+    )
+    assert len(passes) == 2 and torch.equal(bicubic, bilinear) and not torch.equal(bicubic, other)
+    large = noise(4, 64)
+    assert not torch.equal(clip.image_features(large), clip.image_features(large, "bilinear"))
+
+
 def test_scores_do_not_depend_on_the_callers_autocast(checkpoint):
     images, scorer = noise(4, 64), ClipScore(checkpoint)
     plain = scorer.score(images, PROMPTS)
-    load_clip(checkpoint)._texts.clear()
+    clip = load_clip(checkpoint)
+    clip._texts.clear()
+    clip._last = None
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_array_equal(scorer.score(images, PROMPTS), plain)
 

@@ -174,14 +174,17 @@ def fit(
     start = time.monotonic()
     for step in range(recipe.steps):
         loss = loss_of(torch.randint(0, count, (recipe.batch,)))
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        for _, parameter in named:
+            parameter.grad = None
         loss.backward()
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
         if step % 25 == 0 or step == recipe.steps - 1:
-            print(f"{name} {step + 1}/{recipe.steps}: loss {loss.item():.3f}, {seconds_left(step + 1, recipe.steps, start)}", flush=True)
+            print(
+                f"{name} {step + 1}/{recipe.steps}: loss {loss.item():.3f}, {seconds_left(step + 1, recipe.steps, start)}",
+                flush=True,
+            )
 
 
 @torch.no_grad()
@@ -234,7 +237,7 @@ def train_head(model: CLIPModel, compared: Compared) -> Head:
         features = torch.cat([image_features(model, getattr(compared, kind), augment=False) for kind in QUALITY])
     wanted = torch.tensor(list(QUALITY.values())).repeat_interleave(len(compared.texts))
     head = Head(features.shape[1])
-    nn.init.constant_(head.layers[-1].bias, wanted.mean().item())
+    nn.init.constant_(head.get_parameter("layers.7.bias"), wanted.mean().item())
 
     def loss_of(index: Tensor) -> Tensor:
         return F.mse_loss(head(features[index]), wanted[index])

@@ -122,12 +122,12 @@ def _score(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -
     except MarbleError:
         raise
     except Exception as error:
-        if len(prompts) > 1:  # find the image that it fails on, so that the sentence can name it
+        where = f"the prompt {prompts[0].text!r}"
+        if len(prompts) > 1:
             for i, prompt in enumerate(prompts):
-                _score(scorer, images_NHWC[i : i + 1], [prompt])
-        raise MarbleError(
-            f"The reward {scorer.name!r} failed on the prompt {prompts[0].text!r}: {type(error).__name__}: {error}."
-        ) from error
+                _score(scorer, images_NHWC[i : i + 1], [prompt])  # raises for the image that it fails on
+            where = f"{len(prompts)} images at once, from {where} on, though on none alone"
+        raise MarbleError(f"The reward {scorer.name!r} failed on {where}: {type(error).__name__}: {error}.") from error
     if values.shape != (len(prompts),):
         raise MarbleError(
             f"The reward {scorer.name!r} returned shape {values.shape}, not one number for each of {len(prompts)} images."

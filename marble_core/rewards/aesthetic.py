@@ -45,10 +45,8 @@ class Aesthetic:
     name = "aesthetic"
     value_range = (0.0, 11.0)
 
-    def __init__(
-        self, head: str, checkpoint: str = "openai/clip-vit-large-patch14", batch_size: int = 64, device: str = "cpu"
-    ) -> None:
-        self.clip = load_clip(checkpoint, batch_size=batch_size, device=device)
+    def __init__(self, head: str, checkpoint: str = "openai/clip-vit-large-patch14", device: str | None = None) -> None:
+        self.clip = load_clip(checkpoint, device=device)
         self.head = load_head(head, self.clip.width)
 
     def applies(self, prompt: Prompt) -> bool:

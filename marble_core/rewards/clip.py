@@ -7,10 +7,11 @@ autocast.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +25,20 @@ from marble_core.types import MarbleError, Prompt, Scorer
 
 MAX_TEXT_TOKENS = 77
 CACHED_TEXTS = 20_000
+BATCH_SIZE = 64  # pictures or texts in a forward pass
 
 
 class Clip:
     """A loaded checkpoint. D is the width of its joint feature space."""
 
-    def __init__(self, checkpoint: Path | str, processor: Path | str, batch_size: int, device: str) -> None:
+    def __init__(self, checkpoint: str, processor: str, device: torch.device) -> None:
         self.model = CLIPModel.from_pretrained(checkpoint).float().eval().requires_grad_(False).to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(processor)
         self.pictures = CLIPImageProcessorPil.from_pretrained(processor)
-        self.batch_size, self.device = batch_size, device
+        self.device = device
         self.text_length = min(MAX_TEXT_TOKENS, self.model.config.text_config.max_position_embeddings)
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self._last: tuple[Any, Tensor] | None = None
 
     @property
     def width(self) -> int:
@@ -48,24 +51,28 @@ class Clip:
 
     @torch.no_grad()
     def image_features(self, images_NHWC: np.ndarray, resample: str = "bicubic") -> Tensor:
-        """Unit features (N, D) of uint8 RGB pictures."""
-        parts = [images_NHWC[i : i + self.batch_size] for i in range(0, len(images_NHWC), self.batch_size)]
-        found = []
-        for part in parts:
-            with torch.autocast(self.device.partition(":")[0], enabled=False):
-                found.append(self.model.get_image_features(pixel_values=self.preprocess(part, resample)).pooler_output)
-        return F.normalize(torch.cat(found), dim=-1).cpu()
+        """Unit features (N, D) of uint8 RGB pictures. The last ones are kept, for the next scorer of the same step."""
+        resized = min(images_NHWC.shape[1:3]) != self.pictures.size["shortest_edge"]
+        key = (hashlib.sha256(np.ascontiguousarray(images_NHWC)).digest(), images_NHWC.shape, resized and resample)
+        if self._last is None or self._last[0] != key:
+            found = []
+            for i in range(0, len(images_NHWC), BATCH_SIZE):
+                pixels = self.preprocess(images_NHWC[i : i + BATCH_SIZE], resample)
+                with torch.autocast(self.device.type, enabled=False):
+                    found.append(self.model.get_image_features(pixel_values=pixels.to(self.device)).pooler_output)
+            self._last = (key, F.normalize(torch.cat(found), dim=-1).cpu())
+        return self._last[1]
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Unit features (N, D) of prompts, each computed once."""
         missing = list(dict.fromkeys(text for text in texts if text not in self._texts))
-        for i in range(0, len(missing), self.batch_size):
-            part = missing[i : i + self.batch_size]
+        for i in range(0, len(missing), BATCH_SIZE):
+            part = missing[i : i + BATCH_SIZE]
             tokens = self.tokenizer(
                 part, padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
             ).to(self.device)
-            with torch.autocast(self.device.partition(":")[0], enabled=False):
+            with torch.autocast(self.device.type, enabled=False):
                 features = self.model.get_text_features(
                     input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
                 ).pooler_output
@@ -82,11 +89,11 @@ class Clip:
     def preprocess(self, images_NHWC: np.ndarray, resample: str) -> Tensor:
         """Short edge to the processor's size, centre crop, mean and std: normalised pixels (N, C, H, W).
 
-        Resizes uint8 tensors with antialiasing: within one grey level of PIL's result.
+        Resizes uint8 tensors (so on the CPU) with antialiasing: within one grey level of PIL's result.
         """
         size = self.pictures.size["shortest_edge"]
         crop = self.pictures.crop_size
-        pixels = torch.from_numpy(np.array(images_NHWC)).to(self.device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.array(images_NHWC)).permute(0, 3, 1, 2)
         height, width = pixels.shape[2:]
         if min(height, width) != size:
             scale = size / min(height, width)
@@ -94,24 +101,26 @@ class Clip:
             pixels = F.interpolate(pixels, target, mode=resample, antialias=True)
         top, left = (pixels.shape[2] - crop["height"]) // 2, (pixels.shape[3] - crop["width"]) // 2
         pixels = pixels[:, :, top : top + crop["height"], left : left + crop["width"]]
-        mean, std = (
-            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.pictures.image_mean, self.pictures.image_std)
-        )
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.pictures.image_mean, self.pictures.image_std))
         return (pixels.float() / 255 - mean) / std
 
 
-def load_clip(checkpoint: str, processor: str | None = None, batch_size: int = 64, device: str = "cpu") -> Clip:
+def load_clip(checkpoint: str, processor: str | None = None, device: str | None = None) -> Clip:
     """The checkpoint, loaded once a process; ``processor`` where tokenizer and image size come from another one.
 
-    Raises MarbleError where it cannot be read.
+    ``device`` is the GPU where there is one. Raises MarbleError where the checkpoint cannot be read.
     """
-    return _load(str(resolve(checkpoint)), str(resolve(processor or checkpoint)), batch_size, device)
+    return _load(
+        str(resolve(checkpoint)),
+        str(resolve(processor or checkpoint)),
+        device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
 
 
 @cache
-def _load(checkpoint: str, processor: str, batch_size: int, device: str) -> Clip:
+def _load(checkpoint: str, processor: str, device: str) -> Clip:
     try:
-        return Clip(checkpoint, processor, batch_size, device)
+        return Clip(checkpoint, processor, torch.device(device))
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
         raise MarbleError(f"The CLIP checkpoint {checkpoint} cannot be loaded: {reason}.") from error

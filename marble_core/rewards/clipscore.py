@@ -23,10 +23,9 @@ class ClipScore:
         self,
         checkpoint: str = "openai/clip-vit-large-patch14",
         resample: str = "bilinear",
-        batch_size: int = 64,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
-        self.clip = load_clip(checkpoint, batch_size=batch_size, device=device)
+        self.clip = load_clip(checkpoint, device=device)
         self.resample = resample
 
     def applies(self, prompt: Prompt) -> bool:

@@ -20,12 +20,11 @@ class PickScore:
         self,
         checkpoint: str = "yuvalkirstain/PickScore_v1",
         processor: str | None = None,
-        batch_size: int = 64,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         if processor is None and checkpoint == "yuvalkirstain/PickScore_v1":
             processor = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-        self.clip = load_clip(checkpoint, processor, batch_size, device)
+        self.clip = load_clip(checkpoint, processor, device)
 
     def applies(self, prompt: Prompt) -> bool:
         return True
