@@ -54,6 +54,11 @@ class RewardResult:
     base_std: float
     win_rate: float
 
+    @property
+    def digits(self) -> int:
+        """Decimals at which a hundredth of ``base_std`` shows."""
+        return int(np.clip(2 - np.floor(np.log10(self.base_std)), 2, 6)) if self.base_std > 0 else 3
+
 
 @dataclass(frozen=True)
 class Evaluation:

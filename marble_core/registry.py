@@ -58,7 +58,7 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
         return Decision(False, "not measured", (reason, _sentence(gain)))
     if evaluation.mean_gain.low <= 0:
         return Decision(False, "no gain", (_sentence(f"{gain}, an interval that does not lie above 0"),))
-    better = [f"{n} {interval(r.difference)}" for n, r in evaluation.rewards.items() if r.difference.low > 0]
+    better = [f"{n} {interval(r.difference, r.digits)}" for n, r in evaluation.rewards.items() if r.difference.low > 0]
     reasons = [_sentence(f"{gain}, an interval that lies above 0")]
     if better:
         reasons.append(f"Shown to be better: {', '.join(better)}.")
@@ -66,9 +66,10 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
     return Decision(True, "promoted", tuple(reasons))
 
 
-def interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate, digits: int = 3) -> str:
     """+0.123 (+0.045 to +0.201)"""
-    return f"{estimate.mean:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
+    mean, low, high = (f"{value:+.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} ({low} to {high})"
 
 
 def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata: Mapping[str, Any] | None = None) -> str:
@@ -144,7 +145,7 @@ def describe(evaluation: Evaluation, decision: Decision) -> str:
     lines = [f"**{decision.summary[0].upper()}{decision.summary[1:]}.** {' '.join(decision.reasons)}", ""]
     lines += ["| reward | prompts | base | trained | difference (95 % interval) | wins |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {n} | {r.n} | {r.base:.3f} | {r.trained:.3f} | {interval(r.difference)} | {r.win_rate:.0%} |"
+        f"| {n} | {r.n} | {r.base:.{r.digits}f} | {r.trained:.{r.digits}f} | {interval(r.difference, r.digits)} | {r.win_rate:.0%} |"
         for n, r in evaluation.rewards.items()
     ]
     if s := evaluation.settings:
@@ -156,7 +157,7 @@ def describe(evaluation: Evaluation, decision: Decision) -> str:
 def _harm(name: str, r: RewardResult, margin: float) -> str:
     limit = -margin * r.base_std
     return (
-        f"{name} got worse by {interval(r.difference)}, an interval that lies wholly below {limit:+.3f}, "
+        f"{name} got worse by {interval(r.difference, r.digits)}, an interval that lies wholly below {limit:+.{r.digits}f}, "
         f"which is {margin:g} of the base's standard deviation."
     )
 

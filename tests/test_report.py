@@ -1,0 +1,216 @@
+"""The one-page report: it says what happened, stands alone, and is truthful about a training that went wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marble_core.config import RunConfig, load_config
+from marble_core.evaluate import Estimate, Evaluation, RewardResult
+from marble_core.figures import History, balance_figures, ends, reward_figures, running_mean
+from marble_core.registry import decide
+from marble_core.report import MAX_BYTES, headline, write_report
+
+NAMES = ("clipscore", "ocr", "geneval")
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    loaded = load_config("demo", overrides=["train.steps=6"])
+    return loaded.model_copy(update={"rewards": tuple(r for r in loaded.rewards if r.name in NAMES)})
+
+
+def an_evaluation(**differences: tuple[float, float, float]) -> Evaluation:
+    given = {"clipscore": (0.0, -0.01, 0.01), "ocr": (-0.01, -0.05, 0.03), "geneval": (0.2, 0.1, 0.3)} | differences
+    rewards = {n: RewardResult(96, 0.5, 0.5 + d[0], Estimate(*d), base_std=0.4, win_rate=0.5) for n, d in given.items()}
+    by_source = {"general": {"clipscore": rewards["clipscore"]}, "ocr": rewards, "geneval": rewards}
+    return Evaluation(rewards, by_source, Estimate(0.2, 0.1, 0.3), settings={"solver": "euler", "prompts": {"ocr": 96}})
+
+
+def write_pictures(directory: Path, size: int = 16, per_source: int = 14, prompt: str = "a red circle") -> Path:
+    """Noise, which compresses worst. Beyond the first six of a source the reward changes by (row - 8)."""
+    rng = np.random.default_rng(0)
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i, source in enumerate(s for s in ("general", "ocr", "geneval") for _ in range(per_source)):
+        pictures = {role: f"{role}-{i:03d}.png" for role in ("base", "trained")}
+        for name in pictures.values():
+            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(directory / name)
+        row = {"index": i, "prompt": f"{prompt} {i}", "source": source, "pictures": pictures}
+        lines.append(json.dumps(row | {"base": {"clipscore": 1.0}, "trained": {"clipscore": 1.0 + i % per_source - 8}}))
+    (directory / "scores.jsonl").write_text("\n".join(lines))
+    return directory
+
+
+def write_history(path: Path, steps: int, skipped: tuple[int, ...] = (), tail: str = "", gram: bool = True) -> Path:
+    lines = []
+    for step in range(1, steps + 1):
+        metrics = {f"reward/{n}/mean": 0.1 * step + k for k, n in enumerate(NAMES)} | {"time/sample": 5.0, "time/train": 15.0}
+        if gram:
+            metrics |= {f"alpha/{n}": 1 / 3 for n in NAMES} | {f"consistency/{n}": 0.1 for n in NAMES} | {"cosine/worst": 0.3}
+        bad = {"step": step, "metrics": {"skipped": 1.0}, "notes": ["reward ocr is not finite for the prompt 'x'"]}
+        lines.append(json.dumps(bad if step in skipped else {"step": step, "metrics": metrics, "notes": []}))
+    path.write_text("\n".join(lines) + "\n" + tail)
+    return path
+
+
+class Page(HTMLParser):
+    """Tags in order, attributes, text; fails on a tag that is not closed where it should be."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.raw = path.read_text(encoding="utf-8")
+        self.feed(self.raw)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    directory = tmp_path_factory.mktemp("report")
+    images = write_pictures(directory / "images", prompt='<script>alert("x")</script> & co')
+    evaluation = an_evaluation()
+    history = write_history(directory / "history.jsonl", 6)
+    write_report(directory / "report.html", evaluation, decide(evaluation, config.registry), history, images, config)
+    return Page(directory / "report.html")
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(page: Page) -> None:
+    assert not page.all("script") and not page.all("link") and not page.all("iframe")
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/"))
+        assert not any(name.startswith("on") for name in attributes)
+    assert "@import" not in page.raw
+    assert all(target.startswith(("#", "data:")) for target in re.findall(r"url\(['\"]?([^'\")]*)", page.raw))
+
+
+def test_every_picture_is_embedded_and_every_figure_has_words(page: Page) -> None:
+    pictures, plots = page.all("img"), page.all("svg")
+    assert len(pictures) == 3 * 2 * (6 + 3 + 2)  # the row that did not change is neither
+    assert all(p["src"].startswith("data:image/png;base64,") and p["alt"].strip() for p in pictures)
+    assert len(plots) == 3 + 3
+    assert all(p["role"] == "img" and "over 6 steps" in p["aria-label"] for p in plots)
+
+
+def test_the_page_is_one_valid_document(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)), "two figures share an id, so one would borrow the other's clip path"
+    assert page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == 1
+    assert 'alert("x")</script> & co 0' in page.text, "a prompt is shown as it is, not run"
+
+
+def test_curves_follow_the_theme_of_the_page(page: Page) -> None:
+    plots = "".join(re.findall(r"<svg.*?</svg>", page.raw, re.DOTALL))
+    assert "var(--s0)" in plots and "currentColor" in plots
+    assert not re.search(r"#f[ed]00\d\d", plots), "a stand-in colour was left"
+    assert "<style" not in plots
+    for theme in ("prefers-color-scheme: dark", "@media print", "max-width: 720px"):
+        assert theme in page.raw
+
+
+def test_the_page_says_what_changed_and_what_the_gate_decided(page: Page) -> None:
+    assert "6 steps of training raised geneval (+0.200); clipscore and ocr did not change measurably." in page.text
+    assert "Promoted" in page.text and "The mean gain over all rewards is +0.200 (+0.100 to +0.300)" in page.text
+    assert "2.0 min for 6 steps (sample 25 %, train 75 %)" in page.text
+    assert "Training ended" not in page.text and "skipped" not in page.text
+
+
+def test_the_pictures_shown_first_are_not_chosen_and_the_others_are_named_as_chosen(page: Page) -> None:
+    shown = [int(p["alt"].rsplit(" ", 1)[1]) for p in page.all("img") if p["alt"].startswith("Trained")][:12]
+    assert shown == [0, 1, 2, 3, 4, 5, 13, 12, 11, 6, 7, 14]
+    assert page.text.count("the first 6 held-out prompts, not chosen") == 3
+
+
+@pytest.mark.parametrize(
+    ("differences", "says"),
+    [
+        ({"geneval": (0.0, -0.1, 0.1)}, "Training changed no reward measurably."),
+        ({"ocr": (-0.1, -0.2, -0.05)}, "raised geneval (+0.200), and lowered ocr (−0.100); clipscore did not"),
+        (
+            {"clipscore": (0.1, 0.05, 0.2), "ocr": (0.1, 0.05, 0.2)},
+            "raised clipscore (+0.100), ocr (+0.100) and geneval (+0.200).",
+        ),
+    ],
+)
+def test_the_headline_names_what_rose_and_what_fell(differences: dict[str, tuple[float, float, float]], says: str) -> None:
+    assert says in headline(an_evaluation(**differences), History(np.arange(0), {}))
+
+
+def test_a_killed_run_with_skipped_steps_makes_a_truthful_page(config: RunConfig, tmp_path: Path) -> None:
+    history = write_history(tmp_path / "h.jsonl", 5, skipped=(2, 3, 5), tail='{"step": 6, "metr')
+    evaluation = replace(an_evaluation(ocr=(-0.2, -0.3, -0.1)), notes=("Base and trained differ.",))
+    write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), history, tmp_path / "none", config)
+    page = Page(tmp_path / "r.html")
+    assert "Refused: worse" in page.text and "ocr got worse by −0.200 (−0.300 to −0.100)" in page.text
+    assert "Training ended after step 5 of 6." in page.text
+    assert "3 of 5 steps were skipped (×): 2, 3, 5." in page.text
+    assert "Step 2: reward ocr is not finite for the prompt 'x'." in page.text
+    assert "Base and trained differ." in page.text and "No pictures were saved." in page.text
+    assert all("3 of them skipped and left blank" in plot["aria-label"] for plot in page.all("svg"))
+
+
+def test_a_method_without_gradients_for_each_reward_has_no_alpha_and_says_so(config: RunConfig, tmp_path: Path) -> None:
+    history = write_history(tmp_path / "h.jsonl", 6, gram=False)
+    evaluation = an_evaluation()
+    plain = config.model_copy(update={"balance": config.balance.model_copy(update={"method": "weighted_sum"})})
+    for given, plots, says in ((history, 3, "weighted_sum takes no gradient"), (None, 0, "left no history")):
+        write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), given, tmp_path, plain)
+        page = Page(tmp_path / "r.html")
+        assert len(page.all("svg")) == plots and says in page.text
+
+
+def test_large_pictures_are_reduced_until_the_page_is_small_enough(config: RunConfig, tmp_path: Path) -> None:
+    images = write_pictures(tmp_path / "images", size=300, per_source=12)
+    evaluation = an_evaluation()
+    write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), None, images, config)
+    assert (tmp_path / "r.html").stat().st_size <= MAX_BYTES
+    assert len(re.findall("data:image/webp", (tmp_path / "r.html").read_text())) >= 3 * 2 * 6
+
+
+def test_curves_break_where_steps_were_skipped(tmp_path: Path) -> None:
+    history = History.load(write_history(tmp_path / "h.jsonl", 6, skipped=(3,)))
+    values = history.metrics["reward/ocr/mean"]
+    assert list(np.flatnonzero(np.isnan(values))) == [2] and history.skipped == (3,)
+    smooth = running_mean(values, 3)
+    assert np.isnan(smooth[2]) and smooth[1] == pytest.approx((values[0] + values[1]) / 2)
+    assert ends(np.array([1.0, np.nan, 2, 3, 4, 9])) == (1.0, 9.0)
+    assert all("left blank" in f.svg for f in [*reward_figures(history, NAMES, 6), *balance_figures(history, NAMES, 6)])
+
+
+def test_of_a_step_that_was_trained_twice_the_later_counts(tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").write_text(
+        "".join(f'{{"step": {s}, "metrics": {{"a": {v}}}}}\n' for s, v in ((1, 1), (2, 2), (2, 5), (4, 7)))
+    )
+    history = History.load(tmp_path / "h.jsonl")
+    np.testing.assert_equal(history.metrics["a"], [1, 5, np.nan, 7])
+    assert history.skipped == (3,)
