@@ -145,6 +145,7 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     from rich.table import Table
 
     from marble_core.evaluate import Evaluation
+    from marble_core.registry import CHAMPION
 
     found = outcome.results
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
@@ -166,9 +167,8 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     for reason in decision.get("reasons", ()):
         console.print(f"  {reason}", markup=False)
     if decision["passed"]:
-        console.print(
-            f"Registered: version {found['register']['version']} of {settings.registry.model} in MLflow (see it: marble ui)"
-        )
+        version = f"version {found['register']['version']} of {settings.registry.model}"
+        console.print(f"Registered: {version} as {CHAMPION} in MLflow (see it: marble ui)")
     if Path(found["evaluate"]["report"]).is_file():
         console.print(
             f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True

@@ -65,13 +65,14 @@ class Tracker:
         """
         for key, value in _DEFAULTS.items():
             os.environ.setdefault(key, value)
-        import mlflow
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        where = mlflow.get_tracking_uri()
+        where = os.environ.get("MLFLOW_TRACKING_URI")
+        if not where:  # MLflow would write a file into the working directory, which a container takes with it
+            raise MarbleError("MLFLOW_TRACKING_URI is not set: give the address of an MLflow server.")
         try:
-            client = MlflowClient()
+            client = MlflowClient(where)
             experiment_id = _experiment_id(client, experiment)
             run = find_run(client, experiment_id, run_id_tag)
             if run is None:

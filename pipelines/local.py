@@ -53,6 +53,9 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
             while child.returncode is None:
                 display.poll()
                 time.sleep(0.1)
+        except BaseException:
+            console.print(f"Stopping. A stage that trains writes a checkpoint first; --run-id {run_id} goes on from it.")
+            raise
         finally:
             child.terminate()
             code = child.wait()
@@ -68,9 +71,13 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
 
 def main(parameters: dict[str, str], directory: Path) -> None:
     """Execute the pipeline in this process and its children, and raise if a stage fails."""
+    import warnings
+
     from kfp import local
 
     from pipelines.marble import marble
+
+    warnings.filterwarnings("ignore", "You may be attemping to run a task")  # no image is run here
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(directory / "artifacts"))
     marble(**parameters)

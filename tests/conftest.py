@@ -1,6 +1,7 @@
 """Fixtures that every test may use: one real S3 server and one real MLflow server for the whole session."""
 
 import os
+import sys
 import threading
 import time
 import uuid
@@ -21,6 +22,16 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@pytest.fixture(autouse=True)
+def _no_test_names_a_tracking_server_to_the_next() -> Iterator[None]:
+    """mlflow.set_tracking_uri sets the variable too."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a real S3 server and a real MLflow server."""
@@ -33,6 +44,8 @@ def services(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[s
     """The servers, in the environment of the test; with the bucket ``marble``."""
     for name, value in servers.items():
         monkeypatch.setenv(name, value)
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(servers["MLFLOW_TRACKING_URI"])  # it remembers another test's above the environment's
     return servers
 
 

@@ -85,7 +85,7 @@ def test_a_better_model_is_registered_and_the_run_ends_with_the_table_and_the_re
     said = done.stdout
     assert "train 2/2  ocr 0.7 (1.00)  worst cosine +0.250" in said  # a step on one line
     assert re.search(r"ocr\W+96\W+0\.500\W+0\.700\W+\+0\.200\W+\+0\.150 \.\. \+0\.250\W+60%", said), said
-    assert "Gate: passed" in said and "Registered: version 7 of marble" in said
+    assert "Gate: passed" in said and "Registered: version 7 of marble as champion" in said
     report = tmp_path / ".marble" / "runs" / "first" / "report.html"
     assert report.read_text().startswith("<!doctype html>") and str(report) in said
     secrets = [services["AWS_SECRET_ACCESS_KEY"], services["AWS_ACCESS_KEY_ID"]]
@@ -99,7 +99,7 @@ def test_a_worse_model_is_refused_with_the_reason_and_the_command_still_succeeds
     done = marble(tmp_path, "run", "--run-id", "second", *SMALL, "--set", "storage.experiment=refusals", stand_in="worse")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Gate: refused" in done.stdout and "ocr got worse" in done.stdout and "Registered" not in done.stdout
-    client = MlflowClient()
+    client = MlflowClient(services["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("refusals")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_ID_TAG}` = 'second'")
@@ -129,7 +129,7 @@ def test_a_stage_that_breaks_fails_the_command_with_its_traceback_and_the_logs_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_command_that_is_stopped_leaves_no_stage_and_no_server(
+def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_number: signal.Signals
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # S3 is started, MLflow is not
@@ -145,3 +145,5 @@ def test_a_command_that_is_stopped_leaves_no_stage_and_no_server(
     assert parent.wait(30) != 0
     assert eventually(lambda: not is_alive(stage))
     assert eventually(lambda: addresses(tmp_path / ".marble") == {})  # nobody holds the lock
+    if signal_number != signal.SIGKILL:  # which leaves nobody to keep the server for the stage
+        assert '"note": "saved"' in events.read_text()

@@ -1,6 +1,7 @@
 """What MlflowClient finds on a real server after a run, and that a server that is gone stops nothing."""
 
 import math
+import os
 import time
 import uuid
 from pathlib import Path
@@ -21,6 +22,10 @@ def name(services: dict[str, str]) -> str:
     return f"run-{uuid.uuid4().hex[:8]}"
 
 
+def client() -> MlflowClient:
+    return MlflowClient(os.environ["MLFLOW_TRACKING_URI"])  # another test may have named another server to MLflow
+
+
 def start(name: str, **params: str) -> Tracker:
     return Tracker.start("tests", name, name, params, {"stage": "train"})
 
@@ -30,13 +35,12 @@ def test_every_step_is_found_with_all_its_metrics(name: str) -> None:
     for step in range(1, 6):
         tracker.log_step(StepReport(step, {"reward/ocr/mean": step / 10, "alpha/ocr": math.inf, "odd*name": 1.0}))
     tracker.end()
-    client = MlflowClient()
-    run = client.get_run(tracker.mlflow_run_id)
+    run = client().get_run(tracker.mlflow_run_id)
     assert run.info.status == "FINISHED" and run.info.run_name == name
     assert run.data.tags[RUN_ID_TAG] == name and run.data.tags["stage"] == "train" and run.data.params == {"seed": "0"}
-    history = client.get_metric_history(tracker.mlflow_run_id, "reward/ocr/mean")
+    history = client().get_metric_history(tracker.mlflow_run_id, "reward/ocr/mean")
     assert sorted((m.step, m.value) for m in history) == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4), (5, 0.5)]
-    assert all(math.isnan(m.value) for m in client.get_metric_history(tracker.mlflow_run_id, "alpha/ocr"))
+    assert all(math.isnan(m.value) for m in client().get_metric_history(tracker.mlflow_run_id, "alpha/ocr"))
     assert "odd_name" in run.data.metrics
     assert tracker.failures == 0
 
@@ -47,7 +51,7 @@ def test_a_restarted_stage_goes_on_in_the_same_run_and_changed_parameters_are_ta
     again = start(name, seed="1", steps="9")
     again.end("RUNNING")
     assert again.mlflow_run_id == first.mlflow_run_id
-    run = MlflowClient().get_run(again.mlflow_run_id)
+    run = client().get_run(again.mlflow_run_id)
     assert run.info.status == "RUNNING"
     assert run.data.params == {"seed": "0", "steps": "9"} and run.data.tags["changed.seed"] == "1"
 
@@ -61,8 +65,7 @@ def test_files_and_pictures_are_stored_in_s3_by_the_server(name: str, tmp_path: 
     tracker.log_image(np.zeros((8, 8, 3), np.uint8), "after", 3)
     tracker.end()
     assert tracker.failures == 0
-    client = MlflowClient()
-    assert {a.path for a in client.list_artifacts(tracker.mlflow_run_id)} == {"all", "images", "report.html"}
+    assert {a.path for a in client().list_artifacts(tracker.mlflow_run_id)} == {"all", "images", "report.html"}
     assert any(key.endswith(f"{tracker.mlflow_run_id}/artifacts/all/report.html") for key in S3("mlflow").keys("artifacts"))
 
 
@@ -97,7 +100,7 @@ def test_metrics_that_were_lost_on_their_way_are_sent_again_at_the_end(name: str
         tracker.log_step(StepReport(step, {"loss": float(step)}))
     tracker.end()
     assert tracker.failures == 2
-    assert [m.value for m in MlflowClient().get_metric_history(tracker.mlflow_run_id, "loss")] == [1.0, 2.0]
+    assert [m.value for m in client().get_metric_history(tracker.mlflow_run_id, "loss")] == [1.0, 2.0]
 
 
 def test_a_server_that_is_gone_neither_stops_nor_blocks_a_training(
@@ -118,6 +121,9 @@ def test_a_server_that_is_gone_neither_stops_nor_blocks_a_training(
 def test_an_mlflow_that_does_not_answer_at_the_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MarbleError, match="MLFLOW_TRACKING_URI is not set"), monkeypatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI")
+        start("nowhere")
     with pytest.raises(MarbleError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used .*MLFLOW_TRACKING_URI") as error:
         start("unreachable")
     assert "\n" not in str(error.value)
