@@ -17,6 +17,7 @@ import numpy as np
 
 SERIES = 8  # colours var(--s0) ... var(--s7) of the style sheet, by a reward's place in the configuration
 _INK = "#fd0000"  # stands for currentColor until the SVG is written
+_POINTS = 400  # of a curve; longer histories are drawn by the means of blocks of steps
 _MANY = 60  # from so many steps on, a running mean is drawn over the single values
 
 
@@ -61,6 +62,17 @@ class History:
         values = self.metrics.get(name)
         return None if values is None or np.isnan(values).all() else values
 
+    def thinned(self, points: int = _POINTS) -> History:
+        """At most ``points`` block means, each at the last step of its block; a block without a value is a gap."""
+        width = -(-len(self.steps) // points)
+        if width <= 1:
+            return self
+        pad = -len(self.steps) % width
+        blocks = {n: np.pad(v, (pad, 0), constant_values=np.nan).reshape(-1, width) for n, v in self.metrics.items()}
+        counts = {n: (~np.isnan(b)).sum(1) for n, b in blocks.items()}
+        means = {n: np.where(counts[n] > 0, np.nansum(b, 1) / np.maximum(counts[n], 1), np.nan) for n, b in blocks.items()}
+        return History(self.steps[width - 1 - pad :: width], means, self.notes, self.skipped)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -74,6 +86,7 @@ class Figure:
 
 def reward_figures(history: History, names: Sequence[str], planned: int) -> list[Figure]:
     """One panel a reward: its mean over the step's images."""
+    history = history.thinned()
     return [
         _panel(history, name, {k: values}, planned, f"mean of {name} over the step's pictures", k)
         for k, name in enumerate(names)
@@ -83,6 +96,7 @@ def reward_figures(history: History, names: Sequence[str], planned: int) -> list
 
 def balance_figures(history: History, names: Sequence[str], planned: int) -> list[Figure]:
     """Stacked alpha, the worst cosine, and each reward's self-consistency: those of them that the method has."""
+    history = history.thinned()
     figures = []
     alphas = {k: a for k, n in enumerate(names) if (a := history.get(f"alpha/{n}")) is not None}
     if alphas:
@@ -90,10 +104,11 @@ def balance_figures(history: History, names: Sequence[str], planned: int) -> lis
     if (worst := history.get("cosine/worst")) is not None:
         what = "worst cosine between the direction and a reward's gradient"
         figures.append(_panel(history, "Worst cosine", {None: worst}, planned, what, zero=True))
-    consistency = {k: c for k, n in enumerate(names) if (c := history.get(f"consistency/{n}")) is not None}
-    if consistency:
+    halves: dict[int | None, np.ndarray] = {}
+    halves |= {k: c for k, n in enumerate(names) if (c := history.get(f"consistency/{n}")) is not None}
+    if halves:
         what = "cosine between the gradients of the two halves of a step, for each reward"
-        figures.append(_panel(history, "Self-consistency", consistency, planned, what, zero=True, smooth=True))
+        figures.append(_panel(history, "Self-consistency", halves, planned, what, zero=True, smooth=True))
     return figures
 
 
@@ -147,17 +162,18 @@ def _panel(
     if len(series) == 1:
         first, last = ends(next(iter(series.values())))
         caption = f"{first:#.3g} → {last:#.3g}"
-        alt = f"Curve of the {what}: from {first:#.3g} to {last:#.3g} over {count} steps{_skips(history)}."
+        alt = f"Curve of the {what}: from {first:#.3g} to {last:#.3g} over {history.steps[-1]} steps{_skips(history)}."
     else:
         caption = "signal near 1, noise near 0"
-        alt = f"Curves of the {what}, over {count} steps{_skips(history)}."
+        alt = f"Curves of the {what}, over {history.steps[-1]} steps{_skips(history)}."
     return Figure(title, caption, _svg(figure, title if own is None else f"reward_{title}", alt), own)
 
 
 def _stack(history: History, names: Sequence[str], alphas: Mapping[int, np.ndarray], planned: int) -> Figure:
     """Alpha as a stack of steps, so that a single step between two skipped ones still shows."""
     figure, axes = _axes(history, planned)
-    edges = np.repeat(history.steps, 2) + np.tile([-0.5, 0.5], len(history.steps))
+    width = history.steps[1] - history.steps[0] if len(history.steps) > 1 else 1
+    edges = np.repeat(history.steps + 0.5, 2) - np.tile([width, 0], len(history.steps))
     missing = np.isnan(np.stack(list(alphas.values()))).all(0)
     below = np.zeros(len(edges))
     for k, alpha in alphas.items():
@@ -167,7 +183,7 @@ def _stack(history: History, names: Sequence[str], alphas: Mapping[int, np.ndarr
     axes.set_ylim(0, 1)
     means = {names[k]: float(np.nanmean(alpha)) for k, alpha in alphas.items()}
     listed = ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
-    alt = f"Stacked weights alpha of the rewards over {len(history.steps)} steps{_skips(history)}; their means are {listed}."
+    alt = f"Stacked weights alpha of the rewards over {history.steps[-1]} steps{_skips(history)}; their means are {listed}."
     return Figure("Alpha", "weights, from the bottom as listed", _svg(figure, "Alpha", alt))
 
 
@@ -187,8 +203,17 @@ def _axes(history: History, planned: int) -> tuple[Any, Any]:
         spine.set_color(_INK)
         spine.set_alpha(0.4)
     if history.skipped:
-        at = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5}
-        axes.plot(history.skipped, np.zeros(len(history.skipped)), linestyle="", marker="x", markersize=4.5, color=_INK, **at)
+        on_axis = axes.get_xaxis_transform()
+        axes.scatter(
+            history.skipped,
+            np.zeros(len(history.skipped)),
+            s=18,
+            c=_INK,
+            marker="x",
+            transform=on_axis,
+            clip_on=False,
+            zorder=5,
+        )
     return figure, axes
 
 
@@ -211,6 +236,7 @@ def _svg(figure: Any, key: str, alt: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)  # styles would rule the whole page
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{salt}-", text)
     text = re.sub(r"#fe00(\d\d)", lambda m: colour(int(m[1])), text).replace(_INK, "currentColor")
     head, rest = text.split(">", 1)

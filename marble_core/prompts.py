@@ -65,7 +65,7 @@ def write_jsonl(path: str | Path, prompts: Iterable[Prompt]) -> None:
     """Write the prompts so that read_jsonl gives them back equal."""
     rows = []
     for p in prompts:
-        row = {"prompt": p.text, "source": p.source, "text": p.target, "tag": p.tag}
+        row: dict[str, Any] = {"prompt": p.text, "source": p.source, "text": p.target, "tag": p.tag}
         row |= {"include": list(p.include), "exclude": list(p.exclude)}
         rows.append(json.dumps({k: v for k, v in row.items() if v not in (None, [])}, ensure_ascii=False, default=dict))
     Path(path).write_text("\n".join(rows) + "\n", encoding="utf-8")

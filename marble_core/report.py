@@ -24,8 +24,7 @@ from marble_core.figures import History, balance_figures, colour, reward_figures
 from marble_core.registry import Decision
 from marble_core.types import SOURCES
 
-MAX_BYTES = 3_000_000
-PICTURE_BYTES = 1_900_000  # of encoded pictures; the rest is for curves and text
+PICTURE_BYTES = 1_900_000  # of encoded pictures; of the page's 3 MB the rest is for curves and text
 SHOWN = 6  # first pictures of a source; as many again that changed most
 SIZES = (256, 192, 128, 96, 64)  # pixels a side, the first that fits
 NOTEWORTHY = 0.25  # base stds by which a picture's reward must change for an arrow
@@ -88,7 +87,7 @@ def write_report(
     images_dir: Path,
     config: RunConfig,
 ) -> None:
-    """Write the page, at most 3 MB whatever the pictures' size.
+    """Write the page, at most 3 MB whatever the pictures' size and the number of steps.
 
     ``history_path`` is train's history.jsonl; it may be missing, stop early or have gaps, and the page then says so.
     ``images_dir`` is the directory of pictures and scores.jsonl that run_evaluation wrote.
@@ -99,10 +98,6 @@ def write_report(
     history = History.load(history_path)
     names = [n for n in config.reward_names if n in evaluation.rewards]
     limit = _axis_limit(evaluation, config.registry.margin)
-    rewards, balance = ([], []) if not len(history.steps) else (
-        reward_figures(history, config.reward_names, config.train.steps),
-        balance_figures(history, config.reward_names, config.train.steps),
-    )  # fmt: skip
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"signed": signed, "number": number, "typeset": typeset, "svg": Markup}
     template = environment.from_string(files("marble_core").joinpath("report.html.j2").read_text(encoding="utf-8"))
@@ -117,8 +112,8 @@ def write_report(
         margin=config.registry.margin,
         margin_end=_position(-config.registry.margin, limit),
         galleries=_galleries(Path(images_dir), evaluation),
-        reward_figures=rewards,
-        balance_figures=balance,
+        reward_figures=reward_figures(history, config.reward_names, config.train.steps),
+        balance_figures=balance_figures(history, config.reward_names, config.train.steps),
         legend=[(n, colour(k)) for k, n in enumerate(config.reward_names)],
         colour=colour,
         remarks=_remarks(evaluation, history, config),
@@ -127,9 +122,7 @@ def write_report(
         settings=evaluation.settings,
         config=config,
     )
-    if len(data := page.encode()) > MAX_BYTES:
-        raise ValueError(f"the report has {len(data)} bytes, more than {MAX_BYTES}")
-    Path(path).write_bytes(data)
+    Path(path).write_text(page, encoding="utf-8")
 
 
 def headline(evaluation: Evaluation, history: History) -> str:
@@ -137,24 +130,23 @@ def headline(evaluation: Evaluation, history: History) -> str:
     r = evaluation.rewards
     groups = {effect: [n for n in r if _effect(r[n].difference) == effect] for effect in ("better", "worse", "same")}
     after = f"{len(history.steps)} steps of training" if len(history.steps) else "Training"
-    said = []
-    if groups["better"]:
-        said.append(f"raised {_listed([f'{n} ({signed(r[n].difference.mean, r[n].digits)})' for n in groups['better']])}")
-    if groups["worse"]:
-        said.append(f"lowered {_listed([f'{n} ({signed(r[n].difference.mean, r[n].digits)})' for n in groups['worse']])}")
+    said = [
+        f"{verb} {_listed([f'{n} ({signed(r[n].difference.mean, r[n].digits)})' for n in groups[effect]])}"
+        for verb, effect in (("raised", "better"), ("lowered", "worse"))
+        if groups[effect]
+    ]
     if not said:
         return f"{after} changed no reward measurably."
     rest = f"; {_listed(groups['same'])} did not change measurably" if groups["same"] else ""
     return f"{after} {', and '.join(said)}{rest}."
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """+0.123 or −0.123, with the typographic minus."""
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
 def number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return typeset(f"{value:.{digits}f}")
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return typeset(f"{value:+.{digits}f}")
 
 
 def typeset(text: str) -> str:

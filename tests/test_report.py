@@ -16,8 +16,9 @@ from marble_core.config import RunConfig, load_config
 from marble_core.evaluate import Estimate, Evaluation, RewardResult
 from marble_core.figures import History, balance_figures, ends, reward_figures, running_mean
 from marble_core.registry import decide
-from marble_core.report import MAX_BYTES, headline, write_report
+from marble_core.report import headline, write_report
 
+MAX_BYTES = 3_000_000
 NAMES = ("clipscore", "ocr", "geneval")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -205,6 +206,15 @@ def test_curves_break_where_steps_were_skipped(tmp_path: Path) -> None:
     assert np.isnan(smooth[2]) and smooth[1] == pytest.approx((values[0] + values[1]) / 2)
     assert ends(np.array([1.0, np.nan, 2, 3, 4, 9])) == (1.0, 9.0)
     assert all("left blank" in f.svg for f in [*reward_figures(history, NAMES, 6), *balance_figures(history, NAMES, 6)])
+
+
+def test_a_long_history_is_drawn_by_block_means_that_end_at_its_last_step() -> None:
+    steps = np.arange(1, 1002)
+    values = np.where(steps <= 6, np.nan, steps.astype(float))
+    thin = History(steps, {"a": values}).thinned(200)
+    assert len(thin.steps) == 167 and thin.steps[-1] == 1001 and set(np.diff(thin.steps)) == {6}
+    assert np.isnan(thin.metrics["a"][0]) and thin.metrics["a"][1] == 9
+    assert thin.metrics["a"][-1] == np.mean([996, 997, 998, 999, 1000, 1001])
 
 
 def test_of_a_step_that_was_trained_twice_the_later_counts(tmp_path: Path) -> None:
