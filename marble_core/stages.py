@@ -24,6 +24,7 @@ from marble_core.types import MarbleError
 if TYPE_CHECKING:
     from marble_core.evaluate import Evaluation
     from marble_core.registry import Decision
+    from marble_core.tracking import Tracker
 
 
 def new_run_id() -> str:
@@ -85,13 +86,24 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
     with progress.stage("evaluate") as result:
         from marble_core.evaluate import run_evaluation
         from marble_core.prompts import read_jsonl
+        from marble_core.report import write_report
 
         config, _ = read_prepared(prepared)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
-        evaluation = run_evaluation(config, read_jsonl(prepared / "evaluation.jsonl"), adapter, out)
+        run_evaluation(config, read_jsonl(prepared / "evaluation.jsonl"), adapter, out)
+        evaluation, decision, _ = _judge(out)
+        write_report(out / "report.html", evaluation, decision, adapter / "history.jsonl", out / "images", config)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / "report.html", report)
+        gains = {f"evaluation/{name}/difference": reward.difference.mean for name, reward in evaluation.rewards.items()}
+        gains["evaluation/mean_gain"] = evaluation.mean_gain.mean
+        with _tracked(prepared, "RUNNING") as tracker:
+            tracker.log_metrics(gains)
+            tracker.log_artifact(out / "report.html")
+            tracker.log_artifact(out / "evaluation.json")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
-    return {name: reward.difference.mean for name, reward in evaluation.rewards.items()}
+    return gains
 
 
 def gate(evaluation: Path) -> bool:
@@ -108,8 +120,8 @@ def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
         from marble_core.registry import register_version
 
         numbers, decision, config = _judge(evaluation)
-        with _tracked(prepared) as mlflow_run_id:
-            version = register_version(config.registry.model, numbers, decision, mlflow_run_id, config.digest)
+        with _tracked(prepared) as tracker:
+            version = register_version(config.registry.model, numbers, decision, tracker.mlflow_run_id, config.digest)
         result |= {"model": config.registry.model, "version": version}
     return version
 
@@ -120,10 +132,25 @@ def reject(prepared: Path, evaluation: Path) -> str:
         from marble_core.registry import record_refusal
 
         numbers, decision, _ = _judge(evaluation)
-        with _tracked(prepared) as mlflow_run_id:
-            record_refusal(numbers, decision, mlflow_run_id)
+        with _tracked(prepared) as tracker:
+            record_refusal(numbers, decision, tracker.mlflow_run_id)
         result |= {"reason": " ".join(decision.reasons)}
     return " ".join(decision.reasons)
+
+
+def _log_evaluation(config: RunConfig, run_id: str, evaluation: Evaluation, report: Path) -> None:
+    """The numbers of the comparison and the page, into the run's MLflow run."""
+    from marble_core.tracking import Tracker, run_params
+
+    tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config))
+    numbers = {f"evaluation/{n}/{what}": getattr(r, what) for n, r in evaluation.rewards.items() for what in ("base", "trained")}
+    numbers |= {f"evaluation/{n}/difference": r.difference.mean for n, r in evaluation.rewards.items()}
+    tracker.log_metrics(numbers | {"evaluation/mean_gain": evaluation.mean_gain.mean}, config.train.steps)
+    page = report.with_name("report.html") if report.suffix != ".html" else report
+    if page != report:
+        shutil.copyfile(report, page)
+    tracker.log_artifact(page, "report")
+    tracker.end("RUNNING")
 
 
 def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
@@ -136,11 +163,15 @@ def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
 
 
 @contextmanager
-def _tracked(prepared: Path) -> Iterator[str]:
-    """The id of the MLflow run that training began; the run is finished after the block."""
+def _tracked(prepared: Path, status: str = "FINISHED") -> Iterator[Tracker]:
+    """The MLflow run that training began, which has this status after the block."""
     from marble_core.tracking import Tracker
 
     config, run_id = read_prepared(prepared)
     tracker = Tracker.start(config.storage.experiment, run_id, run_id, {})
-    yield tracker.mlflow_run_id
-    tracker.end()
+    try:
+        yield tracker
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    tracker.end(status)
