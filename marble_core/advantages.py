@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from marble_core.types import RewardTable
 
 EPSILON = 1e-4  # [C]
+Mixing = Literal["rewards", "advantages"]
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """A_NK, zero where mask_NK is false, and ``A_N``, that of the mean of an image's valid rewards (weighted_sum)."""
+    """A_NK, zero where mask_NK is false, and ``A_N``, one mixed advantage an image for the methods that want it."""
 
     A_NK: np.ndarray
     mask_NK: np.ndarray
@@ -32,19 +34,29 @@ class Advantages:
         return Advantages(A_NK, self.mask_NK, A_N), changed
 
 
-def estimate(table: RewardTable, group_N: np.ndarray, std: str) -> Advantages:
-    """A_ik = (R_ik - mean over the valid images of the prompt) / (sigma_k + 1e-4).
+def estimate(table: RewardTable, group_N: np.ndarray, std: str, mixing: Mixing | None = None) -> Advantages:
+    """A_ik = (R_ik - mean over the valid images of the prompt) / (sigma_k + 1e-4), and A_N by ``mixing``.
 
     sigma_k is the population std over all valid raw R_k of the step (``std="batch"`` [C]) or of the prompt's group
-    (``"group"`` [P]). A group of one valid image or of equal rewards has A = 0.
+    (``"group"`` [P]). A group of one valid image or of equal rewards has A = 0. ``mixing="rewards"``: A_N is the advantage of
+    the mean of an image's valid rewards; ``"advantages"``: the mean of its valid group advantages, whitened over the step.
     """
     mask_NK = table.mask_NK
     A_NK = np.where(mask_NK, _centre_and_scale(table.R_NK, group_N, std), 0.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # an image without any valid reward has no mean
-        mean_N = np.nanmean(table.R_NK, 1)
-    A_N = np.nan_to_num(_centre_and_scale(mean_N[:, None], group_N, std)[:, 0])
+    A_N = np.zeros(len(group_N))
+    if mixing == "rewards":
+        A_N = np.nan_to_num(_centre_and_scale(_mean(table.R_NK)[:, None], group_N, std)[:, 0])
+    elif mixing == "advantages":
+        mixed_N = _mean(np.where(mask_NK, _centre_and_scale(table.R_NK, group_N, "group"), np.nan))
+        A_N = np.nan_to_num((mixed_N - np.nanmean(mixed_N)) / (np.nanstd(mixed_N) + EPSILON))
     return Advantages(A_NK, mask_NK, A_N)
+
+
+def _mean(values_NK: np.ndarray) -> np.ndarray:
+    """Over an image's valid entries; NaN for an image that has none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values_NK, 1)
 
 
 def _centre_and_scale(R_NK: np.ndarray, group_N: np.ndarray, std: str) -> np.ndarray:

@@ -1,114 +1,276 @@
 """Balancers: from the rewards' gradients to the weights of their combination.
 
-One rule (algorithm: MARBLE, arXiv 2605.06507, eq. 5-8): ghat_k = g_k / ||g_k||, alpha* the min-norm point of the
-ghat_k, an EMA of alpha*, and w_k = a_k nbar / ||g_k|| with nbar the mean norm of the active rewards.
+One rule for every mode (MARBLE, arXiv 2605.06507, eq. 5-8, carried further):
+
+    ghat_k = g_k / n_k with n_k = ||g_k||;  alpha* = the min-norm point of the ghat_k within the limits, when it is solved
+    abar   = rho abar + (1 - rho) alpha*     (the first value unblended; entries of inactive rewards stay as they are)
+    a      = alpha* on a solved step if ema_on_solved is false, else abar
+    a      <- (1 - kappa) prior + kappa a;   inactive entries 0;   renormalised
+    w_k    = a_k nbar / n'_k, n'_k = n_k when solved, its EMA in between, nbar = mean of n'_k over the active rewards
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from marble_core.config import BalanceConfig
-from marble_core.minnorm import min_norm
+from marble_core.advantages import Mixing
+from marble_core.config import BalanceConfig, StageConfig
+from marble_core.halves import Halves
+from marble_core.minnorm import Limits, feasible, min_norm
+from marble_core.types import MarbleError
+from marble_core.wishes import parse
 
 STATIONARY = 1e-6  # ||d|| / nbar below which no direction improves every reward
 
 
 @dataclass(frozen=True)
 class Balance:
-    """Weights w_K of the raw gradients, the shares alpha_K they stand for, and what the log says about them."""
+    """Weights w_K of the raw gradients, the shares a_K they stand for, alpha*_K where it was solved, and what was odd."""
 
     w_K: np.ndarray
-    alpha_K: np.ndarray
+    share_K: np.ndarray
     active_K: np.ndarray
-    worst_cosine: float
+    solved_K: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
 
-@dataclass
-class Marble:
-    """The paper's balancer with the QP solved on every step over the gradient of the whole step."""
+class Balancer:
+    """``mixing``: the rewards become one advantage an image before there is a gradient, by their raw values or by their
+    advantages. ``needs_gram`` is the one branch of the loop."""
 
-    config: BalanceConfig
-    names: tuple[str, ...]
-    alpha_ema_K: np.ndarray | None = field(default=None)
+    mixing: Mixing | None = None
 
-    def needs_gram(self, step: int) -> bool:
-        return True
-
-    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray) -> Balance:
-        """``G_KK``: Gram matrix of the rewards' gradients; ``has_signal_K``: some image has a non-zero advantage.
-
-        A reward without signal, with a non-finite gradient or one that vanishes beside the others is inactive: it gets
-        weight 0 and its EMA stays as it is. Otherwise it would be a normalised noise vector with a share of the update.
-        """
-        size = len(self.names)
-        norms_K = np.sqrt(np.diag(G_KK))
-        active = has_signal_K & np.isfinite(norms_K) & (norms_K > 0)
-        if active.any():
-            active &= norms_K > self.config.dead_norm * np.median(norms_K[active])
-        notes = tuple(f"{n} is inactive" for n, on in zip(self.names, active, strict=True) if not on)
-        if not active.any():
-            return Balance(np.zeros(size), np.zeros(size), active, 0.0, notes)
-        unit_norm = np.where(active, norms_K, 1.0)
-        C_KK = np.where(np.outer(active, active), G_KK / np.outer(unit_norm, unit_norm), 0.0)
-        try:
-            alpha_K = _scatter(min_norm(C_KK[np.ix_(active, active)]), active)
-            self._remember(alpha_K, active)
-        except ArithmeticError as error:
-            notes += (f"the QP failed ({error}), the last weights are used",)
-            if self.alpha_ema_K is None:
-                self.alpha_ema_K = active / active.sum()
-        share_K = np.where(active, self.alpha_ema_K, 0.0)
-        share_K = share_K / share_K.sum() if share_K.sum() > 0 else active / active.sum()
-        w_K = share_K * norms_K[active].mean() / unit_norm
-        length = np.sqrt(share_K @ C_KK @ share_K)
-        if length < STATIONARY:
-            return Balance(np.zeros(size), share_K, active, 0.0, (*notes, "Pareto-stationary: no direction improves all"))
-        return Balance(w_K, share_K, active, float((C_KK @ share_K / length)[active].min()), notes)
-
-    def _remember(self, alpha_K: np.ndarray, active: np.ndarray) -> None:
-        if self.alpha_ema_K is None:
-            self.alpha_ema_K = alpha_K
-        else:
-            blended = self.config.rho * self.alpha_ema_K + (1 - self.config.rho) * alpha_K
-            self.alpha_ema_K = np.where(active, blended, self.alpha_ema_K)
-
-    def state(self) -> dict[str, Any]:
-        return {"alpha_ema": None if self.alpha_ema_K is None else self.alpha_ema_K.tolist()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.alpha_ema_K = None if state["alpha_ema"] is None else np.array(state["alpha_ema"])
-
-
-@dataclass
-class WeightedSum:
-    """The baseline: one advantage of the mean reward, one plain backward; there is nothing to balance."""
-
-    config: BalanceConfig
-    names: tuple[str, ...]
+    def __init__(self, config: BalanceConfig, names: tuple[str, ...], steps: int) -> None:
+        self.config, self.names, self.steps = config, names, steps
 
     def needs_gram(self, step: int) -> bool:
         return False
 
+    def weigh(self, halves: Halves, has_signal_K: np.ndarray) -> Balance:
+        """Weights from the step's own gradients. ``has_signal_K``: some image has a non-zero advantage."""
+        raise NotImplementedError
+
+    def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
+        """Weights of a step without gradients of its own."""
+        return _uniform(np.ones(len(self.names), dtype=bool), has_signal_K)
+
+    def rewards(self, step: int) -> tuple[str, ...]:
+        """The rewards that this step trains on: prompts come from the sources that they apply to."""
+        return self.names
+
+    def sources(self, step: int) -> tuple[str, ...]:
+        """The sources that this step is limited to; empty where it is not."""
+        return ()
+
+    def solve_unit(self, C_KK: np.ndarray, active_K: np.ndarray) -> np.ndarray:
+        """Shares of the active rewards for their unit Gram matrix; also what the held-out cosines are measured with."""
+        return np.full(len(C_KK), 1 / len(C_KK))
+
     def state(self) -> dict[str, Any]:
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         pass
 
 
-METHODS = {"marble": Marble, "weighted_sum": WeightedSum}
+class WeightedSum(Balancer):
+    """``weighted_sum``: one advantage, that of the mean of an image's valid raw rewards."""
+
+    mixing = "rewards"
 
 
-def make_balancer(config: BalanceConfig, names: tuple[str, ...]) -> Marble | WeightedSum:
-    return METHODS[config.method](config, names)
+class Gdpo(Balancer):
+    """``gdpo``: one advantage, the mean of an image's valid advantages within the prompt's group, whitened over the step."""
+
+    mixing = "advantages"
 
 
-def _scatter(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    out = np.zeros(len(where))
-    out[where] = values
-    return out
+class Single(Balancer):
+    """``single:<reward>``: the baseline that sees one reward, and the sources that it applies to."""
+
+    def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
+        return _uniform(np.array([n == self.config.single for n in self.names]), has_signal_K)
+
+    def rewards(self, step: int) -> tuple[str, ...]:
+        return (self.config.single,)
+
+
+class Sequential(Balancer):
+    """``sequential``: one stage after the other, each with its rewards, sources and number of steps."""
+
+    def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
+        return _uniform(np.array([n in self._stage(step).rewards for n in self.names]), has_signal_K)
+
+    def rewards(self, step: int) -> tuple[str, ...]:
+        return self._stage(step).rewards
+
+    def sources(self, step: int) -> tuple[str, ...]:
+        return self._stage(step).sources
+
+    def _stage(self, step: int) -> StageConfig:
+        ends = np.cumsum([stage.steps for stage in self.config.stages])
+        return self.config.stages[min(int(np.searchsorted(ends, step, side="right")), len(ends) - 1)]
+
+
+@dataclass
+class _Memory:
+    """EMAs over the solved steps; NaN where a reward was never active."""
+
+    alpha_K: np.ndarray
+    norm_K: np.ndarray
+    cross_KK: np.ndarray
+
+    @classmethod
+    def empty(cls, size: int) -> _Memory:
+        return cls(np.full(size, np.nan), np.full(size, np.nan), np.full((size, size), np.nan))
+
+
+class MinNorm(Balancer):
+    """``marble``, and ``mgda``, which leaves out the normalisation."""
+
+    def __init__(self, config: BalanceConfig, names: tuple[str, ...], steps: int) -> None:
+        super().__init__(config, names, steps)
+        self.normalise = config.method == "marble"
+        self.ema_on_solved = config.every == 1 if config.ema_on_solved is None else config.ema_on_solved
+        self.prior_K = _shares(config.prior, names)
+        self.limits = read_limits(config, names)
+        self.memory = _Memory.empty(len(names))
+
+    def needs_gram(self, step: int) -> bool:
+        return step % self.config.every == 0 and step < self.steps - self.config.final_uniform_steps
+
+    def weigh(self, halves: Halves, has_signal_K: np.ndarray) -> Balance:
+        """A reward without signal, with a non-finite gradient or one that vanishes beside the others is inactive: weight 0,
+        its EMAs untouched. Otherwise it would be a normalised noise vector with a share of the update."""
+        norm_K = np.sqrt(np.diag(halves.whole))
+        active = has_signal_K & np.isfinite(norm_K) & (norm_K > 0)
+        if active.any():
+            active &= norm_K > self.config.dead_norm * np.median(norm_K[active])
+        notes = tuple(f"{n} is inactive" for n, on in zip(self.names, active, strict=True) if not on)
+        if not active.any():
+            return Balance(np.zeros(len(active)), np.zeros(len(active)), active, notes=notes)
+
+        S_KK, unit_K = self._signal(halves, norm_K, active)
+        C_KK = np.where(np.outer(active, active), S_KK / np.outer(unit_K, unit_K), 0.0)
+        alpha_K: np.ndarray | None = None
+        try:
+            alpha_K = self._solve(C_KK, active)
+        except ArithmeticError as error:
+            notes += (f"the QP failed ({error}), the last weights are used",)
+        else:
+            self.memory.alpha_K = _blend(self.memory.alpha_K, alpha_K, active, self.config.rho)
+            self.memory.norm_K = _blend(self.memory.norm_K, unit_K, active, self.config.rho)
+        fresh = alpha_K is not None and not self.ema_on_solved
+        share_K = self._share(alpha_K if fresh else self.memory.alpha_K, active)
+        length = np.sqrt(max(share_K @ C_KK @ share_K, 0.0))
+        if length < STATIONARY * (1.0 if self.normalise else norm_K[active].mean()):
+            notes += ("Pareto-stationary: no direction improves every reward, the update is the KL's alone",)
+            return Balance(np.zeros(len(active)), share_K, active, alpha_K, notes)
+        return Balance(_rescale(share_K, unit_K, active), share_K, active, alpha_K, notes)
+
+    def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
+        """Between two QPs: abar on gradients normalised by the EMA of their norms, or on raw ones. At the end: uniform [P]."""
+        known = has_signal_K & np.isfinite(self.memory.alpha_K)
+        if step >= self.steps - self.config.final_uniform_steps or not known.any():
+            return super().between(step, has_signal_K)
+        share_K = self._share(self.memory.alpha_K, known)
+        unit_K = self.memory.norm_K if self.config.normalise_between and self.normalise else np.ones(len(known))
+        return Balance(_rescale(share_K, unit_K, known), share_K, known)
+
+    def solve_unit(self, C_KK: np.ndarray, active_K: np.ndarray) -> np.ndarray:
+        return min_norm(C_KK, self.limits.of(active_K))
+
+    def _solve(self, C_KK: np.ndarray, active: np.ndarray) -> np.ndarray:
+        alpha_K = np.zeros(len(active))
+        alpha_K[active] = self.solve_unit(C_KK[np.ix_(active, active)], active)
+        return alpha_K
+
+    def _signal(self, halves: Halves, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The Gram matrix that is balanced, and the norms that normalise it: of the gradients, or of their signal."""
+        config = self.config
+        if not self.normalise:
+            return halves.whole, np.ones(len(norm_K))
+        if config.gram == "full":
+            return halves.whole, np.where(active, norm_K, 1.0)
+        both = np.outer(active, active)
+        self.memory.cross_KK = _blend(self.memory.cross_KK, halves.cross, both, config.cross_rho)
+        S_KK = np.where(both, self.memory.cross_KK, 0.0)
+        unit_K = np.where(active, np.sqrt(np.maximum(np.diag(S_KK), (config.cross_floor * norm_K) ** 2)), 1.0)
+        values, vectors = np.linalg.eigh(S_KK / np.outer(unit_K, unit_K))
+        C_KK = (vectors * np.clip(values, 0, None)) @ vectors.T + config.cross_ridge * np.diag(active)
+        return C_KK * np.outer(unit_K, unit_K), unit_K
+
+    def _share(self, alpha_K: np.ndarray, active: np.ndarray) -> np.ndarray:
+        alpha_K = np.where(active & np.isfinite(alpha_K), alpha_K, 0.0)
+        kept = self.config.kappa * (alpha_K / alpha_K.sum() if alpha_K.sum() > 0 else active / active.sum())
+        share_K = np.where(active, (1 - self.config.kappa) * self.prior_K + kept, 0.0)
+        return share_K / share_K.sum()
+
+    def state(self) -> dict[str, Any]:
+        return {name: np.where(np.isnan(ema), None, ema).tolist() for name, ema in vars(self.memory).items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.memory = _Memory(**{name: np.array(ema, dtype=float) for name, ema in state.items()})
+
+
+METHODS: dict[str, type[Balancer]] = {
+    "marble": MinNorm,
+    "mgda": MinNorm,
+    "equal": Balancer,
+    "weighted_sum": WeightedSum,
+    "gdpo": Gdpo,
+    "single": Single,
+    "sequential": Sequential,
+}
+
+
+def make_balancer(config: BalanceConfig, names: tuple[str, ...], steps: int) -> Balancer:
+    """The method's balancer. Raises MarbleError for limits that name no reward or that no weights can meet."""
+    return METHODS[config.method.partition(":")[0]](config, names, steps)
+
+
+def read_limits(config: BalanceConfig, names: tuple[str, ...]) -> Limits:
+    """Floors, caps and wishes as constraints on alpha_K."""
+    rows = [row for wish in config.wishes for row in parse(wish, names)]
+    limits = Limits(
+        _by_name(config.floor, names, 0.0, "balance.floor"),
+        _by_name(config.cap, names, 1.0, "balance.cap"),
+        np.array([row for row, _ in rows]).reshape(-1, len(names)),
+        np.array([bound for _, bound in rows]),
+    )
+    if not feasible(limits):
+        said = [f"floor {dict(config.floor)}", f"cap {dict(config.cap)}", f"wishes {list(config.wishes)}"]
+        raise MarbleError(f"No weights that add up to 1 can meet balance's {', '.join(said)}; loosen one of them.")
+    return limits
+
+
+def _uniform(chosen_K: np.ndarray, has_signal_K: np.ndarray) -> Balance:
+    share_K = chosen_K / chosen_K.sum()
+    return Balance(share_K, share_K, chosen_K & has_signal_K)
+
+
+def _rescale(share_K: np.ndarray, unit_K: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """w_k = a_k nbar / n_k over the active rewards."""
+    return np.where(active, share_K * unit_K[active].mean() / np.where(active, unit_K, 1.0), 0.0)
+
+
+def _by_name(values: Mapping[str, float], names: tuple[str, ...], default: float, where: str) -> np.ndarray:
+    for name in values:
+        if name not in names:
+            raise MarbleError(f"{where} names the reward {name!r}, but the rewards are {', '.join(names)}.")
+    return np.array([values.get(n, default) for n in names])
+
+
+def _shares(prior: Mapping[str, float], names: tuple[str, ...]) -> np.ndarray:
+    prior_K = _by_name(prior, names, 0.0, "balance.prior")
+    return prior_K / prior_K.sum() if prior_K.sum() > 0 else np.full(len(names), 1 / len(names))
+
+
+def _blend(old: np.ndarray, new: np.ndarray, where: np.ndarray, rho: float) -> np.ndarray:
+    """EMA of the entries ``where``; an entry's first value is taken as it is."""
+    blended = np.where(np.isnan(old), new, rho * old + (1 - rho) * new)
+    return np.where(where, blended, old)

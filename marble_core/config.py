@@ -52,7 +52,7 @@ class DataConfig(Section):
     def _known_sources(self) -> DataConfig:
         for where in (self.train, self.evaluation):
             if unknown := set(where) - set(SOURCES):
-                raise ValueError(f"unknown source {sorted(unknown)[0]!r}, known are {', '.join(SOURCES)}")
+                raise ValueError(f"unknown source {min(unknown)!r}, known are {', '.join(SOURCES)}")
             if not where:
                 raise ValueError("at least one source needs a prompt file")
         return self
@@ -85,10 +85,53 @@ class LossConfig(Section):
     micro_batch: int = Field(48, ge=1)  # images in a forward of the loss
 
 
+class StageConfig(Section):
+    """One stage of ``sequential``: equal weights on some rewards, on prompts of some sources, for a number of steps."""
+
+    rewards: tuple[str, ...] = Field(min_length=1)
+    sources: tuple[str, ...] = ()  # empty: those that the rewards apply to
+    steps: int = Field(ge=1)
+
+
+METHODS = ("marble", "mgda", "weighted_sum", "equal", "gdpo", "sequential", "single:<reward>")
+
+
 class BalanceConfig(Section):
-    method: Literal["marble", "weighted_sum"] = "marble"
-    rho: float = Field(0.7, ge=0, lt=1)  # [P] EMA of alpha
+    """How the rewards' gradients become one update; the rule is written out in balance.py."""
+
+    method: str = "marble"  # one of METHODS
+    every: int = Field(1, ge=1)  # [O] 1: the QP is solved on every step; N: one backward pass in between. [C] 10
+    rho: float = Field(0.7, ge=0, lt=1)  # [P] EMA of alpha, and of the norms
+    ema_on_solved: bool | None = None  # use abar on a solved step too; default: true for every = 1, false [P] above
+    normalise_between: bool = True  # [O]; false [P]: abar on unnormalised gradients
+    subtract_common: bool = False  # [O] balance the advantage's part of the gradients, add the common part as it is
+    prior: dict[str, float] = {}  # [O] the user's preferences, in any unit
+    kappa: float = Field(1.0, ge=0, le=1)  # [O] share of the balanced weights, the rest is the prior's
+    floor: dict[str, float] = {}  # [O] least alpha of a reward
+    cap: dict[str, float] = {}  # [O] largest alpha of a reward
+    wishes: tuple[str, ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
+    final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
+    observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
+    gram: Literal["full", "cross"] = "full"  # [P] full; [O] cross: an unbiased estimate of the signal's Gram matrix
+    cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps
+    cross_ridge: float = Field(0.1, ge=0)  # [O]
+    cross_floor: float = Field(0.15, ge=0, le=1)  # [O] least signal norm, as a share of the gradient's
     dead_norm: float = Field(1e-6, ge=0)  # [O] inactive below this share of the median gradient norm
+    stages: tuple[StageConfig, ...] = ()  # of sequential
+
+    @property
+    def single(self) -> str:
+        """The reward of ``single:<reward>``."""
+        return self.method.partition(":")[2]
+
+    @model_validator(mode="after")
+    def _known_method(self) -> BalanceConfig:
+        name, colon, _ = self.method.partition(":")
+        if name + (":<reward>" if colon else "") not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}, choose one of {', '.join(METHODS)}")
+        if (name == "sequential") != bool(self.stages):
+            raise ValueError("method 'sequential' needs balance.stages, and no other method has them")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -146,7 +189,12 @@ class RunConfig(Section):
     def _arithmetic(self) -> RunConfig:
         names = [r.name for r in self.rewards]
         if doubled := {n for n in names if names.count(n) > 1}:
-            raise ValueError(f"reward {sorted(doubled)[0]!r} is listed twice")
+            raise ValueError(f"reward {min(doubled)!r} is listed twice")
+        named = {*self.balance.prior, *self.balance.floor, *self.balance.cap, *(r for s in self.balance.stages for r in s.rewards)}
+        if unknown := (named | ({self.balance.single} - {""})) - set(names):
+            raise ValueError(f"balance names the reward {min(unknown)!r}, but the rewards are {', '.join(names)}")
+        if self.balance.stages and sum(s.steps for s in self.balance.stages) != self.train.steps:
+            raise ValueError(f"the steps of balance.stages must add up to train.steps = {self.train.steps}")
         sources = len(self.data.train)
         if self.rollout.prompts % sources:
             near = max(sources, round(self.rollout.prompts / sources) * sources)

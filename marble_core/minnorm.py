@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -11,34 +12,87 @@ import numpy as np
 TIE_BREAK = 1e-10  # among optima (duplicates, K > rank) prefer the one of least ||alpha||
 
 
-def min_norm(G_KK: np.ndarray) -> np.ndarray:
-    """alpha_K = argmin over the simplex of alpha^T G alpha, G positive semidefinite (float64).
+@dataclass(frozen=True)
+class Limits:
+    """floor_K <= alpha <= cap_K, and the wishes W_JK alpha <= u_J."""
 
-    Raises ArithmeticError where the solver fails.
+    floor_K: np.ndarray
+    cap_K: np.ndarray
+    W_JK: np.ndarray
+    u_J: np.ndarray
+
+    @classmethod
+    def none(cls, size: int) -> Limits:
+        return cls(np.zeros(size), np.ones(size), np.zeros((0, size)), np.zeros(0))
+
+    def of(self, active_K: np.ndarray) -> Limits:
+        """The limits of the active rewards, the others being 0; a wish on an inactive reward is dropped with it."""
+        kept_J = ~(self.W_JK[:, ~active_K] != 0).any(1)
+        return Limits(self.floor_K[active_K], self.cap_K[active_K], self.W_JK[kept_J][:, active_K], self.u_J[kept_J])
+
+
+def min_norm(G_KK: np.ndarray, limits: Limits | None = None) -> np.ndarray:
+    """alpha_K = argmin of alpha^T G alpha over the simplex and the limits, G positive semidefinite, in float64.
+
+    Raises ArithmeticError where there is no solution or the solver fails.
     """
     size = len(G_KK)
+    limits = limits or Limits.none(size)
     if size == 1:
         return np.ones(1)
-    problem, root, alpha = _problem(size)
+    problem = _problem(size, len(limits.u_J))
     eigenvalues, vectors = np.linalg.eigh((G_KK + G_KK.T) / 2)
     scale = max(eigenvalues[-1], np.finfo(float).tiny)
-    lifted = np.clip(eigenvalues / scale, 0, None) + TIE_BREAK
-    root.value = np.sqrt(lifted)[:, None] * vectors.T
+    problem.root.value = np.sqrt(np.clip(eigenvalues / scale, 0, None) + TIE_BREAK)[:, None] * vectors.T
+    alpha_K = problem.solve(limits)
+    clean_K = np.clip(alpha_K, limits.floor_K, None)
+    return clean_K / clean_K.sum()
+
+
+def feasible(limits: Limits) -> bool:
+    """Whether any weights meet all the limits."""
+    size = len(limits.floor_K)
     try:
-        problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
-    except cp.SolverError as error:
-        raise ArithmeticError(str(error)) from error
-    if alpha.value is None:
-        raise ArithmeticError(f"the solver ended with status {problem.status}")
-    clean = np.clip(alpha.value, 0, None)
-    return clean / clean.sum()
+        min_norm(np.eye(size), limits)
+    except ArithmeticError:
+        return False
+    return size > 1 or bool((limits.cap_K >= 1).all() and (limits.W_JK.sum(1) <= limits.u_J).all())
+
+
+@dataclass
+class _Problem:
+    """Compiled once: a parametrised (DPP) cvxpy problem in the matrix root L of the Gram matrix, ||L alpha||^2."""
+
+    size: int
+    wishes: int
+    problem: cp.Problem = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.alpha: Any = cp.Variable(self.size)
+        self.root: Any = cp.Parameter((self.size, self.size))
+        self.floor: Any = cp.Parameter(self.size)
+        self.cap: Any = cp.Parameter(self.size)
+        constraints = [self.alpha >= self.floor, self.alpha <= self.cap, cp.sum(self.alpha) == 1]
+        if self.wishes:
+            self.W: Any = cp.Parameter((self.wishes, self.size))
+            self.u: Any = cp.Parameter(self.wishes)
+            constraints.append(self.W @ self.alpha <= self.u)
+        self.problem = cp.Problem(cp.Minimize(cp.sum_squares(self.root @ self.alpha)), constraints)
+        assert self.problem.is_dpp()
+
+    def solve(self, limits: Limits) -> np.ndarray:
+        self.floor.value, self.cap.value = limits.floor_K, limits.cap_K
+        if self.wishes:
+            self.W.value, self.u.value = limits.W_JK, limits.u_J
+        try:
+            self.problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
+        except cp.SolverError as error:
+            raise ArithmeticError(str(error)) from error
+        if self.alpha.value is None:
+            raise ArithmeticError(f"the solver ended with status {self.problem.status}")
+        return np.asarray(self.alpha.value)
 
 
 @cache
-def _problem(size: int) -> tuple[cp.Problem, cp.Parameter, cp.Variable]:
-    """Compiled once a size: a parametrised (DPP) problem in the matrix root L of the Gram matrix, ||L alpha||^2."""
-    alpha: Any = cp.Variable(size)
-    root: Any = cp.Parameter((size, size))
-    problem = cp.Problem(cp.Minimize(cp.sum_squares(root @ alpha)), [alpha >= 0, cp.sum(alpha) == 1])
-    assert problem.is_dpp()
-    return problem, root, alpha
+def _problem(size: int, wishes: int) -> _Problem:
+    return _Problem(size, wishes)

@@ -16,18 +16,26 @@ from marble_core.loss import LOSSES, Phi, Point, Term, kl, noisy
 from marble_core.models import DiffusionModel
 from marble_core.policy import Policy
 from marble_core.seeding import derive, noise
-from marble_core.types import Conditioning, PromptBatch, Rollout
+from marble_core.types import Conditioning, Rollout
 
 
 @dataclass(frozen=True)
 class Rows:
-    """R weightings of the step's images: row r's gradient is sum_i weight_RN[r, i] times that of image i at A_RN[r, i]."""
+    """R weightings of the step's images: row r's gradient is sum_i weight_RN[r, i] times that of image i at A_RN[r, i].
+
+    ``common_N`` says what every image adds to the last, unbalanced row beside the KL: the part of the loss that no advantage
+    weighs, once for all rewards. Where it is not zero the rows leave that part out (``subtract_common``).
+    """
 
     weight_RN: np.ndarray
     A_RN: np.ndarray
+    common_N: np.ndarray
 
     def weigh(self, phi: Phi) -> np.ndarray:
-        return self.weight_RN * phi(self.A_RN)
+        """Weights (R + 1, N) of a term of the loss; the last row is the unbalanced one."""
+        common = phi(np.zeros(1))
+        left = common if self.common_N.any() else 0.0
+        return np.vstack([self.weight_RN * (phi(self.A_RN) - left), self.common_N * common])
 
 
 @dataclass(frozen=True)
@@ -39,44 +47,46 @@ class Passes:
     backwards: int
 
 
-def reward_rows(advantages: Advantages, half_N: np.ndarray, timesteps: int) -> Rows:
+def reward_rows(advantages: Advantages, half_N: np.ndarray, timesteps: int, subtract_common: bool = False) -> Rows:
     """2K rows (reward k over half a; reward k over half b), so that g_k is the sum of its two.
 
     Weights are c_k m_ik / (N T) with c_k = N / n_k over the whole step: a specialist reward is averaged over the images it
     applies to, not shrunk by those it does not.
     """
     weight_KN = (advantages.mask_NK / np.maximum(advantages.count_K, 1)).T / timesteps
-    in_a_N = half_N == 0
-    return Rows(np.concatenate([weight_KN * in_a_N, weight_KN * ~in_a_N]), np.concatenate([advantages.A_NK.T] * 2))
+    in_a_N, N = half_N == 0, len(half_N)
+    common_N = np.full(N, 1 / (N * timesteps)) if subtract_common else np.zeros(N)
+    return Rows(np.concatenate([weight_KN * in_a_N, weight_KN * ~in_a_N]), np.concatenate([advantages.A_NK.T] * 2), common_N)
 
 
 def mean_row(A_N: np.ndarray, timesteps: int) -> Rows:
     """One row: the mean over all images and timesteps with one advantage an image."""
-    return Rows(np.full((1, len(A_N)), 1 / (len(A_N) * timesteps)), A_N[None])
-
-
-def halves(batch: PromptBatch) -> np.ndarray:
-    """0 or 1 for each image: two halves of the prompts, balanced by source, a prompt's images always together."""
-    seen: dict[str, int] = {}
-    half_M = np.zeros(len(batch.prompts), dtype=int)
-    for m, prompt in enumerate(batch.prompts):
-        half_M[m] = seen[prompt.source] = 1 - seen.get(prompt.source, len(seen) % 2)
-    return half_M[batch.group_N]
+    N = len(A_N)
+    return Rows(np.full((1, N), 1 / (N * timesteps)), A_N[None], np.zeros(N))
 
 
 def per_row(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) -> Passes:
-    """The gradients of all R rows, and as row R + 1 the KL's, from one backward pass a term of the loss.
+    """The gradients of all R rows, and as the last row the KL's, from one backward pass a term of the loss.
 
-    For NFT that is two passes whatever R, one where ``old`` equals ``default``, and the KL's share of a third.
+    For NFT that is two passes whatever R, one where ``old`` equals ``default``, and the KL's share of a third. A term that
+    only the last row wants rides with the KL.
     """
-    R = len(rows.weight_RN)
-    gradients = RowGradients(policy.layers_of("default"), R + 1)
+    gradients = RowGradients(policy.layers_of("default"), len(rows.weight_RN) + 1)
+    alone = torch.zeros(gradients.rows, 1)
+    alone[-1] = 1.0
     forwards = 0
     for part in _micro_batches(rollout, config):
-        v, inputs, terms, kl_BCHW, used = _forward(policy, part, gradients, config)
-        passes = [(term.q_BCHW, _pad(rows.weigh(term.phi)[:, part.images_B])) for term in terms]
-        if kl_BCHW is not None:
-            passes.append((kl_BCHW, torch.eye(R + 1)[:, -1:].expand(-1, len(v))))
+        v, inputs, terms, last_BCHW, used = _forward(policy, part, gradients, config)
+        passes = []
+        for term in terms:
+            weights_RB = torch.as_tensor(rows.weigh(term.phi)[:, part.images_B], dtype=torch.float32)
+            if weights_RB[:-1].any():
+                passes.append((term.q_BCHW, weights_RB))
+            elif weights_RB.any():
+                ridden = weights_RB[-1][:, None, None, None] * term.q_BCHW
+                last_BCHW = ridden if last_BCHW is None else last_BCHW + ridden
+        if last_BCHW is not None:
+            passes.append((last_BCHW, alone.expand(-1, len(v))))
         for n, (q_BCHW, weights_RB) in enumerate(passes, 1):
             gradients.backward(v, inputs, q_BCHW, weights_RB, again=n < len(passes))
         forwards += used
@@ -84,14 +94,14 @@ def per_row(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) ->
 
 
 def mixed(policy: Policy, rollout: Rollout, rows: Rows, w_R: np.ndarray, config: LossConfig) -> Passes:
-    """The gradient of sum_r w_r row_r and of the KL as one row, from one backward pass (MARBLE, Prop. 1)."""
+    """The gradient of sum_r w_r row_r, of the common part and of the KL as one row, from one backward pass (Prop. 1)."""
     gradients = RowGradients(policy.layers_of("default"), 1)
     forwards = 0
     for part in _micro_batches(rollout, config):
         v, inputs, terms, kl_BCHW, used = _forward(policy, part, gradients, config)
         q_BCHW = torch.zeros_like(v) if kl_BCHW is None else kl_BCHW
         for term in terms:
-            weight_B = torch.as_tensor(w_R @ rows.weigh(term.phi)[:, part.images_B], dtype=v.dtype)
+            weight_B = torch.as_tensor(np.append(w_R, 1.0) @ rows.weigh(term.phi)[:, part.images_B], dtype=v.dtype)
             q_BCHW = q_BCHW + weight_B[:, None, None, None] * term.q_BCHW
         gradients.backward(v, inputs, q_BCHW, torch.ones(1, len(v)))
         forwards += used
@@ -167,7 +177,3 @@ def _choice(size: int, count: int, seed: int) -> torch.Tensor:
     """``count`` distinct numbers below ``size``."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
 
-
-def _pad(weights_RB: np.ndarray) -> torch.Tensor:
-    """The weights of the rewards' rows, and 0 for the KL's."""
-    return torch.nn.functional.pad(torch.as_tensor(weights_RB, dtype=torch.float32), (0, 0, 0, 1))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from marble_core import progress
@@ -138,19 +139,13 @@ def reject(prepared: Path, evaluation: Path) -> str:
     return " ".join(decision.reasons)
 
 
-def _log_evaluation(config: RunConfig, run_id: str, evaluation: Evaluation, report: Path) -> None:
+def _log_evaluation(tracker: Tracker, evaluation: Evaluation, report: Path, step: int) -> None:
     """The numbers of the comparison and the page, into the run's MLflow run."""
-    from marble_core.tracking import Tracker, run_params
-
-    tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config))
-    numbers = {f"evaluation/{n}/{what}": getattr(r, what) for n, r in evaluation.rewards.items() for what in ("base", "trained")}
-    numbers |= {f"evaluation/{n}/difference": r.difference.mean for n, r in evaluation.rewards.items()}
-    tracker.log_metrics(numbers | {"evaluation/mean_gain": evaluation.mean_gain.mean}, config.train.steps)
-    page = report.with_name("report.html") if report.suffix != ".html" else report
-    if page != report:
-        shutil.copyfile(report, page)
-    tracker.log_artifact(page, "report")
-    tracker.end("RUNNING")
+    values = {f"evaluation/{n}/{what}": getattr(r, what) for n, r in evaluation.rewards.items() for what in ("base", "trained")}
+    values |= {f"evaluation/{n}/difference": r.difference.mean for n, r in evaluation.rewards.items()}
+    tracker.log_metrics(values | {"evaluation/mean_gain": evaluation.mean_gain.mean}, step)
+    with TemporaryDirectory() as folder:  # MLflow shows a page by its ending, which KFP's artifact does not have
+        tracker.log_artifact(Path(shutil.copyfile(report, Path(folder) / "report.html")))
 
 
 def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:

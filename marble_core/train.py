@@ -34,7 +34,8 @@ class Terminated(Exception):
 
 
 def start(config: RunConfig) -> Learner:
-    """A learner before its first step. The scorers are loaded, and check themselves, before the large model is."""
+    """A learner before its first step. Wishes are checked, and the scorers check themselves, before the large model is loaded."""
+    balancer = make_balancer(config.balance, config.reward_names, config.train.steps)
     scorers = load_scorers(config.rewards)
     policy = Policy.load(config)
     policy.add_trainable(config)
@@ -44,7 +45,7 @@ def start(config: RunConfig) -> Learner:
         betas=config.optimizer.betas,
         weight_decay=config.optimizer.weight_decay,
     )
-    return Learner(config, policy, scorers, make_balancer(config.balance, config.reward_names), optimizer)
+    return Learner(config, policy, scorers, balancer, optimizer)
 
 
 def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints, report: Callable[[StepReport], None]) -> None:

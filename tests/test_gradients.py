@@ -6,7 +6,8 @@ import torch
 
 from marble_core import passes
 from marble_core.advantages import Advantages
-from marble_core.passes import halves, reward_rows
+from marble_core.halves import split
+from marble_core.passes import reward_rows
 from small import small_config, small_policy, small_rollout
 
 
@@ -79,7 +80,7 @@ def test_two_backward_passes_give_every_reward_gradient(setting, K):
     config, policy, rollout = setting
     N, T = len(rollout.batch), config.loss.timesteps
     advantages = random_advantages(N, K)
-    done = passes.per_row(policy, rollout, reward_rows(advantages, halves(rollout.batch), T), config.loss)
+    done = passes.per_row(policy, rollout, reward_rows(advantages, split(rollout.batch), T), config.loss)
     for k in {0, 1, 2, K - 1} & set(range(K)):
         pick = np.zeros(2 * K + 1)
         pick[[k, K + k]] = 1
@@ -95,7 +96,7 @@ def test_two_backward_passes_give_every_reward_gradient(setting, K):
 def test_the_kl_has_a_row_of_its_own_that_no_reward_enters(setting):
     config, policy, rollout = setting
     advantages = random_advantages(len(rollout.batch), 2)
-    done = passes.per_row(policy, rollout, reward_rows(advantages, halves(rollout.batch), 3), config.loss)
+    done = passes.per_row(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss)
     ours = done.gradients.combine(np.eye(5)[4])
     theirs = autograd_gradient(policy, rollout, config, np.zeros(6), np.zeros(6), kl=True)
     assert all((g == 0).all() for g in theirs.values()) or relative_error(ours, theirs) < 1e-4
@@ -105,7 +106,7 @@ def test_one_backward_of_the_weighted_advantage_is_the_weighted_sum_of_the_gradi
     config, policy, rollout = setting
     N, T, K = len(rollout.batch), 3, 4
     advantages, w_K = random_advantages(N, K), np.array([0.1, 0.5, 0.0, 0.4])
-    rows, w_R = reward_rows(advantages, halves(rollout.batch), T), np.concatenate([w_K, w_K])
+    rows, w_R = reward_rows(advantages, split(rollout.batch), T), np.concatenate([w_K, w_K])
     separate = passes.per_row(policy, rollout, rows, config.loss).gradients.combine(np.append(w_R, 1.0))
     one = passes.mixed(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
     assert relative_error(one, separate) < 1e-5
@@ -116,7 +117,7 @@ def test_backward_passes_do_not_grow_with_the_number_of_rewards(setting):
     counts = set()
     for K in (1, 5, 64):
         advantages = random_advantages(len(rollout.batch), K)
-        done = passes.per_row(policy, rollout, reward_rows(advantages, halves(rollout.batch), 3), config.loss)
+        done = passes.per_row(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss)
         counts.add((done.forwards, done.backwards))
     micro_batches = 2 * 3
     expected = (2, 2) if policy.old_is_default else (3, 3)  # with the KL on every micro-batch
@@ -126,6 +127,6 @@ def test_backward_passes_do_not_grow_with_the_number_of_rewards(setting):
 def test_the_gram_matrix_is_that_of_the_gradients(setting):
     config, policy, rollout = setting
     advantages = random_advantages(len(rollout.batch), 3)
-    gradients = passes.per_row(policy, rollout, reward_rows(advantages, halves(rollout.batch), 3), config.loss).gradients
+    gradients = passes.per_row(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss).gradients
     rows = [torch.cat([g.flatten() for g in gradients.combine(e).values()]).double().numpy() for e in np.eye(gradients.rows)]
     assert np.allclose(gradients.gram(), np.array(rows) @ np.array(rows).T, rtol=1e-9, atol=1e-20)

@@ -1,0 +1,83 @@
+"""Signal and noise of a step's gradients, from its two halves: no extra pass, only twice the accumulators.
+
+The min-norm point has a positive cosine with every gradient that it was computed from, by construction; that says nothing
+about the next batch. So the step's prompts are split in two halves a and b, and what is computed on one is held against the
+other. A prompt's images always stay together: centring makes halves inside a group anti-correlated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from marble_core.types import PromptBatch
+
+SMALLEST = 1e-30
+
+
+def split(batch: PromptBatch) -> np.ndarray:
+    """0 or 1 for each of the N images: two halves of the prompts, balanced by source."""
+    seen: dict[str, int] = {}
+    half_M = np.zeros(len(batch.prompts), dtype=int)
+    for m, prompt in enumerate(batch.prompts):
+        half_M[m] = seen[prompt.source] = 1 - seen.get(prompt.source, len(seen) % 2)
+    return half_M[batch.group_N]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Gram matrix H (2K, 2K) of (g_1^a .. g_K^a, g_1^b .. g_K^b), where g_k = g_k^a + g_k^b."""
+
+    H: np.ndarray
+
+    @property
+    def K(self) -> int:
+        return len(self.H) // 2
+
+    @property
+    def aa(self) -> np.ndarray:
+        return self.H[: self.K, : self.K]
+
+    @property
+    def bb(self) -> np.ndarray:
+        return self.H[self.K :, self.K :]
+
+    @property
+    def ab(self) -> np.ndarray:
+        return self.H[: self.K, self.K :]
+
+    @property
+    def whole(self) -> np.ndarray:
+        """G_KK of the g_k."""
+        return self.aa + self.bb + self.ab + self.ab.T
+
+    @property
+    def cross(self) -> np.ndarray:
+        """S = 2 (<g_k^a, g_j^b> + <g_j^a, g_k^b>): an unbiased estimate of the Gram matrix of the signal, not PSD."""
+        return 2 * (self.ab + self.ab.T)
+
+    def consistency(self) -> np.ndarray:
+        """s_k = <g_k^a, g_k^b> / (|g_k^a| |g_k^b|), in [-1, 1]: near 1 signal, near 0 noise."""
+        norm_a, norm_b = (np.sqrt(np.diag(m)) + SMALLEST for m in (self.aa, self.bb))
+        return np.diag(self.ab) / (norm_a * norm_b)
+
+    def held_out(self, active_K: np.ndarray, solve: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+        """Cosine of the direction that ``solve`` (unit Gram matrix, active rewards -> alpha) finds on one half with g_k of the other,
+        the mean of both ways; NaN for inactive rewards."""
+        cosines = np.full((2, self.K), np.nan)
+        on = np.flatnonzero(active_K)
+        for row, (own, other, between) in enumerate(((self.aa, self.bb, self.ab), (self.bb, self.aa, self.ab.T))):
+            norm, norm_other = (np.sqrt(np.diag(m))[on] + SMALLEST for m in (own, other))
+            C = own[np.ix_(on, on)] / np.outer(norm, norm)
+            alpha = solve(C, active_K)
+            length = np.sqrt(max(alpha @ C @ alpha, SMALLEST))
+            cosines[row, on] = (alpha / norm) @ between[np.ix_(on, on)] / (length * norm_other)
+        return cosines.mean(0)
+
+
+def images_for_half(consistency: float, images: int) -> float:
+    """How many images a step would need for a self-consistency of .5, from that of ``images``; inf where it is not
+    positive. Noise falls with the number of images, so s = 1 / (1 + c / n)."""
+    return images * (1 - consistency) / consistency if consistency > 0 else float("inf")
