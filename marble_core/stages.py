@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from marble_core import progress
@@ -137,15 +136,6 @@ def reject(prepared: Path, evaluation: Path) -> str:
             record_refusal(numbers, decision, tracker.mlflow_run_id)
         result |= {"reason": " ".join(decision.reasons)}
     return " ".join(decision.reasons)
-
-
-def _log_evaluation(tracker: Tracker, evaluation: Evaluation, report: Path, step: int) -> None:
-    """The numbers of the comparison and the page, into the run's MLflow run."""
-    values = {f"evaluation/{n}/{what}": getattr(r, what) for n, r in evaluation.rewards.items() for what in ("base", "trained")}
-    values |= {f"evaluation/{n}/difference": r.difference.mean for n, r in evaluation.rewards.items()}
-    tracker.log_metrics(values | {"evaluation/mean_gain": evaluation.mean_gain.mean}, step)
-    with TemporaryDirectory() as folder:  # MLflow shows a page by its ending, which KFP's artifact does not have
-        tracker.log_artifact(Path(shutil.copyfile(report, Path(folder) / "report.html")))
 
 
 def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
