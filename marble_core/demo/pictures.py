@@ -19,26 +19,22 @@ from marble_core.demo.prompts import Entry, entries
 from marble_core.demo.scenes import SIZE
 from marble_core.types import SOURCES
 
+REDRAWINGS = 2
 SAMPLING_STEPS, SAMPLING_GUIDANCE, SAMPLING_BATCH = 10, (1.0, 3.0), 100
 
 
 @dataclass(frozen=True)
-class Described:
-    """N pictures with their prompts, and a counterexample of each; pictures are (N, H, W, C) uint8."""
+class Pictures:
+    """N prompts and their pictures. All but ``redrawn`` have passed the VAE, so that its blur is not what is preferred."""
 
     texts: list[str]
     false_texts: list[str]
     drawn: np.ndarray
-    counter: np.ndarray
-
-
-@dataclass(frozen=True)
-class Compared(Described):
-    """The same, sampled under these prompts too. ``spoiled`` is one of drawn (VAE) and sampled, made worse."""
-
+    redrawn: tuple[np.ndarray, ...]  # further drawings
+    counter: np.ndarray  # drawings of scenes that the prompt does not describe
     sampled: np.ndarray
-    spoiled: np.ndarray
-    spoiled_is_sample: np.ndarray
+    spoiled: np.ndarray  # one of drawn, sampled, made worse
+    spoiled_is_sample: np.ndarray  # (N,) bool
 
     @property
     def unspoiled(self) -> np.ndarray:
@@ -90,44 +86,34 @@ def choose(count: int, seed: int, held_out: bool) -> list[Entry]:
     return chosen
 
 
-def draw_described(chosen: list[Entry], finish: Callable[[list[Image.Image]], np.ndarray], rng: Random) -> Described:
-    scenes = [rng.choice(entry.scenes) for entry in chosen]
-    texts = [entry.prompt.text for entry in chosen]
-    return Described(
-        texts,
-        [misdescribe(text, rng) for text in texts],
-        finish([draw(scene, rng) for scene in scenes]),
-        finish([draw(alter(scene, rng), rng) for scene in scenes]),
-    )
-
-
-def compare(model: DemoModel, chosen: list[Entry], seed: int, say: Callable[[str], None]) -> Compared:
-    """Draw, counter, sample and spoil."""
+def make_pictures(model: DemoModel, chosen: list[Entry], seed: int, say: Callable[[str], None]) -> Pictures:
+    """Draw, redraw, counter, sample and spoil."""
     rng = Random(seed)
-    described = draw_described(chosen, model.reconstruct, rng)
-    say(f"{len(chosen)} pictures drawn")
+    texts = [entry.prompt.text for entry in chosen]
+    scenes = [[rng.choice(entry.scenes) for entry in chosen] for _ in range(1 + REDRAWINGS)]
+    drawings = [[draw(scene, rng) for scene in row] for row in scenes]
+    drawn = model.reconstruct(drawings[0])
+    counter = model.reconstruct([draw(alter(scene, rng), rng) for scene in scenes[0]])
+    say(f"{len(chosen)} prompts drawn")
     parts = []
     for number, i in enumerate(range(0, len(chosen), SAMPLING_BATCH)):
         guidance = SAMPLING_GUIDANCE[number % len(SAMPLING_GUIDANCE)]
-        parts.append(model.sample(described.texts[i : i + SAMPLING_BATCH], guidance, seed + number))
+        parts.append(model.sample(texts[i : i + SAMPLING_BATCH], guidance, seed + number))
         say(f"{min(i + SAMPLING_BATCH, len(chosen))} of {len(chosen)} sampled")
     sampled = np.concatenate(parts)
     is_sample = np.array([rng.random() < 0.5 for _ in chosen])
-    spoiled = [
-        spoil(Image.fromarray(sample if from_sample else drawn), rng)
-        for drawn, sample, from_sample in zip(described.drawn, sampled, is_sample, strict=True)
-    ]
-    return Compared(**vars(described), sampled=sampled, spoiled=as_array(spoiled), spoiled_is_sample=is_sample)
+    whole = np.where(is_sample[:, None, None, None], sampled, drawn)
+    return Pictures(
+        texts=texts,
+        false_texts=[misdescribe(text, rng) for text in texts],
+        drawn=drawn,
+        redrawn=tuple(as_array(row) for row in drawings[1:]),
+        counter=counter,
+        sampled=sampled,
+        spoiled=as_array([spoil(Image.fromarray(picture), rng) for picture in whole]),
+        spoiled_is_sample=is_sample,
+    )
 
 
 def as_array(pictures: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(picture) for picture in pictures])
-
-
-def concatenate(one: Described, other: Described) -> Described:
-    return Described(
-        one.texts + other.texts,
-        one.false_texts + other.false_texts,
-        np.concatenate([one.drawn, other.drawn]),
-        np.concatenate([one.counter, other.counter]),
-    )

@@ -1,21 +1,20 @@
 """Trains the demo's three small reward models: ``python -m marble_core.demo.pretrain_rewards`` (some 15 minutes on two cores).
 
 - clip: a CLIPModel on pictures of the world and their prompts, with hard negatives: each picture has a counterexample (a scene
-  that the prompt does not describe, or the picture spoiled) and each prompt a false description.
+  that the prompt does not describe, or a spoiled picture) and each prompt a false description.
 - pickscore: the same trained further on pairs under one prompt, a drawn picture preferred to a sampled one (PickScore's recipe,
-  arXiv 2305.01569, equation 2), and any picture to its spoiled or emptied self.
+  arXiv 2305.01569), and any picture to its spoiled or emptied self.
 - aesthetic: five linear layers on clip's image features (the aesthetic predictor's recipe): drawn, sampled, spoiled.
 
-Every picture, drawn ones too, has passed the VAE, so that its blur is not what is preferred. Shapes: N pictures in a batch.
+Training is fp32: bf16 autocast is half as fast on CPUs without AMX.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import torch
@@ -25,24 +24,13 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
 from marble_core.assets import WEIGHTS, resolve
-from marble_core.demo.pictures import (
-    Compared,
-    DemoModel,
-    Described,
-    as_array,
-    as_pixels,
-    choose,
-    compare,
-    concatenate,
-    draw_described,
-)
+from marble_core.demo.pictures import DemoModel, Pictures, as_pixels, choose, make_pictures
 from marble_core.demo.scenes import SIZE
 from marble_core.rewards.aesthetic import Head
 
 SEED = 7
 TRAIN_SIZE, HELD_OUT_SIZE = 4200, 450  # prompts over all sources, each drawn, sampled and spoiled
-DRAWINGS = 12_000  # further training pictures, only drawn
-QUALITY_BATCH, QUALITY_WEIGHT = 24, 0.1
+SPOILED_SHARE = 0.3  # of clip's counterexamples
 QUALITY = {"drawn": 7.5, "sampled": 5.0, "spoiled": 3.0}  # what the head should say, on the predictor's scale of 1-10
 TEXT_LENGTH = 16
 PROJECTION = 96
@@ -55,18 +43,10 @@ class Recipe:
     lr: float
     weight_decay: float
 
-    def share_of_lr(self, step: int) -> float:
-        """Warm-up over 5 % of the steps, then linearly to 0."""
-        return min(1.0, (step + 1) / (0.05 * self.steps), 1 - step / self.steps)
 
-
-CLIP = Recipe(steps=400, batch=112, lr=2e-3, weight_decay=0.05)
-PICK = Recipe(steps=200, batch=64, lr=5e-4, weight_decay=0.1)
+CLIP = Recipe(steps=500, batch=128, lr=1e-3, weight_decay=0.05)
+PICK = Recipe(steps=200, batch=64, lr=3e-4, weight_decay=0.1)
 HEAD = Recipe(steps=400, batch=512, lr=1e-3, weight_decay=1e-4)
-
-
-def seconds_left(done: int, total: int, start: float) -> str:
-    return f"{(time.monotonic() - start) / max(done, 1) * (total - done):.0f} s left"
 
 
 # -------------------------------------------------------------------------------------------------------------- training
@@ -119,10 +99,18 @@ def small_clip(vocabulary: int) -> CLIPModel:
     )
 
 
-def clip_loss(model: CLIPModel, described: Described, truths: Texts, lies: Texts, index: Tensor) -> Tensor:
-    """InfoNCE both ways (arXiv 2103.00020) with the hard negatives: 2N texts for each picture, 2N pictures for each text."""
+def clip_loss(model: CLIPModel, pictures: Pictures, truths: Texts, lies: Texts, index: Tensor) -> Tensor:
+    """InfoNCE both ways (arXiv 2103.00020) with the hard negatives: 2N texts for each picture, 2N pictures for each text.
+
+    Half of the true pictures have passed the VAE.
+    """
     rows, count, target = index.numpy(), len(index), torch.arange(len(index))
-    images = image_features(model, np.concatenate([described.drawn[rows], described.counter[rows]]))
+    rng = np.random.default_rng(int(torch.randint(2**31, ())))
+    drawings = np.stack([pictures.drawn[rows], pictures.drawn[rows], *(drawing[rows] for drawing in pictures.redrawn)])
+    true = drawings[rng.integers(0, len(drawings), count), np.arange(count)]
+    is_spoiled = rng.random(count) < SPOILED_SHARE
+    false = np.where(is_spoiled[:, None, None, None], pictures.spoiled[rows], pictures.counter[rows])
+    images = image_features(model, np.concatenate([true, false]))
     texts = torch.cat([truths.features(model, index), lies.features(model, index)])
     ids = torch.cat([truths.ids[index], lies.ids[index]])
     same_text = (ids[:count, None] == ids[None]).all(-1)  # equal prompts are not negatives
@@ -134,57 +122,33 @@ def clip_loss(model: CLIPModel, described: Described, truths: Texts, lies: Texts
     return (F.cross_entropy(to_texts, target) + F.cross_entropy(to_images, target)) / 2
 
 
-def quality_loss(model: CLIPModel, quality: nn.Linear, compared: Compared) -> Tensor:
-    """Squared error of QUALITY as a linear function of the image feature, so that the features hold it for the aesthetic head."""
-    rows = np.random.default_rng(int(torch.randint(2**31, ()))).integers(0, len(compared.texts), QUALITY_BATCH)
-    features = image_features(model, np.concatenate([getattr(compared, kind)[rows] for kind in QUALITY]))
-    wanted = torch.tensor(list(QUALITY.values())).repeat_interleave(QUALITY_BATCH)
-    return F.mse_loss(quality(features).squeeze(-1), wanted)
-
-
-def pick_loss(model: CLIPModel, compared: Compared, texts: Texts, index: Tensor) -> Tensor:
+def pick_loss(model: CLIPModel, pictures: Pictures, texts: Texts, index: Tensor) -> Tensor:
     """-log sigmoid of score differences: drawn > sampled, drawn > counterexample, any > its spoiled self, own > another's."""
     rows = index.numpy()
     prompts = texts.features(model, index)
-    kinds = (compared.drawn[rows], compared.sampled[rows], compared.counter[rows], compared.spoiled[rows])
+    kinds = (pictures.drawn[rows], pictures.sampled[rows], pictures.counter[rows], pictures.spoiled[rows])
     images = image_features(model, np.concatenate(kinds)).view(len(kinds), len(rows), -1)
     drawn, sampled, counter, spoiled = model.logit_scale.exp() * (images * prompts).sum(-1)
     another = model.logit_scale.exp() * (images[1].roll(1, 0) * prompts).sum(-1)
-    unspoiled = torch.where(torch.from_numpy(compared.spoiled_is_sample[rows]), sampled, drawn)
+    unspoiled = torch.where(torch.from_numpy(pictures.spoiled_is_sample[rows]), sampled, drawn)
     pairs = ((1.0, drawn, sampled), (0.5, drawn, counter), (0.5, unspoiled, spoiled), (0.5, sampled, another))
     return torch.stack([-weight * F.logsigmoid(better - worse).mean() for weight, better, worse in pairs]).sum()
 
 
-def fit(
-    modules: Iterable[nn.Module],
-    recipe: Recipe,
-    count: int,
-    loss_of: Callable[[Tensor], Tensor],
-    name: str,
-) -> None:
-    """Muon for the matrices and AdamW for the rest, one cycle of the learning rate, over random batches of ``count``."""
-    named = [item for module in modules for item in module.named_parameters()]
-    matrices = [p for label, p in named if p.ndim == 2 and "embed" not in label and p.shape[0] > 1]
-    rest = [p for label, p in named if all(p is not matrix for matrix in matrices)]
-    optimizers = (
-        torch.optim.Muon(matrices, recipe.lr, recipe.weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, recipe.lr, weight_decay=recipe.weight_decay),
-    )
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.share_of_lr) for optimizer in optimizers]
+def fit(module: nn.Module, recipe: Recipe, count: int, loss_of: Callable[[Tensor], Tensor], name: str) -> None:
+    """AdamW with one cycle of the learning rate, over random batches of ``count``; tells its progress."""
+    optimizer = torch.optim.AdamW(module.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, recipe.steps, pct_start=0.1)
     start = time.monotonic()
-    for step in range(recipe.steps):
+    for step in range(1, recipe.steps + 1):
         loss = loss_of(torch.randint(0, count, (recipe.batch,)))
-        for _, parameter in named:
-            parameter.grad = None
+        optimizer.zero_grad()
         loss.backward()
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        if step % 25 == 0 or step == recipe.steps - 1:
-            print(
-                f"{name} {step + 1}/{recipe.steps}: loss {loss.item():.3f}, {seconds_left(step + 1, recipe.steps, start)}",
-                flush=True,
-            )
+        optimizer.step()
+        schedule.step()
+        if step % 25 == 1 or step == recipe.steps:
+            left = (time.monotonic() - start) / step * (recipe.steps - step)
+            print(f"{name} {step}/{recipe.steps}: loss {loss.item():.3f}, {left:.0f} s left", flush=True)
 
 
 @torch.no_grad()
@@ -197,7 +161,7 @@ def share(condition: Tensor) -> float:
 
 
 @torch.no_grad()
-def clip_accuracy(model: CLIPModel, held_out: Compared, truths: Texts, lies: Texts) -> dict[str, float]:
+def clip_accuracy(model: CLIPModel, held_out: Pictures, truths: Texts, lies: Texts) -> dict[str, float]:
     own = cosines(model, held_out.drawn, truths)
     among = torch.arange(192)
     retrieved = (image_features(model, held_out.drawn[:192], augment=False) @ truths.features(model, among).T).argmax(1)
@@ -209,7 +173,7 @@ def clip_accuracy(model: CLIPModel, held_out: Compared, truths: Texts, lies: Tex
     }
 
 
-def pick_accuracy(model: CLIPModel, held_out: Compared, texts: Texts) -> dict[str, float]:
+def pick_accuracy(model: CLIPModel, held_out: Pictures, texts: Texts) -> dict[str, float]:
     drawn, spoiled = cosines(model, held_out.drawn, texts), cosines(model, held_out.spoiled, texts)
     return {
         "drawn over sampled": share(drawn > cosines(model, held_out.sampled, texts)),
@@ -219,7 +183,7 @@ def pick_accuracy(model: CLIPModel, held_out: Compared, texts: Texts) -> dict[st
 
 
 @torch.no_grad()
-def head_accuracy(model: CLIPModel, head: Head, held_out: Compared) -> dict[str, float]:
+def head_accuracy(model: CLIPModel, head: Head, held_out: Pictures) -> dict[str, float]:
     def value(images_NHWC: np.ndarray) -> Tensor:
         return head(image_features(model, images_NHWC, augment=False))
 
@@ -231,18 +195,18 @@ def head_accuracy(model: CLIPModel, head: Head, held_out: Compared) -> dict[str,
     }
 
 
-def train_head(model: CLIPModel, compared: Compared) -> Head:
+def train_head(model: CLIPModel, pictures: Pictures) -> Head:
     """Least squares of QUALITY on clip's image features, as the aesthetic predictor was made."""
     with torch.no_grad():
-        features = torch.cat([image_features(model, getattr(compared, kind), augment=False) for kind in QUALITY])
-    wanted = torch.tensor(list(QUALITY.values())).repeat_interleave(len(compared.texts))
+        features = torch.cat([image_features(model, getattr(pictures, kind), augment=False) for kind in QUALITY])
+    wanted = torch.tensor(list(QUALITY.values())).repeat_interleave(len(pictures.texts))
     head = Head(features.shape[1])
     nn.init.constant_(head.get_parameter("layers.7.bias"), wanted.mean().item())
 
     def loss_of(index: Tensor) -> Tensor:
         return F.mse_loss(head(features[index]), wanted[index])
 
-    fit([head], HEAD, len(features), loss_of, "aesthetic")
+    fit(head, HEAD, len(features), loss_of, "aesthetic")
     return head.eval()
 
 
@@ -273,39 +237,29 @@ def main(target: Path = WEIGHTS / "rewards") -> None:
         print(f"[{time.monotonic() - start:4.0f} s] {what}", flush=True)
 
     sd3 = DemoModel()
-    held_out = compare(sd3, choose(HELD_OUT_SIZE, SEED, True), SEED, say)
-    compared = compare(sd3, choose(TRAIN_SIZE, SEED, False), SEED + 1000, say)
-    described = concatenate(compared, draw_described(choose(DRAWINGS, SEED + 1, False), as_array, Random(SEED)))
+    held_out = make_pictures(sd3, choose(HELD_OUT_SIZE, SEED, True), SEED, say)
+    pictures = make_pictures(sd3, choose(TRAIN_SIZE, SEED, False), SEED + 1000, say)
+    count = len(pictures.texts)
 
     tokenizer = AutoTokenizer.from_pretrained(Path(resolve("demo://sd3"), "tokenizer"))
-    truths, lies = Texts(tokenizer, described.texts), Texts(tokenizer, described.false_texts)
+    truths, lies = Texts(tokenizer, pictures.texts), Texts(tokenizer, pictures.false_texts)
     held_truths, held_lies = Texts(tokenizer, held_out.texts), Texts(tokenizer, held_out.false_texts)
 
     say("clip")
     model = small_clip(len(tokenizer))
-    quality = nn.Linear(PROJECTION, 1)
-    nn.init.constant_(quality.bias, sum(QUALITY.values()) / len(QUALITY))
-
-    def whole_clip_loss(index: Tensor) -> Tensor:
-        return clip_loss(model, described, truths, lies, index) + QUALITY_WEIGHT * quality_loss(model, quality, compared)
-
-    fit([model, quality], CLIP, len(described.texts), whole_clip_loss, "clip")
+    fit(model, CLIP, count, lambda index: clip_loss(model, pictures, truths, lies, index), "clip")
     report("clip", clip_accuracy(model.eval(), held_out, held_truths, held_lies))
     save_clip(model, tokenizer, target / "clip")
 
     say("aesthetic")
-    head = train_head(model, compared)
+    head = train_head(model, pictures)
     report("aesthetic", head_accuracy(model, head, held_out))
     (target / "aesthetic").mkdir(parents=True, exist_ok=True)
     save_file({name: value.half() for name, value in head.state_dict().items()}, target / "aesthetic" / "model.safetensors")
 
     say("pickscore")
     model.train()
-
-    def loss_of_pairs(index: Tensor) -> Tensor:
-        return pick_loss(model, compared, truths, index)
-
-    fit([model], PICK, len(compared.texts), loss_of_pairs, "pickscore")
+    fit(model, PICK, count, lambda index: pick_loss(model, pictures, truths, index), "pickscore")
     report("pickscore", pick_accuracy(model.eval(), held_out, held_truths))
     save_clip(model, tokenizer, target / "pickscore")
     say("done")

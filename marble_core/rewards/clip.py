@@ -53,7 +53,7 @@ class Clip:
     def image_features(self, images_NHWC: np.ndarray, resample: str = "bicubic") -> Tensor:
         """Unit features (N, D) of uint8 RGB pictures. The last ones are kept, for the next scorer of the same step."""
         resized = min(images_NHWC.shape[1:3]) != self.pictures.size["shortest_edge"]
-        key = (hashlib.sha256(np.ascontiguousarray(images_NHWC)).digest(), images_NHWC.shape, resized and resample)
+        key = (hashlib.sha256(images_NHWC.tobytes()).digest(), images_NHWC.shape, resized and resample)
         if self._last is None or self._last[0] != key:
             found = []
             for i in range(0, len(images_NHWC), BATCH_SIZE):
