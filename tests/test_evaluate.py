@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marble_core.evaluate import Evaluation, compare
+from marble_core.config import load_config
+from marble_core.evaluate import Evaluation, compare, run_evaluation
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 NAMES = ("clipscore", "ocr")
@@ -142,3 +144,44 @@ def test_an_evaluation_survives_its_file_with_its_settings(tmp_path: Path) -> No
 def test_the_gate_reads_an_evaluation_without_torch() -> None:
     code = "import sys, marble_core.evaluate, marble_core.registry; sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_base_and_trained_draw_the_same_prompts_from_the_same_noise(tmp_path: Path) -> None:
+    """A LoRA that is zero gives the base's pictures to the bit; another one gives others, and the base's again."""
+    import torch
+
+    from marble_core.policy import Policy
+
+    overrides = ["evaluation.steps=2", "evaluation.batch_size=2", "evaluation.resamples=100", "lora.rank=2"]
+    config = load_config("demo", overrides=overrides)
+    config = config.model_copy(update={"rewards": tuple(r for r in config.rewards if r.name == "geneval")})
+    square = {"class": "square", "count": 1, "color": "red"}
+    prompts = [Prompt("a red square", "geneval", tag="colors", include=(square,)) for _ in range(3)]
+
+    policy = Policy.load(config)
+    policy.add_trainable(config)
+    pictures: dict[str, list[bytes]] = {}
+    for name, scale in (("zero", 0.0), ("other", 0.2)):
+        weights = {n: torch.full_like(p, scale) if "lora_B" in n else p for n, p in policy.parameters_of("default").items()}
+        policy.save_adapter(tmp_path / name, weights)
+        found = run_evaluation(config, prompts, tmp_path / name, tmp_path / name)
+        assert Evaluation.load(tmp_path / name / "evaluation.json") == found
+        assert found.settings["prompts"] == {"geneval": 3} and found.settings["steps"] == 2
+        rows = [json.loads(line) for line in (tmp_path / name / "images" / "scores.jsonl").read_text().splitlines()]
+        assert [set(row["trained"]) for row in rows] == [{"geneval"}] * 3
+        assert len({row["noise_seed"] for row in rows}) == 3
+        for role in ("base", "trained"):
+            pictures[f"{name} {role}"] = [(tmp_path / name / "images" / row["pictures"][role]).read_bytes() for row in rows]
+    assert pictures["zero base"] == pictures["zero trained"] == pictures["other base"] != pictures["other trained"]
+    assert len(set(pictures["zero base"])) == 3, "the same prompt was drawn from the same noise twice"
+
+
+def test_asking_the_same_prompts_four_times_does_not_make_the_interval_narrower() -> None:
+    rng = np.random.default_rng(5)
+    prompts = _prompts(40)
+    base, gain = rng.normal(size=(120, 1)), 0.1 + rng.normal(size=(120, 1))
+    once = compare(_table(base), _table(base + gain), prompts, 2000, 0)
+    base4, gain4 = np.tile(base, (4, 1)), np.tile(gain, (4, 1))
+    often = compare(_table(base4), _table(base4 + gain4), prompts * 4, 2000, 0)
+    width = lambda e: e.high - e.low  # noqa: E731
+    assert width(often.rewards["a"].difference) == pytest.approx(width(once.rewards["a"].difference), rel=0.05)
