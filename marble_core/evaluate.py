@@ -103,8 +103,8 @@ def compare(
 ) -> Evaluation:
     """Compare two tables whose row i is the same prompt and the same noise.
 
-    Intervals are percentiles over ``resamples`` paired bootstrap resamples. A resample draws prompts with replacement
-    within each source and serves all rewards at once, so the mean gain's interval knows how the rewards move together.
+    Intervals are percentiles over ``resamples`` paired bootstrap resamples. A resample draws prompts (distinct texts) with
+    replacement within each source and serves all rewards at once, so the mean gain's interval knows how the rewards move together.
     Raises ValueError if the tables do not fit together, and MarbleError if no reward applies to any prompt.
     """
     if base.names != trained.names or base.R_NK.shape != trained.R_NK.shape or len(base.R_NK) != len(prompts):
@@ -112,7 +112,7 @@ def compare(
     if (base.mask_NK != trained.mask_NK).any() or np.isinf(base.R_NK).any() or np.isinf(trained.R_NK).any():
         raise ValueError("base and trained must be finite on the same prompts")
     sources = np.array([p.source for p in prompts])
-    W_RN = _resamples(sources, resamples, seed)
+    W_RN = _resamples(prompts, resamples, seed)
 
     rewards: dict[str, RewardResult] = {}
     by_source: dict[str, dict[str, RewardResult]] = {}
@@ -121,19 +121,19 @@ def compare(
         applies_N = ~np.isnan(b_N)
         if not applies_N.any():
             continue
-        rewards[name], gain_R = _result(b_N, t_N, applies_N, sources, W_RN)
+        rewards[name], gain_R = _result(b_N, t_N, applies_N, prompts, W_RN)
         if rewards[name].base_std > 0:
             gains.append((rewards[name].difference.mean / rewards[name].base_std, gain_R))
         for source in SOURCES:
             if (own_N := applies_N & (sources == source)).any():
-                by_source.setdefault(source, {})[name] = _result(b_N, t_N, own_N, sources, W_RN)[0]
+                by_source.setdefault(source, {})[name] = _result(b_N, t_N, own_N, prompts, W_RN)[0]
     if not rewards:
         raise MarbleError("No reward applies to any held-out prompt; add held-out prompts that the rewards apply to.")
 
     mean_gain = Estimate(0.0, 0.0, 0.0)
     if gains:
         means, draws_KR = zip(*gains, strict=True)
-        mean_gain = _estimate(float(np.mean(means)), np.nanmean(draws_KR, axis=0), _smallest(sources))
+        mean_gain = _estimate(float(np.mean(means)), np.nanmean(draws_KR, axis=0), _smallest(prompts))
     missing = tuple(n for n in base.names if n not in rewards)
     return Evaluation(rewards, by_source, mean_gain, missing, _notes(base, trained, rewards, missing), dict(settings or {}))
 
@@ -182,18 +182,23 @@ def _finite(table: RewardTable, prompts: Sequence[Prompt]) -> RewardTable:
     return table
 
 
-def _resamples(sources: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """W_RN: how often resample r drew prompt i; every source keeps its number of prompts."""
+def _resamples(prompts: Sequence[Prompt], resamples: int, seed: int) -> np.ndarray:
+    """W_RN: how often resample r drew prompt i; every source keeps its number of distinct texts.
+
+    A text that was asked for several times is drawn with all its pictures, for they say little more than one does.
+    """
     rng = np.random.default_rng(derive(seed, "bootstrap"))
-    W_RN = np.zeros((resamples, len(sources)))
+    texts = {text: c for c, text in enumerate(dict.fromkeys((p.source, p.text) for p in prompts))}
+    sources = np.array([source for source, _ in texts])
+    W_RC = np.zeros((resamples, len(texts)))
     for source in np.unique(sources):
         own = np.flatnonzero(sources == source)
-        W_RN[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
-    return W_RN
+        W_RC[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
+    return W_RC[:, [texts[p.source, p.text] for p in prompts]]
 
 
 def _result(
-    b_N: np.ndarray, t_N: np.ndarray, use_N: np.ndarray, sources: np.ndarray, W_RN: np.ndarray
+    b_N: np.ndarray, t_N: np.ndarray, use_N: np.ndarray, prompts: Sequence[Prompt], W_RN: np.ndarray
 ) -> tuple[RewardResult, np.ndarray]:
     """The result over the prompts in ``use_N``, and difference / base_std of every resample (NaN where it drew none)."""
     b, d = b_N[use_N], (t_N - b_N)[use_N]
@@ -206,13 +211,13 @@ def _result(
         std_R = np.sqrt(np.maximum(b2_R - b_R**2, (std / 2) ** 2))
         gain_R = d_R / std_R if std > 0 else d_R
     win_rate = float(np.mean((d > 0) + 0.5 * (d == 0)))
-    difference = _estimate(float(d.mean()), d_R, _smallest(sources[use_N]))
+    difference = _estimate(float(d.mean()), d_R, _smallest([prompts[i] for i in np.flatnonzero(use_N)]))
     return RewardResult(len(b), float(b.mean()), float(t_N[use_N].mean()), difference, std, win_rate), gain_R
 
 
-def _smallest(sources: np.ndarray) -> int:
-    """The number of prompts of the source that has fewest."""
-    return min(Counter(sources.tolist()).values())
+def _smallest(prompts: Sequence[Prompt]) -> int:
+    """The number of distinct texts of the source that has fewest."""
+    return min(Counter(source for source, _ in {(p.source, p.text) for p in prompts}).values())
 
 
 def _estimate(mean: float, draws_R: np.ndarray, n: int) -> Estimate:

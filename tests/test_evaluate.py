@@ -177,11 +177,10 @@ def test_base_and_trained_draw_the_same_prompts_from_the_same_noise(tmp_path: Pa
 
 
 def test_asking_the_same_prompts_four_times_does_not_make_the_interval_narrower() -> None:
-    rng = np.random.default_rng(5)
-    prompts = _prompts(40)
-    base, gain = rng.normal(size=(120, 1)), 0.1 + rng.normal(size=(120, 1))
-    once = compare(_table(base), _table(base + gain), prompts, 2000, 0)
-    base4, gain4 = np.tile(base, (4, 1)), np.tile(gain, (4, 1))
-    often = compare(_table(base4), _table(base4 + gain4), prompts * 4, 2000, 0)
-    width = lambda e: e.high - e.low  # noqa: E731
-    assert width(often.rewards["a"].difference) == pytest.approx(width(once.rewards["a"].difference), rel=0.05)
+    prompts = held_out(40)
+    base, trained = tables(prompts, np.random.default_rng(5))
+    base4, trained4 = (RewardTable(NAMES, np.tile(table.R_NK, (4, 1))) for table in (base, trained))
+    once, often = compare(base, trained, prompts, 2000, 0), compare(base4, trained4, prompts * 4, 2000, 0)
+    for name in NAMES:
+        one, other = once.rewards[name].difference, often.rewards[name].difference
+        assert other.high - other.low == pytest.approx(one.high - one.low, rel=0.05)
