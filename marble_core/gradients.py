@@ -22,12 +22,15 @@ from torch.nn import functional as F
 
 
 class RowGradients:
-    """R weighted sums of per-image gradients of LoRA layers, as float32 accumulators (R, *shape) by parameter name."""
+    """R weighted sums of per-image gradients of LoRA layers, as accumulators (R, *shape) by parameter name.
+
+    They are float32, whatever the autocast, or float64 where the LoRA is.
+    """
 
     def __init__(self, layers: Mapping[str, torch.nn.Linear], rows: int) -> None:
         self.layers = layers
         self.rows = rows
-        self.sums = {n: torch.zeros(rows, *m.weight.shape, device=m.weight.device) for n, m in layers.items()}
+        self.sums = {n: torch.zeros(rows, *m.weight.shape, device=m.weight.device, dtype=_wide(m)) for n, m in layers.items()}
         self.backwards = 0
         self._weights_RB = torch.empty(0)
 
@@ -61,9 +64,9 @@ class RowGradients:
 
     def _collect(self, name: str, x: torch.Tensor, d: torch.Tensor) -> None:
         images = len(x)
-        outer = torch.bmm(d.reshape(images, -1, d.shape[-1]).float().mT, x.reshape(images, -1, x.shape[-1]).float())
         total = self.sums[name]
-        total.view(self.rows, -1).addmm_(self._weights_RB, outer.view(images, -1))
+        x, d = (a.reshape(images, -1, a.shape[-1]).to(total.dtype) for a in (x, d))
+        total.view(self.rows, -1).addmm_(self._weights_RB.to(total.dtype), torch.bmm(d.mT, x).view(images, -1))
 
     def gram(self) -> np.ndarray:
         """Inner products of the rows, (R, R) in float64, one layer at a time: one float32 product is off by 1e-4."""
@@ -75,8 +78,8 @@ class RowGradients:
 
     def combine(self, w_R: np.ndarray) -> dict[str, torch.Tensor]:
         """sum_r w_r g_r by parameter name."""
-        w = torch.as_tensor(w_R, dtype=torch.float32)
-        return {n: torch.tensordot(w.to(total.device), total, 1) for n, total in self.sums.items()}
+        w = torch.as_tensor(w_R)
+        return {n: torch.tensordot(w.to(total), total, 1) for n, total in self.sums.items()}
 
 
 class _Tap(torch.autograd.Function):
@@ -96,6 +99,10 @@ class _Tap(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         ctx.rows._collect(ctx.name, x, d)
         return (d @ weight.to(d.dtype)).to(x.dtype), None, None, None
+
+
+def _wide(layer: torch.nn.Linear) -> torch.dtype:
+    return torch.promote_types(layer.weight.dtype, torch.float32)
 
 
 def _forward(layer: torch.nn.Linear, rows: RowGradients, name: str, x: torch.Tensor) -> torch.Tensor:

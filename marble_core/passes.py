@@ -72,18 +72,18 @@ def per_row(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) ->
     only the last row wants rides with the KL.
     """
     gradients = RowGradients(policy.layers_of("default"), len(rows.weight_RN) + 1)
-    alone = torch.zeros(gradients.rows, 1)
+    alone = torch.zeros(gradients.rows, 1, dtype=torch.float64)
     alone[-1] = 1.0
     forwards = 0
     for part in _micro_batches(rollout, config):
         v, inputs, terms, last_BCHW, used = _forward(policy, part, gradients, config)
         passes = []
         for term in terms:
-            weights_RB = torch.as_tensor(rows.weigh(term.phi)[:, part.images_B], dtype=torch.float32)
+            weights_RB = torch.as_tensor(rows.weigh(term.phi)[:, part.images_B])
             if weights_RB[:-1].any():
                 passes.append((term.q_BCHW, weights_RB))
             elif weights_RB.any():
-                ridden = weights_RB[-1][:, None, None, None] * term.q_BCHW
+                ridden = weights_RB[-1].to(v.dtype)[:, None, None, None] * term.q_BCHW
                 last_BCHW = ridden if last_BCHW is None else last_BCHW + ridden
         if last_BCHW is not None:
             passes.append((last_BCHW, alone.expand(-1, len(v))))

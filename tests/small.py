@@ -1,22 +1,62 @@
-"""A small real policy (the demo's SD3 with few latents) and a rollout for tests of the mathematics."""
+"""A small SD3 transformer with random weights, both attention kinds, and a rollout, for tests of the mathematics."""
+
+from dataclasses import replace
 
 import numpy as np
 import torch
+from diffusers import SD3Transformer2DModel
 
 from marble_core.config import RunConfig, load_config
+from marble_core.models.sd3 import SD3
 from marble_core.policy import Policy
 from marble_core.seeding import derive, noise
-from marble_core.types import Prompt, PromptBatch, Rollout
+from marble_core.types import Conditioning, Prompt, PromptBatch, Rollout
+
+PROMPTS = (
+    Prompt("a red circle on a blue background", "general"),
+    Prompt('a sign that says "CAT"', "ocr", target="CAT"),
+    Prompt("two green squares", "geneval", include=({"class": "square", "count": 2, "color": "green"},)),
+)
+
+
+class SmallModel:
+    """A DiffusionModel whose text encoder is a table of random numbers. Latents are 4 x 4 x 4, three text tokens."""
+
+    lora_targets = SD3.lora_targets
+    latent_shape = (4, 4, 4)
+    flow_shift = 1.0
+
+    def __init__(self, dtype: torch.dtype = torch.float32, autocast: torch.dtype | None = None) -> None:
+        torch.manual_seed(0)
+        self.autocast, self.dtype = autocast, dtype
+        self.transformer = SD3Transformer2DModel(
+            sample_size=4, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=24, caption_projection_dim=32, pooled_projection_dim=12, pos_embed_max_size=4, qk_norm="rms_norm",
+            dual_attention_layers=(0, 1),
+        ).to(dtype).requires_grad_(False)  # fmt: skip
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        seeds = [derive(0, p) for p in prompts]
+        return Conditioning(noise(seeds, (3, 24)).to(self.dtype), noise(seeds, (12,)).to(self.dtype))
+
+    def velocity(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        with torch.autocast("cpu", self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            v = self.transformer(x_BCHW, conditioning.tokens, conditioning.pooled, t_B.to(self.dtype) * 1000, return_dict=False)[0]
+        return v.to(self.dtype)
+
+    def decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
+        """The first three channels as colours, so that a reward can look at something."""
+        return (x0_NCHW[:, :3].float().permute(0, 2, 3, 1).sigmoid() * 255).round().to(torch.uint8).numpy()
 
 
 def small_config(*overrides: str) -> RunConfig:
-    defaults = ["model.precision=fp32", "lora.rank=4", "rollout.prompts=3", "rollout.images_per_prompt=2", "rollout.steps=4"]
+    defaults = ["lora.rank=4", "rollout.prompts=3", "rollout.images_per_prompt=2", "rollout.steps=4", "loss.timesteps=3"]
     return load_config("demo", overrides=[*defaults, "loss.micro_batch=4", "loss.kl_fraction=1.0", *overrides])
 
 
-def small_policy(config: RunConfig, perturb: float = 0.0) -> Policy:
+def small_policy(config: RunConfig, perturb: float = 0.0, model: SmallModel | None = None) -> Policy:
     """A trainable policy; ``perturb`` moves ``default`` and ``old`` apart, and both away from the reference."""
-    policy = Policy.load(config)
+    policy = Policy(model or SmallModel())
     policy.add_trainable(config)
     if perturb:
         generator = torch.Generator().manual_seed(1)
@@ -27,18 +67,10 @@ def small_policy(config: RunConfig, perturb: float = 0.0) -> Policy:
     return policy
 
 
-def small_batch(config: RunConfig) -> PromptBatch:
-    prompts = (
-        Prompt("a red circle on a blue background", "general"),
-        Prompt('a sign that says "CAT"', "ocr", target="CAT"),
-        Prompt("two green squares", "geneval", include=({"class": "square", "count": 2, "color": "green"},)),
-    )
-    return PromptBatch(prompts[: config.rollout.prompts], config.rollout.images_per_prompt, step=0, seed=config.seed)
-
-
 def small_rollout(policy: Policy, config: RunConfig) -> Rollout:
-    batch = small_batch(config)
+    batch = PromptBatch(PROMPTS, config.rollout.images_per_prompt, step=0, seed=config.seed)
     x0 = noise([derive(7, i) for i in range(len(batch))], policy.model.latent_shape)
     conditioning = policy.model.encode([p.text for p in batch.prompts])
     t_S = torch.linspace(1, 1 / config.rollout.steps, config.rollout.steps)
-    return Rollout(batch, conditioning, x0, t_S, np.zeros((len(batch), 8, 8, 3), np.uint8))
+    rollout = Rollout(batch, conditioning, x0, t_S, np.zeros((len(batch), 8, 8, 3), np.uint8))
+    return replace(rollout, x0_NCHW=x0.double()) if policy.model.dtype == torch.float64 else rollout
