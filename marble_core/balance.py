@@ -156,21 +156,21 @@ class MinNorm(Balancer):
 
         S_KK, unit_K = self._signal(halves, norm_K, active)
         C_KK = np.where(np.outer(active, active), S_KK / np.outer(unit_K, unit_K), 0.0)
-        alpha_K: np.ndarray | None = None
+        solved_K: np.ndarray | None = None
         try:
-            alpha_K = self._solve(C_KK, active)
+            solved_K = self._solve(C_KK, active)
         except ArithmeticError as error:
             notes += (f"the QP failed ({error}), the last weights are used",)
         else:
-            self.memory.alpha_K = _blend(self.memory.alpha_K, alpha_K, active, self.config.rho)
+            self.memory.alpha_K = _blend(self.memory.alpha_K, solved_K, active, self.config.rho)
             self.memory.norm_K = _blend(self.memory.norm_K, unit_K, active, self.config.rho)
-        fresh = alpha_K is not None and not self.ema_on_solved
-        share_K = self._share(alpha_K if fresh else self.memory.alpha_K, active)
+        latest_K = self.memory.alpha_K if solved_K is None or self.ema_on_solved else solved_K
+        share_K = self._share(latest_K, active)
         length = np.sqrt(max(share_K @ C_KK @ share_K, 0.0))
         if length < STATIONARY * (1.0 if self.normalise else norm_K[active].mean()):
             notes += ("Pareto-stationary: no direction improves every reward, the update is the KL's alone",)
-            return Balance(np.zeros(len(active)), share_K, active, alpha_K, notes)
-        return Balance(_rescale(share_K, unit_K, active), share_K, active, alpha_K, notes)
+            return Balance(np.zeros(len(active)), share_K, active, solved_K, notes)
+        return Balance(_rescale(share_K, unit_K, active), share_K, active, solved_K, notes)
 
     def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
         """Between two QPs: abar on gradients normalised by the EMA of their norms, or on raw ones. At the end: uniform [P]."""
@@ -211,7 +211,7 @@ class MinNorm(Balancer):
         return share_K / share_K.sum()
 
     def state(self) -> dict[str, Any]:
-        return {name: np.where(np.isnan(ema), None, ema).tolist() for name, ema in vars(self.memory).items()}
+        return {name: np.where(np.isnan(ema), np.array(None), ema).tolist() for name, ema in vars(self.memory).items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.memory = _Memory(**{name: np.array(ema, dtype=float) for name, ema in state.items()})

@@ -37,7 +37,7 @@ class ModelConfig(Section):
 
 class LoraConfig(Section):
     rank: int = Field(32, ge=1)  # [N]
-    alpha: float = Field(64, gt=0)  # [N]
+    alpha: int = Field(64, ge=1)  # [N]
 
 
 class DataConfig(Section):
@@ -190,7 +190,12 @@ class RunConfig(Section):
         names = [r.name for r in self.rewards]
         if doubled := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"reward {min(doubled)!r} is listed twice")
-        named = {*self.balance.prior, *self.balance.floor, *self.balance.cap, *(r for s in self.balance.stages for r in s.rewards)}
+        named = {
+            *self.balance.prior,
+            *self.balance.floor,
+            *self.balance.cap,
+            *(r for s in self.balance.stages for r in s.rewards),
+        }
         if unknown := (named | ({self.balance.single} - {""})) - set(names):
             raise ValueError(f"balance names the reward {min(unknown)!r}, but the rewards are {', '.join(names)}")
         if self.balance.stages and sum(s.steps for s in self.balance.stages) != self.train.steps:

@@ -211,7 +211,7 @@ def _result(
         std_R = np.sqrt(np.maximum(b2_R - b_R**2, (std / 2) ** 2))
         gain_R = d_R / std_R if std > 0 else d_R
     win_rate = float(np.mean((d > 0) + 0.5 * (d == 0)))
-    difference = _estimate(float(d.mean()), d_R, _smallest([prompts[i] for i in np.flatnonzero(use_N)]))
+    difference = _estimate(float(d.mean()), d_R, _smallest([p for p, used in zip(prompts, use_N, strict=True) if used]))
     return RewardResult(len(b), float(b.mean()), float(t_N[use_N].mean()), difference, std, win_rate), gain_R
 
 

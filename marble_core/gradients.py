@@ -95,7 +95,7 @@ class _Tap(torch.autograd.Function):
         return F.linear(x, weight)
 
     @staticmethod
-    def backward(ctx, d):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, d):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         ctx.rows._collect(ctx.name, x, d)
         return (d @ weight.to(d.dtype)).to(x.dtype), None, None, None

@@ -25,7 +25,9 @@ def reward_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
     return out
 
 
-def gradient_metrics(names: tuple[str, ...], halves: Halves, balance: Balance, balancer: Balancer, images: int) -> dict[str, float]:
+def gradient_metrics(
+    names: tuple[str, ...], halves: Halves, balance: Balance, balancer: Balancer, images: int
+) -> dict[str, float]:
     """Of the active rewards: norms, cosines with each other and with the update, self-consistency, held-out cosines.
 
     ``cosine/worst`` is the least cosine of the update (without the KL) with a reward's gradient; ``held_out/worst`` the same

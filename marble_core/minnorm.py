@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import cvxpy as cp
+import cvxpy
 import numpy as np
 
+cp: Any = cvxpy  # its functions are made at import, where no type checker sees them
 TIE_BREAK = 1e-10  # among optima (duplicates, K > rank) prefer the one of least ||alpha||
 
 
@@ -65,7 +66,7 @@ class _Problem:
 
     size: int
     wishes: int
-    problem: cp.Problem = field(init=False)
+    problem: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.alpha: Any = cp.Variable(self.size)

@@ -123,7 +123,7 @@ class Policy:
             StableDiffusion3Pipeline.save_lora_weights(
                 directory,
                 transformer_lora_layers={n: p.clone().contiguous() for n, p in layers.items()},
-                transformer_lora_adapter_metadata=self.lora.to_dict() | {"target_modules": sorted(self.lora.target_modules)},
+                transformer_lora_adapter_metadata=self.lora.to_dict() | {"target_modules": sorted(self.model.lora_targets)},
             )
             for name, p in self.parameters_of("default").items():
                 p.copy_(kept[name])

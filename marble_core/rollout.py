@@ -22,6 +22,7 @@ def make_scheduler(solver: str, steps: int, flow_shift: float) -> Any:
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
+    scheduler: Any
     if solver == "euler":
         scheduler = FlowMatchEulerDiscreteScheduler(shift=flow_shift)
     else:

@@ -77,7 +77,7 @@ def save_state(learner: Learner, directory: Path) -> None:
     """Everything the next step depends on, as safetensors and JSON."""
     policy = learner.policy
     names = list(policy.parameters_of("default"))
-    tensors = {f"{adapter}/{n}": p for adapter in ("default", "old") for n, p in policy.parameters_of(adapter).items()}
+    tensors: dict[str, torch.Tensor] = {f"{adapter}/{n}": p for adapter in ("default", "old") for n, p in policy.parameters_of(adapter).items()}
     tensors |= {f"ema/{n}": p for n, p in policy.ema.items()}
     for n, p in policy.parameters_of("default").items():
         tensors |= {f"adam/{key}/{n}": value for key, value in learner.optimizer.state[p].items()}

@@ -102,7 +102,10 @@ def test_the_state_survives_a_checkpoint():
     [
         ({"wishes": ("ocr >= 0.5",)}, lambda a: np.isclose(a[2], 0.5)),
         ({"wishes": ("clipscore + pickscore <= 0.3",)}, lambda a: np.isclose(a[0] + a[1], 0.3)),
-        ({"wishes": ("ocr == 0.4", "clipscore - pickscore >= 0.2")}, lambda a: np.isclose(a[2], 0.4) and a[0] - a[1] > 0.2 - 1e-9),
+        (
+            {"wishes": ("ocr == 0.4", "clipscore - pickscore >= 0.2")},
+            lambda a: np.isclose(a[2], 0.4) and a[0] - a[1] > 0.2 - 1e-9,
+        ),
         ({"floor": {"ocr": 0.6}}, lambda a: np.isclose(a[2], 0.6)),
         ({"cap": {"clipscore": 0.05, "pickscore": 0.05}}, lambda a: np.isclose(a[2], 0.9)),
         ({"prior": {"ocr": 1.0}, "kappa": 0.0}, lambda a: np.allclose(a, [0, 0, 1])),
@@ -162,7 +165,7 @@ def test_on_a_solved_step_the_paper_uses_alpha_itself_and_every_1_its_average():
 
 
 def test_mgda_balances_the_gradients_as_they_are():
-    g, G = gram(scales=(5.0, 1.0, 0.2))
+    _, G = gram(scales=(5.0, 1.0, 0.2))
     done = weigh(balancer(method="mgda", rho=0.0), G)
     assert np.allclose(done.w_K, done.solved_K)
     assert (G @ done.w_K).min() >= (done.w_K @ G @ done.w_K) * (1 - 1e-6)

@@ -46,7 +46,9 @@ def run(cwd: Path, environment: dict[str, str], run_id: str, *overrides: str) ->
     command = [sys.executable, "-m", "marble_core.cli", "run", "--run-id", run_id]
     for pair in [*TINY, *overrides]:
         command += ["--set", pair]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=400, check=False
+    )
 
 
 @pytest.fixture(scope="module")
