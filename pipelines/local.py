@@ -47,7 +47,8 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
     config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
     parameters = {"preset": preset, "config": config, "run_id": run_id}
     command = [sys.executable, "-m", "pipelines.local", json.dumps(parameters), str(directory)]
-    child = ChildProcess(command, log, {**os.environ, progress.VARIABLE: str(events)}, Path.cwd(), grace=GRACE)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, progress.VARIABLE: str(events)}  # two jobs may share the cores
+    child = ChildProcess(command, log, environment, Path.cwd(), grace=GRACE)
     with progress.Display(events, console) as display:
         try:
             while child.returncode is None:
