@@ -75,14 +75,21 @@ class RewardConfig(Section):
 
 
 class LossConfig(Section):
-    name: Literal["nft"] = "nft"
+    name: Literal["nft", "awm", "awm_clipped"] = "nft"  # loss.py
     timesteps: int = Field(24, ge=1)  # [P] T, distinct timesteps of the rollout's, drawn for each image
     beta: float = Field(0.1, gt=0)  # [N] b: how far L+ and L- stand from v_old
     advantage_max: float = Field(5.0, gt=0)  # [N] A_max
+    clip_range: float = Field(0.2, gt=0, lt=1)  # [O] of awm_clipped
     advantage_std: Literal["batch", "group"] = "batch"  # [C] batch; [P] group
     kl_beta: float = Field(1e-4, ge=0)  # [N]
     kl_fraction: float = Field(0.125, gt=0, le=1)  # [O] share of the micro-batches that carry the KL; 1 in the paper
     micro_batch: int = Field(48, ge=1)  # images in a forward of the loss
+
+    @model_validator(mode="after")
+    def _bounded(self) -> LossConfig:
+        if self.name == "awm" and not self.kl_beta:
+            raise ValueError("loss 'awm' is unbounded below for negative advantages, so loss.kl_beta must be above 0")
+        return self
 
 
 class StageConfig(Section):

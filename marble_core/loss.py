@@ -45,6 +45,11 @@ class Point:
     def size(self) -> int:
         return self.x0_BCHW[0].numel()
 
+    @property
+    def target(self) -> torch.Tensor:
+        """eps - x0, the velocity of the straight path through x_t and x0."""
+        return (self.x_BCHW - self.x0_BCHW) / self.t
+
     def error(self, v: torch.Tensor) -> torch.Tensor:
         """xhat - x0, where xhat = x_t - t v is the clean image that a velocity predicts."""
         return self.x_BCHW - self.t * v - self.x0_BCHW
@@ -61,7 +66,7 @@ def identity(A: np.ndarray) -> np.ndarray:
 
 
 def nft(at: Point, config: LossConfig) -> Sequence[Term]:
-    """DiffusionNFT (arXiv 2509.16117), with both cotangents in closed form:
+    """DiffusionNFT (arXiv 2509.16117), with both cotangents in closed form.
 
         v+- = v_old +- b (v - v_old),   L+- = mean[(xhat+- - x0)^2 / sg(max(mean|xhat+- - x0|, 1e-5))]
         l(A) = A_max [r L+ + (1-r) L-] / b,   r = 1/2 + A / (2 A_max)
@@ -84,7 +89,31 @@ def nft(at: Point, config: LossConfig) -> Sequence[Term]:
     ]
 
 
-LOSSES: dict[str, Callable[[Point, LossConfig], Sequence[Term]]] = {"nft": nft}
+def awm(at: Point, config: LossConfig) -> Sequence[Term]:
+    """Advantage-weighted matching: l(A) = A mean[(v - (eps - x0))^2].
+
+    For A < 0 it is unbounded below, so it needs the KL (the configuration sees to it).
+    """
+    return [Term((2 / at.size) * (at.v_BCHW - at.target), identity)]
+
+
+def awm_clipped(at: Point, config: LossConfig) -> Sequence[Term]:
+    """Its clipped form, l(A) = -min(rho A, clip(rho, 1 - c, 1 + c) A), with the ratio rho = exp(L_old - L) of the matching losses.
+
+    Where A > 0 an image stops pulling once rho > 1 + c, where A < 0 once rho < 1 - c.
+    """
+    q_BCHW = (2 / at.size) * (at.v_BCHW - at.target)
+    if at.v_old_BCHW is None:
+        return [Term(q_BCHW, identity)]
+    old, new = ((v - at.target).pow(2).mean((1, 2, 3), keepdim=True) for v in (at.v_old_BCHW, at.v_BCHW))
+    rho = (old - new).exp()
+    return [
+        Term(torch.where(rho <= 1 + config.clip_range, rho, 0.0) * q_BCHW, lambda A: np.maximum(A, 0)),
+        Term(torch.where(rho >= 1 - config.clip_range, rho, 0.0) * q_BCHW, lambda A: np.minimum(A, 0)),
+    ]
+
+
+LOSSES: dict[str, Callable[[Point, LossConfig], Sequence[Term]]] = {"nft": nft, "awm": awm, "awm_clipped": awm_clipped}
 
 
 def kl(v_BCHW: torch.Tensor, v_ref_BCHW: torch.Tensor) -> torch.Tensor:
