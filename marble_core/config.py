@@ -29,7 +29,8 @@ class ModelConfig(Section):
     path: str = "demo://sd3"  # a diffusers directory, a hub id, or demo://sd3
     revision: str | None = None
     family: str = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
-    precision: Literal["fp32", "bf16"] = "bf16"  # autocast; LoRA weights and gradients stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # autocast; LoRA weights and gradients stay fp32
+    gradient_checkpointing: bool = False  # keep only the blocks' inputs, recompute each once for all cotangents
     height: int = Field(512, gt=0)  # [N]
     width: int = Field(512, gt=0)
     max_sequence_length: int = Field(256, ge=1)  # T5 tokens

@@ -1,6 +1,6 @@
 """All K per-reward LoRA gradients from two backward passes, whatever K.
 
-The loss is affine in the advantage (loss.py), so every reward's gradient is a sum over images of the same two
+The loss is affine in functions of the advantage (loss.py), so every reward's gradient is a sum over images of the same two
 vector-Jacobian products, weighted by that reward's own numbers:
 
     g_k = sum_i  phi0_ki J_i^T q0_i  +  phi1_ki J_i^T q1_i
@@ -12,61 +12,123 @@ of the accumulators is any weighting of images that is wanted: a reward, a rewar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from marble_core.recompute import Tape
+
+SMALLEST_SCALE = 2.0**-60
+
+
+@dataclass
+class Pass:
+    """One backward pass: the cotangent q_BCHW of the velocity, and the weight of each image in each row, weights_RB.
+
+    The cotangent is sent scaled by a power of two that brings its largest entry to about 1, and the layers undo it in their
+    wide accumulators: in float16 NFT's q1 (4e-6 on SD3.5-Medium) would be imprecise, its q0 flushed to zero.
+    """
+
+    q_BCHW: torch.Tensor
+    weights_RB: torch.Tensor
+    scale: float = field(init=False)
+    collected: set[str] = field(default_factory=set)  # layers that have added their share
+    overflowed: bool = False
+
+    def __post_init__(self) -> None:
+        largest = float(self.q_BCHW.abs().max())
+        self.scale = 2.0 ** -math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
+
+    @property
+    def cotangent(self) -> torch.Tensor:
+        return self.q_BCHW * self.scale
+
+    def again(self) -> Pass:
+        """The same pass for the layers that overflowed, at half the scale."""
+        self.scale, self.overflowed = self.scale / 2, False
+        return self
+
+
+class _Collecting:
+    """While it is entered the layers add to this pass; it can be entered again and again, a block at a time."""
+
+    def __init__(self, rows: RowGradients, one: Pass) -> None:
+        self.rows, self.one = rows, one
+
+    def __enter__(self) -> None:
+        self.rows._pass = self.one
+
+    def __exit__(self, *_: object) -> None:
+        self.rows._pass = None
+
 
 class RowGradients:
     """R weighted sums of per-image gradients of LoRA layers, as accumulators (R, *shape) by parameter name.
 
-    They are float32, whatever the autocast, or float64 where the LoRA is.
+    They are float32, whatever the autocast, or float64 where the LoRA is. With ``checkpointed``, that transformer's blocks keep
+    only their inputs in the forward and are recomputed once for all passes of a micro-batch.
     """
 
-    def __init__(self, layers: Mapping[str, torch.nn.Linear], rows: int) -> None:
+    def __init__(self, layers: Mapping[str, torch.nn.Linear], rows: int, checkpointed: torch.nn.Module | None = None) -> None:
         self.layers = layers
         self.rows = rows
         self.sums = {n: torch.zeros(rows, *m.weight.shape, device=m.weight.device, dtype=_wide(m)) for n, m in layers.items()}
         self.backwards = 0
-        self._weights_RB = torch.empty(0)
+        self._tape = Tape(checkpointed) if checkpointed is not None else None
+        self._pass: Pass | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, a forward through the layers prepares them for ``backward``."""
+        """Within it, forwards with gradients through the layers prepare them for ``backward``."""
         for name, layer in self.layers.items():
             layer.forward = partial(_forward, layer, self, name)  # type: ignore[method-assign]
         try:
-            yield
+            with self._tape.recording() if self._tape else nullcontext():
+                yield
         finally:
             for layer in self.layers.values():
                 del layer.forward
 
-    def backward(
-        self,
-        v_BCHW: torch.Tensor,
-        inputs: Sequence[torch.Tensor],
-        q_BCHW: torch.Tensor,
-        weights_RB: torch.Tensor,
-        again: bool = False,
-    ) -> None:
-        """Add sum_b weights[r, b] J_b^T q_b to every row r. ``again`` keeps the graph for another cotangent.
+    def backward(self, v_BCHW: torch.Tensor, inputs: Sequence[torch.Tensor], passes: Sequence[Pass]) -> None:
+        """Add sum_b weights[r, b] J_b^T q_b to every row r, for each pass. To be called within ``listening``, once a forward.
 
         Both the image and the text input must be among ``inputs``: with the LoRA frozen, the first block's text-side
-        layers see a gradient only if something before them asks for one.
+        layers see a gradient only if something before them asks for one. Where float16 overflows, the layers that saw it
+        get their share from a repeated pass at half the scale.
         """
-        self._weights_RB = weights_RB
-        self.backwards += 1
-        torch.autograd.grad(v_BCHW, inputs, q_BCHW, retain_graph=again)
+        while passes:
+            self.backwards += len(passes)
+            if self._tape:
+                self._tape.backward(v_BCHW, [(one.cotangent, self._collecting(one)) for one in passes])
+            else:
+                for one in passes:
+                    with self._collecting(one):
+                        torch.autograd.grad(v_BCHW, inputs, one.cotangent, retain_graph=True)
+            passes = [one.again() for one in passes if one.overflowed and one.scale > SMALLEST_SCALE]
+        if self._tape:
+            self._tape.calls.clear()
+
+    def _collecting(self, one: Pass) -> _Collecting:
+        return _Collecting(self, one)
 
     def _collect(self, name: str, x: torch.Tensor, d: torch.Tensor) -> None:
-        images = len(x)
-        total = self.sums[name]
+        assert self._pass is not None
+        if name in self._pass.collected:
+            return
+        if d.dtype == torch.float16 and not torch.isfinite(d).all():
+            self._pass.overflowed = True
+            return
+        images, total = len(x), self.sums[name]
         x, d = (a.reshape(images, -1, a.shape[-1]).to(total.dtype) for a in (x, d))
-        total.view(self.rows, -1).addmm_(self._weights_RB.to(total.dtype), torch.bmm(d.mT, x).view(images, -1))
+        weights_RB = self._pass.weights_RB.to(total) / self._pass.scale
+        total.view(self.rows, -1).addmm_(weights_RB, torch.bmm(d.mT, x).view(images, -1))
+        self._pass.collected.add(name)
 
     def gram(self) -> np.ndarray:
         """Inner products of the rows, (R, R) in float64, one layer at a time: one float32 product is off by 1e-4."""
@@ -106,6 +168,6 @@ def _wide(layer: torch.nn.Linear) -> torch.dtype:
 
 
 def _forward(layer: torch.nn.Linear, rows: RowGradients, name: str, x: torch.Tensor) -> torch.Tensor:
-    if not torch.is_grad_enabled() and not x.requires_grad:
+    if not torch.is_grad_enabled():
         return F.linear(x, layer.weight)
     return _Tap.apply(x, layer.weight, rows, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,8 @@ import torch
 
 from marble_core.advantages import Advantages
 from marble_core.config import LossConfig
-from marble_core.gradients import RowGradients
+from marble_core.gradients import Pass, RowGradients
 from marble_core.loss import LOSSES, Phi, Point, Term, kl, noisy
-from marble_core.models import DiffusionModel
 from marble_core.policy import Policy
 from marble_core.seeding import derive, noise
 from marble_core.types import Conditioning, Rollout
@@ -71,41 +70,64 @@ def per_row(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) ->
     For NFT that is two passes whatever R, one where ``old`` equals ``default``, and the KL's share of a third. A term that
     only the last row wants rides with the KL.
     """
-    gradients = RowGradients(policy.layers_of("default"), len(rows.weight_RN) + 1)
-    alone = torch.zeros(gradients.rows, 1, dtype=torch.float64)
+    alone = torch.zeros(len(rows.weight_RN) + 1, 1, dtype=torch.float64)
     alone[-1] = 1.0
-    forwards = 0
-    for part in _micro_batches(rollout, config):
-        v, inputs, terms, last_BCHW, used = _forward(policy, part, gradients, config)
+
+    def plan(images_B: np.ndarray, terms: Sequence[Term], last_BCHW: torch.Tensor | None) -> list[Pass]:
         passes = []
         for term in terms:
-            weights_RB = torch.as_tensor(rows.weigh(term.phi)[:, part.images_B])
+            weights_RB = torch.as_tensor(rows.weigh(term.phi)[:, images_B])
             if weights_RB[:-1].any():
-                passes.append((term.q_BCHW, weights_RB))
+                passes.append(Pass(term.q_BCHW, weights_RB))
             elif weights_RB.any():
-                ridden = weights_RB[-1].to(v.dtype)[:, None, None, None] * term.q_BCHW
+                ridden = _times(weights_RB[-1], term.q_BCHW)
                 last_BCHW = ridden if last_BCHW is None else last_BCHW + ridden
         if last_BCHW is not None:
-            passes.append((last_BCHW, alone.expand(-1, len(v))))
-        for n, (q_BCHW, weights_RB) in enumerate(passes, 1):
-            gradients.backward(v, inputs, q_BCHW, weights_RB, again=n < len(passes))
-        forwards += used
-    return Passes(gradients, forwards, gradients.backwards)
+            passes.append(Pass(last_BCHW, alone.expand(-1, len(images_B))))
+        return passes
+
+    return _accumulate(policy, rollout, len(alone), plan, config)
 
 
 def mixed(policy: Policy, rollout: Rollout, rows: Rows, w_R: np.ndarray, config: LossConfig) -> Passes:
     """The gradient of sum_r w_r row_r, of the common part and of the KL as one row, from one backward pass (Prop. 1)."""
-    gradients = RowGradients(policy.layers_of("default"), 1)
-    forwards = 0
-    for part in _micro_batches(rollout, config):
-        v, inputs, terms, kl_BCHW, used = _forward(policy, part, gradients, config)
-        q_BCHW = torch.zeros_like(v) if kl_BCHW is None else kl_BCHW
-        for term in terms:
-            weight_B = torch.as_tensor(np.append(w_R, 1.0) @ rows.weigh(term.phi)[:, part.images_B], dtype=v.dtype)
-            q_BCHW = q_BCHW + weight_B[:, None, None, None] * term.q_BCHW
-        gradients.backward(v, inputs, q_BCHW, torch.ones(1, len(v)))
-        forwards += used
+
+    def plan(images_B: np.ndarray, terms: Sequence[Term], kl_BCHW: torch.Tensor | None) -> list[Pass]:
+        weighed = [_times(torch.as_tensor(np.append(w_R, 1.0) @ rows.weigh(t.phi)[:, images_B]), t.q_BCHW) for t in terms]
+        q_BCHW = sum(weighed if kl_BCHW is None else [*weighed, kl_BCHW], start=torch.zeros_like(terms[0].q_BCHW))
+        return [Pass(q_BCHW, torch.ones(1, len(images_B)))]
+
+    return _accumulate(policy, rollout, 1, plan, config)
+
+
+Plan = Callable[[np.ndarray, Sequence[Term], torch.Tensor | None], list[Pass]]
+
+
+def _accumulate(policy: Policy, rollout: Rollout, rows: int, plan: Plan, config: LossConfig) -> Passes:
+    """Every micro-batch's forwards, and the backward passes that ``plan`` makes of the loss's terms and the KL's cotangent."""
+    gradients = RowGradients(policy.layers_of("default"), rows, policy.transformer if policy.checkpointing else None)
+    with gradients.listening():
+        forwards = sum(_one(policy, part, gradients, plan, config) for part in _micro_batches(rollout, config))
     return Passes(gradients, forwards, gradients.backwards)
+
+
+def _one(policy: Policy, part: _MicroBatch, gradients: RowGradients, plan: Plan, config: LossConfig) -> int:
+    """Returns the number of forwards. The graph is freed on return, before the next micro-batch makes its own."""
+    v_old = v_ref = None
+    with torch.no_grad():
+        if not policy.old_is_default:
+            with policy.using("old") as model:
+                v_old = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        if part.kl_scale:
+            with policy.using("off") as model:
+                v_ref = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+    with policy.using("default") as model:
+        x, tokens = (a.clone().requires_grad_(True) for a in (part.x_BCHW, part.conditioning.tokens))
+        v = model.velocity(x, part.t_B, Conditioning(tokens, part.conditioning.pooled))
+        terms = LOSSES[config.name](Point(v.detach(), v_old, part.x_BCHW, part.x0_BCHW, part.t_B), config)
+        kl_BCHW = None if v_ref is None else config.kl_beta * part.kl_scale * kl(v.detach(), v_ref)
+        gradients.backward(v, [x, tokens], plan(part.images_B, terms, kl_BCHW))
+    return 1 + (v_old is not None) + (v_ref is not None)
 
 
 @dataclass(frozen=True)
@@ -116,31 +138,6 @@ class _MicroBatch:
     t_B: torch.Tensor
     conditioning: Conditioning
     kl_scale: float  # 0 where this micro-batch does not carry the KL
-
-
-def _forward(
-    policy: Policy, part: _MicroBatch, gradients: RowGradients, config: LossConfig
-) -> tuple[torch.Tensor, list[torch.Tensor], list[Term], torch.Tensor | None, int]:
-    """v with its graph, the inputs to differentiate to, the loss's terms, the KL's cotangent, and the forwards it took."""
-    v_old = v_ref = None
-    with torch.no_grad():
-        if not policy.old_is_default:
-            with policy.using("old") as model:
-                v_old = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
-        if part.kl_scale:
-            with policy.using("off") as model:
-                v_ref = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
-    with policy.using("default") as model, gradients.listening():
-        v, inputs = _velocity(model, part)
-    terms = LOSSES[config.name](Point(v.detach(), v_old, part.x_BCHW, part.x0_BCHW, part.t_B), config)
-    kl_BCHW = None if v_ref is None else config.kl_beta * part.kl_scale * kl(v.detach(), v_ref)
-    return v, inputs, list(terms), kl_BCHW, 1 + (v_old is not None) + (v_ref is not None)
-
-
-def _velocity(model: DiffusionModel, part: _MicroBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    x = part.x_BCHW.clone().requires_grad_(True)
-    tokens = part.conditioning.tokens.clone().requires_grad_(True)
-    return model.velocity(x, part.t_B, Conditioning(tokens, part.conditioning.pooled)), [x, tokens]
 
 
 def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch]:
@@ -177,3 +174,6 @@ def _choice(size: int, count: int, seed: int) -> torch.Tensor:
     """``count`` distinct numbers below ``size``."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
 
+
+def _times(weight_B: torch.Tensor, q_BCHW: torch.Tensor) -> torch.Tensor:
+    return weight_B.to(q_BCHW)[:, None, None, None] * q_BCHW

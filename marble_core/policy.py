@@ -23,8 +23,9 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 class Policy:
     """A diffusion model and its adapters. ``parameters_of(name)`` are float32 LoRA weights by layer name."""
 
-    def __init__(self, model: DiffusionModel) -> None:
+    def __init__(self, model: DiffusionModel, checkpointing: bool = False) -> None:
         self.model = model
+        self.checkpointing = checkpointing
         self.transformer: Any = model.transformer
         self.ema: dict[str, torch.Tensor] = {}
         self.old_is_default = False
@@ -33,7 +34,7 @@ class Policy:
     def load(cls, config: RunConfig) -> Policy:
         """The base model without an adapter."""
         module, _, family = config.model.family.partition(":")
-        return cls(getattr(importlib.import_module(module), family)(config.model))
+        return cls(getattr(importlib.import_module(module), family)(config.model), config.model.gradient_checkpointing)
 
     def add_trainable(self, config: RunConfig) -> None:
         """Gaussian A, zero B [N]; ``old`` and the EMA start as copies of ``default``."""

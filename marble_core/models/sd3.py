@@ -60,7 +60,8 @@ class SD3:
     def _autocast(self) -> Any:
         if self.config.precision == "fp32":
             return nullcontext()
-        return torch.autocast(next(self.transformer.parameters()).device.type, torch.bfloat16)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
+        return torch.autocast(next(self.transformer.parameters()).device.type, dtype)
 
 
 def _load_pipeline(config: ModelConfig) -> Any:
