@@ -42,7 +42,7 @@ class SmallModel:
     def velocity(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         with torch.autocast("cpu", self.autocast or torch.bfloat16, enabled=self.autocast is not None):
             v = self.transformer(
-                x_BCHW, conditioning.tokens, conditioning.pooled, t_B.to(self.dtype) * 1000, return_dict=False
+                x_BCHW.to(self.dtype), conditioning.tokens, conditioning.pooled, t_B.to(self.dtype) * 1000, return_dict=False
             )[0]
         return v.to(self.dtype)
 

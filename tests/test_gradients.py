@@ -37,7 +37,7 @@ def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False):
             for p in default.values():
                 p.requires_grad_(True)
             v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
-        A, weight = (torch.as_tensor(a, dtype=torch.float32)[part.images_B] for a in (A_N, weight_N))
+        A, weight = (torch.as_tensor(a, dtype=v.dtype)[part.images_B] for a in (A_N, weight_N))
         if kl:
             loss = config.loss.kl_beta * part.kl_scale * (v - velocities["off"]).pow(2).mean((1, 2, 3)).sum()
         else:

@@ -1,0 +1,187 @@
+"""A whole optimizer step against a naive one, and what a step must not depend on: observing, stopping, going on."""
+
+import json
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+import torch
+
+from marble_core import passes, train
+from marble_core.advantages import estimate
+from marble_core.balance import make_balancer
+from marble_core.checkpoint import CheckpointStore
+from marble_core.prompts import mix
+from marble_core.rewards import score_all
+from marble_core.rollout import collect
+from marble_core.step import Learner, optimizer_step
+from marble_core.types import MarbleError, Prompt
+from small import SmallModel, small_config, small_policy
+from test_gradients import autograd_gradient, relative_error
+
+STEP = ["rollout.prompts=6", "rollout.images_per_prompt=4", "loss.timesteps=2", "optimizer.eta_rate=0.3", "train.checkpoint_every=1"]
+
+
+class Channel:
+    """Rewards a colour channel; the specialist one looks at prompts of one source only."""
+
+    value_range = (0.0, 1.0)
+
+    def __init__(self, name, channel, source=None, fault_at=None):
+        self.name, self.channel, self.source, self.fault_at, self.calls = name, channel, source, fault_at, 0
+
+    def applies(self, prompt):
+        return self.source in (None, prompt.source)
+
+    def score(self, images_NHWC, prompts):
+        self.calls += 1
+        values = images_NHWC[..., self.channel].astype(float).mean((1, 2)) / 255
+        return values if self.calls != self.fault_at else np.full(len(values), np.nan)
+
+    def self_check(self):
+        pass
+
+
+def rewards(fault_at=None):
+    return Channel("clipscore", 0), Channel("pickscore", 1, fault_at=fault_at), Channel("ocr", 2, "ocr")
+
+
+def prompts():
+    return [Prompt(f"{source} {n}", source) for source in ("general", "ocr", "geneval") for n in range(10)]
+
+
+def learner(*overrides, dtype=torch.float32, scorers=None):
+    names = "rewards=[{name: clipscore}, {name: pickscore}, {name: ocr}]"
+    config = small_config(*STEP, names, *overrides)
+    policy = small_policy(config, model=SmallModel(dtype))
+    optimizer = torch.optim.AdamW(policy.parameters_of("default").values(), lr=1e-3, weight_decay=1e-4)
+    balancer = make_balancer(config.balance, config.reward_names, config.train.steps)
+    return Learner(config, policy, scorers or rewards(), balancer, optimizer)
+
+
+def weights(one):
+    return {n: p.detach().clone() for n, p in one.policy.parameters_of("default").items()}
+
+
+def min_norm_by_enumeration(C):
+    best = None
+    for support in chain.from_iterable(combinations(range(len(C)), n) for n in range(1, len(C) + 1)):
+        s = list(support)
+        kkt = np.block([[2 * C[np.ix_(s, s)], np.ones((len(s), 1))], [np.ones((1, len(s))), np.zeros((1, 1))]])
+        alpha = np.zeros(len(C))
+        alpha[s] = np.linalg.solve(kkt, np.append(np.zeros(len(s)), 1.0))[:-1]
+        if (alpha >= 0).all() and (best is None or alpha @ C @ alpha < best @ C @ best):
+            best = alpha
+    return best
+
+
+def naive_step(one):
+    """The same step written down once more: K + 1 autograd passes, a QP by enumeration, Adam by hand (its first step)."""
+    config, policy = one.config, one.policy
+    batch = mix(prompts(), 6, 4, one.step, config.seed)
+    rollout = collect(policy, batch, config.rollout)
+    table = score_all(one.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N])
+    advantages = estimate(table, batch.group_N, "batch")
+    gradients = []
+    for k in range(3):
+        weight_N = advantages.mask_NK[:, k] / advantages.mask_NK[:, k].sum() / config.loss.timesteps
+        gradients.append(autograd_gradient(policy, rollout, config, weight_N, advantages.A_NK[:, k]))
+    kl = autograd_gradient(policy, rollout, config, np.zeros(24), np.zeros(24), kl=True)
+    flat = np.array([torch.cat([g.flatten() for g in one_.values()]).double().numpy() for one_ in gradients])
+    norms = np.linalg.norm(flat, axis=1)
+    unit = flat / norms[:, None]
+    alpha = min_norm_by_enumeration(unit @ unit.T)
+    w = alpha * norms.mean() / norms
+    return {n: sum(float(w[k]) * gradients[k][n] for k in range(3)) + kl[n] for n in kl}, alpha
+
+
+def test_a_step_is_what_a_naive_implementation_makes_of_it():
+    one = learner(dtype=torch.float64)
+    before = weights(one)
+    direction, alpha = naive_step(one)
+    report = optimizer_step(one, prompts())
+    assert np.allclose([report.metrics[f"alpha/{n}"] for n in one.config.reward_names], alpha, atol=1e-6)
+    norm = torch.cat([g.flatten() for g in direction.values()]).norm()
+    for name, after in weights(one).items():
+        g = direction[name] * min(1.0, 1.0 / float(norm))
+        expected = before[name] * (1 - 1e-3 * 1e-4) - 1e-3 * g / (g.abs() + 1e-8)
+        assert torch.allclose(after, expected, atol=1e-9, rtol=0), name
+    old = one.policy.parameters_of("old")
+    assert all(torch.equal(old[n], w) for n, w in weights(one).items()), "eta(0) = 0: old becomes default"
+
+
+@pytest.mark.parametrize("method", ["weighted_sum", "marble"])
+def test_observing_changes_no_bit(method):
+    plain, watched = (learner(f"balance.method={method}", "balance.every=2", f"balance.observe={n}") for n in (0, 1))
+    for _ in range(3):
+        quiet, loud = optimizer_step(plain, prompts()), optimizer_step(watched, prompts())
+    assert "grad_norm/ocr" in loud.metrics
+    assert method == "marble" or "grad_norm/ocr" not in quiet.metrics
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(watched).values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "method", ["marble", "mgda", "weighted_sum", "equal", "gdpo", "single:ocr", "marble balance.every=3", "marble balance.gram=cross"]
+)
+def test_every_method_runs_in_the_one_loop_and_moves_the_policy(method):
+    one = learner(*f"balance.method={method}".split())
+    before = weights(one)
+    for _ in range(2):
+        report = optimizer_step(one, prompts())
+    assert not report.skipped and any(not torch.equal(a, before[n]) for n, a in weights(one).items())
+
+
+def test_a_step_of_one_reward_takes_its_prompts_from_the_sources_it_applies_to():
+    report = optimizer_step(learner("balance.method=single:ocr"), prompts())
+    assert report.metrics["reward/clipscore/ocr"] and "reward/clipscore/general" not in report.metrics
+
+
+def test_subtracting_the_common_part_leaves_the_one_backward_form_exact():
+    one = learner("balance.subtract_common=true", dtype=torch.float64)
+    for _ in range(3):
+        optimizer_step(one, prompts())  # default and old are apart now
+    config, policy = one.config, one.policy
+    batch = mix(prompts(), 6, 4, one.step, config.seed)
+    rollout = collect(policy, batch, config.rollout)
+    table = score_all(one.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N])
+    rows = passes.reward_rows(estimate(table, batch.group_N, "batch"), np.arange(24) % 2, config.loss.timesteps, True)
+    w_R = np.array([0.2, 0.5, 0.3] * 2)
+    apart = passes.per_row(policy, rollout, rows, config.loss)
+    together = passes.mixed(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
+    assert relative_error(apart.gradients.combine(np.append(w_R, 1.0)), together) < 1e-9
+    micro_batches = 24 // config.loss.micro_batch * config.loss.timesteps
+    assert apart.backwards == 2 * micro_batches, "the common part rides with the KL"
+
+
+def test_a_reward_that_is_not_finite_skips_the_step_names_itself_and_changes_nothing():
+    one = learner(scorers=rewards(fault_at=1))
+    before = weights(one)
+    report = optimizer_step(one, prompts())
+    assert report.skipped and "pickscore is not finite for the prompt" in report.notes[0]
+    assert all(torch.equal(a, before[n]) for n, a in weights(one).items()) and (one.step, one.updates) == (1, 0)
+
+
+def test_faults_in_a_row_stop_the_run_with_one_sentence(tmp_path):
+    one = learner("train.max_bad_steps=2", "train.steps=9")
+    one.scorers[1].score = lambda images, _: np.full(len(images), np.nan)
+    with pytest.raises(MarbleError, match="2 steps in a row were skipped"):
+        train.train(one, prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
+
+
+def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits(tmp_path):
+    whole = learner("train.steps=4")
+    train.train(whole, prompts(), CheckpointStore(tmp_path / "whole", None, "run"), lambda _: None)
+
+    def stop_after_two(report):
+        if report.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.train(learner("train.steps=4"), prompts(), CheckpointStore(tmp_path / "parts", None, "run"), stop_after_two)
+    resumed = learner("train.steps=4")
+    train.train(resumed, prompts(), CheckpointStore(tmp_path / "parts", None, "run"), lambda _: None)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+    assert all(torch.equal(whole.policy.ema[n], e) for n, e in resumed.policy.ema.items())
+    kept = {n: v for n, v in whole.history[-1]["metrics"].items() if not n.startswith(("time/", "images_per"))}
+    again = {n: v for n, v in resumed.history[-1]["metrics"].items() if not n.startswith(("time/", "images_per"))}
+    assert json.dumps(kept) == json.dumps(again) and len(resumed.history) == 4
