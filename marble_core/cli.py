@@ -110,6 +110,18 @@ def ui() -> None:
         signal.pause()
 
 
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=0, help="Interleaved repeats of what is measured; 0 counts FLOP only.")] = 5,
+) -> None:
+    """What exact balancing costs: whole steps, counted on SD3.5-Medium's shape and measured here. JSON: .marble/bench.json."""
+    from rich.console import Console
+
+    from marble_core.bench import run as run_bench
+
+    run_bench(ROOT / "bench.json", rounds, Console(highlight=False))
+
+
 def main() -> NoReturn:
     """The entry point: turns the two kinds of expected failure into text and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the services end

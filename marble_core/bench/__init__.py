@@ -1,0 +1,115 @@
+"""What exact balancing costs: whole optimizer steps, counted on SD3.5-Medium's shape and measured where two cores can."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from marble_core.bench.targets import Target
+
+
+def run(output: Path, rounds: int, console: Console) -> None:
+    """Count, measure with ``rounds`` interleaved repeats (none: only count), print tables, and write ``output`` as JSON."""
+    found = _counted(console)
+    if rounds:
+        found |= _measured(console, rounds)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    console.print(f"Written to {output}", soft_wrap=True)
+
+
+def _counted(console: Console) -> dict[str, Any]:
+    from marble_core.bench import targets
+    from marble_core.bench.costs import REWARDS, Schedule, with_halves
+    from marble_core.bench.counted import count
+    from marble_core.bench.shapes import SD35_MEDIUM
+
+    parts = count(SD35_MEDIUM, [1, *map(with_halves, REWARDS)])
+    schedules = {
+        "KL on 1/8": Schedule(),
+        "KL on all": Schedule(kl_fraction=1),
+        "1/8, recompute each pass": Schedule(recompute="each pass"),
+        "1/8, one recompute": Schedule(recompute="once"),
+    }
+    columns = {name: targets.ratios(parts, schedule) for name, schedule in schedules.items()}
+    console.print(f"[bold]Counted[/bold]: {SD35_MEDIUM.name}; a velocity is {parts.forward / 1e12:.2f} TFLOP an image")
+    _table(console, "whole step / plain weighted-sum step", columns)
+    goals = targets.counted(parts)
+    _goals(console, goals)
+    return {"counted": {"shape": SD35_MEDIUM.name, "flop": asdict(parts), "ratios": columns, "targets": _listed(goals)}}
+
+
+def _measured(console: Console, rounds: int) -> dict[str, Any]:
+    from marble_core.bench import targets
+    from marble_core.bench.costs import REWARDS, with_halves
+    from marble_core.bench.counted import count
+    from marble_core.bench.measured import measure, qp
+    from marble_core.bench.shapes import SD35_MEDIUM_CUT, demo
+
+    rows = [1, *map(with_halves, REWARDS)]
+    found: dict[str, Any] = {}
+    for name, shape in (("demo", demo()), ("cut", SD35_MEDIUM_CUT)):
+        expected = targets.ratios(count(shape, rows), shape.schedule)
+        parts = measure(shape, rows, rounds)
+        ratios = targets.ratios(parts, shape.schedule)
+        goals = targets.measured(ratios, expected)
+        console.print(f"[bold]Measured[/bold]: {shape.name}; a velocity takes {parts.forward:.2f} s for {shape.images} images")
+        _table(console, f"whole step / plain step, medians of {rounds}", {"measured": ratios, "counted": expected})
+        _goals(console, goals)
+        found[name] = {"shape": shape.name, "seconds": asdict(parts), "ratios": ratios, "counted": expected}
+        found[name]["targets"] = _listed(goals)
+    goals = [targets.Target(f"QP, K = {K}, ms", qp(K), limit) for K, limit in targets.QP_MS.items()]
+    goals += _memory()
+    _goals(console, goals)
+    return {"measured": found | {"rounds": rounds, "qp_and_memory": _listed(goals)}}
+
+
+def _memory() -> list[Target]:
+    """Peak memory beyond the plain step's and the accumulators' own, as a share of the plain step's, with and without halves."""
+    from marble_core.bench.costs import with_halves, without_halves
+    from marble_core.bench.measured import peak_memory
+    from marble_core.bench.probe import Probe
+    from marble_core.bench.shapes import SD35_MEDIUM_CUT
+    from marble_core.bench.targets import MEMORY_BEYOND_ROWS, Target
+
+    lora_bytes = 4 * Probe(SD35_MEDIUM_CUT, "meta").lora_size
+    plain = peak_memory(0)
+    goals = []
+    for K, rows in ((16, without_halves(16)), (16, with_halves(16))):
+        beyond = peak_memory(rows) - plain - (rows - 1) * lora_bytes
+        name = f"memory beyond plain and {rows - 1} LoRA sizes (K = {K}), share of plain"
+        goals.append(Target(name, beyond / plain, MEMORY_BEYOND_ROWS))
+    return goals
+
+
+def _table(console: Console, title: str, columns: Mapping[str, Mapping[str, float]]) -> None:
+    from rich.table import Table
+
+    table = Table(title)
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for name in next(iter(columns.values())):
+        table.add_row(name, *(f"{column[name]:.3f}" for column in columns.values()))
+    console.print(table)
+
+
+def _goals(console: Console, goals: Sequence[Target]) -> None:
+    from rich.table import Table
+
+    table = Table("target")
+    for heading in ("at most", "found", ""):
+        table.add_column(heading, justify="right")
+    for goal in goals:
+        verdict = "reached" if goal.reached else "missed"
+        table.add_row(goal.name, f"{goal.limit:g}", f"{goal.value:.4f}", verdict, style="" if goal.reached else "red")
+    console.print(table)
+
+
+def _listed(goals: Sequence[Target]) -> list[dict[str, Any]]:
+    return [asdict(goal) | {"reached": goal.reached} for goal in goals]

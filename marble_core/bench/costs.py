@@ -1,0 +1,79 @@
+"""Whole optimizer steps, composed of parts that were counted (FLOP) or measured (seconds): the same sums for both.
+
+A whole step is an image's sampling and its training timesteps. Left out on both sides of every ratio: text encoders, VAE,
+rewards, QP, optimizer. So is the saving of the first two steps, where ``old`` equals ``default``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+REWARDS = (2, 5, 16, 64)  # K
+SOLVE_EVERY = 10  # of the amortised mode
+
+Recompute = Literal["none", "each pass", "once"]
+
+
+def with_halves(K: int) -> int:
+    """Rows of accumulators: every reward over both halves of the step, and the KL."""
+    return 2 * K + 1
+
+
+def without_halves(K: int) -> int:
+    return K + 1
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Costs of one micro-batch: velocities with the LoRA, without it, and with a graph; backward passes over that graph.
+
+    ``plain`` is autograd's own backward to the LoRA's weights, ``rows[R]`` one pass of ``RowGradients`` with R rows.
+    """
+
+    forward: float
+    reference: float
+    taped: float
+    plain: float
+    rows: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Velocities of a step's sampling and training, for one image.
+
+    ``recompute``: gradient checkpointing, where a backward first runs its forward again, in each pass of a micro-batch or
+    once for all of them. It is a formula (a recompute costs a forward), not a count of the code.
+    """
+
+    kl_fraction: float = 1 / 8
+    recompute: Recompute = "none"
+    sampling: int = 25
+    timesteps: int = 24
+
+    def plain(self, parts: Parts) -> float:
+        """Weighted sum: one backward, in which the KL rides along."""
+        return self._step(parts, parts.plain, passes=1)
+
+    def mixed(self, parts: Parts) -> float:
+        """The same through ``RowGradients``: what a step between two QPs costs."""
+        return self._step(parts, parts.rows[1], passes=1)
+
+    def exact(self, parts: Parts, rows: int) -> float:
+        """All rewards from two passes, and the KL's share of a third."""
+        passes = 2 + self.kl_fraction
+        return self._step(parts, passes * parts.rows[rows], passes)
+
+    def amortised(self, parts: Parts, rows: int) -> float:
+        return (self.exact(parts, rows) + (SOLVE_EVERY - 1) * self.mixed(parts)) / SOLVE_EVERY
+
+    def separate(self, parts: Parts, K: int) -> float:
+        """K + 1 ordinary backward passes: one a reward, and the KL's share."""
+        passes = K + self.kl_fraction
+        return self._step(parts, passes * parts.plain, passes)
+
+    def _step(self, parts: Parts, backward: float, passes: float) -> float:
+        recomputes = {"none": 0.0, "each pass": passes, "once": 1.0}[self.recompute]
+        velocities = parts.forward + self.kl_fraction * parts.reference + parts.taped
+        return self.sampling * parts.forward + self.timesteps * (velocities + backward + recomputes * parts.forward)

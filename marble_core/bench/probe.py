@@ -1,0 +1,111 @@
+"""One micro-batch on a transformer with random weights, part by part, under any meter: FLOP counter or clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+
+from marble_core.bench.costs import Parts
+from marble_core.bench.shapes import Shape
+from marble_core.config import load_config
+from marble_core.gradients import Pass, RowGradients
+from marble_core.models import DiffusionModel
+from marble_core.models.sd3 import SD3
+from marble_core.policy import Policy
+
+T = TypeVar("T")
+
+
+class Meter(Protocol):
+    def __call__(self, work: Callable[[], T]) -> tuple[float, T]:
+        """The cost of ``work``, and what it returned."""
+
+
+class Probe:
+    """A shape's transformer with its LoRA. On the device ``meta`` it has no numbers and needs no memory."""
+
+    def __init__(self, shape: Shape, device: str) -> None:
+        from diffusers import SD3Transformer2DModel
+
+        torch.manual_seed(0)
+        channels, side = shape.transformer["in_channels"], shape.side
+        config = load_config("demo", overrides=[f"lora.rank={shape.rank}"])
+        with torch.device(device):
+            transformer: Any = SD3Transformer2DModel(**shape.transformer)
+            transformer.requires_grad_(False).to(device)
+            model = SimpleNamespace(transformer=transformer, lora_targets=SD3.lora_targets)
+            self.policy = Policy(cast(DiffusionModel, model))
+            self.policy.add_trainable(config)
+            self.x_BCHW = torch.randn(shape.images, channels, side, side)
+            self.tokens = torch.randn(shape.images, shape.text_tokens, shape.transformer["joint_attention_dim"])
+            self.pooled = torch.randn(shape.images, shape.transformer["pooled_projection_dim"])
+            self.t_B = torch.rand(shape.images)
+        self.q_BCHW = torch.randn(shape.images, channels, side, side)  # a Pass reads its largest entry
+        self._gradients: dict[int, RowGradients] = {}
+
+    @property
+    def layers(self) -> int:
+        """LoRA layers, of two matrices each."""
+        return len(self.policy.layers_of("default")) // 2
+
+    @property
+    def lora_size(self) -> int:
+        """Weights of one LoRA."""
+        return sum(p.numel() for p in self.policy.parameters_of("default").values())
+
+    def parts(self, rows: Sequence[int], meter: Meter) -> Parts:
+        """Every part once, one after the other."""
+        with torch.no_grad():
+            forward, _ = meter(lambda: self._velocity("default"))
+            reference, _ = meter(lambda: self._velocity("off"))
+        taped, v_BCHW = meter(self._taped)
+        plain, _ = meter(lambda: self._plain_backward(v_BCHW))
+        return Parts(forward, reference, taped, plain, {R: self._row_backward(R, meter) for R in rows})
+
+    def plain(self) -> None:
+        """A forward and the ordinary backward of one micro-batch."""
+        self._plain_backward(self._taped())
+
+    def exact(self, rows: int) -> None:
+        """A forward and two passes of ``RowGradients`` of one micro-batch."""
+        self._row_backward(rows, _unmetered, passes=2)
+
+    def _row_backward(self, rows: int, meter: Meter, passes: int = 1) -> float:
+        """Accumulators live as long as the probe: a step allocates them once, not once a micro-batch."""
+        if rows not in self._gradients:
+            self._gradients[rows] = RowGradients(self.policy.layers_of("default"), rows)
+        gradients = self._gradients[rows]
+        weights_RB = torch.ones(rows, len(self.q_BCHW))
+        planned = [Pass(self.q_BCHW, weights_RB) for _ in range(passes)]
+        for one in planned:
+            one.q_BCHW = self.q_BCHW.to(self.x_BCHW.device)
+        inputs = [self.x_BCHW.clone().requires_grad_(), self.tokens.clone().requires_grad_()]
+        with gradients.listening():
+            v_BCHW = self._velocity("default", *inputs)
+            return meter(lambda: gradients.backward(v_BCHW, inputs, planned))[0]
+
+    def _taped(self) -> torch.Tensor:
+        parameters = self.policy.parameters_of("default").values()
+        with self.policy.using("default"):
+            for p in parameters:
+                p.requires_grad_(True)
+            return self._call(self.x_BCHW, self.tokens)
+
+    def _plain_backward(self, v_BCHW: torch.Tensor) -> None:
+        parameters = list(self.policy.parameters_of("default").values())
+        torch.autograd.grad(v_BCHW, parameters, self.q_BCHW.to(v_BCHW.device), allow_unused=True)
+        self.policy.transformer.requires_grad_(False)
+
+    def _velocity(self, adapter: str, *inputs: torch.Tensor) -> torch.Tensor:
+        with self.policy.using(adapter):
+            return self._call(*(inputs or (self.x_BCHW, self.tokens)))
+
+    def _call(self, x_BCHW: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return self.policy.transformer(x_BCHW, tokens, self.pooled, self.t_B * 1000, return_dict=False)[0]
+
+
+def _unmetered(work: Callable[[], T]) -> tuple[float, T]:
+    return 0.0, work()
