@@ -10,7 +10,7 @@ import cvxpy
 import numpy as np
 
 cp: Any = cvxpy  # its functions are made at import, where no type checker sees them
-TIE_BREAK = 1e-10  # among optima (duplicates, K > rank) prefer the one of least ||alpha||
+TIE_BREAK = 1e-11  # among optima (duplicates, K > rank) prefer the one of least ||alpha||
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from marble_core.minnorm import min_norm
 
@@ -67,3 +69,33 @@ def test_the_weights_do_not_depend_on_the_scale_of_the_gram_matrix(scale):
 
 def test_opposite_gradients_cancel():
     assert np.allclose(min_norm(np.array([[1.0, -1.0], [-1.0, 1.0]])), 0.5)
+
+
+@settings(max_examples=2000, deadline=None, derandomize=True)
+@given(
+    size=st.integers(2, 64),
+    dim=st.integers(1, 40),
+    kind=st.sampled_from(["free", "duplicates", "opposites", "rank one", "common"]),
+    scale=st.sampled_from([1e-12, 1e-6, 1.0, 1e6, 1e12]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_duality_gap_is_below_1e_9_on_hostile_gram_matrices(size, dim, kind, scale, seed):
+    rng = np.random.default_rng(seed)
+    g = rng.normal(size=(size, dim))
+    if kind == "duplicates":
+        g[size // 2 :] = g[0]
+    elif kind == "opposites":
+        g[1::2] = -g[: size // 2 * 2 : 2]
+    elif kind == "rank one":
+        g = np.outer(rng.normal(size=size), g[0])
+    elif kind == "common":
+        g += 3 * g[0]
+    g /= np.linalg.norm(g, axis=1, keepdims=True) + 1e-300
+    C = g @ g.T
+    alpha = min_norm(scale * C)
+    assert np.isclose(alpha.sum(), 1) and (alpha >= 0).all()
+    gap = alpha @ C @ alpha - (C @ alpha).min()
+    assert gap <= 1e-9, gap
+    order = rng.permutation(size)
+    again = min_norm(scale * C[np.ix_(order, order)])
+    assert np.linalg.norm(alpha @ g - again @ g[order]) < 1e-4, "the direction does not depend on the order"
