@@ -95,7 +95,7 @@ def reward_figures(history: History, names: Sequence[str], planned: int) -> list
 
 
 def balance_figures(history: History, names: Sequence[str], planned: int) -> list[Figure]:
-    """Stacked alpha, the worst cosine, and each reward's self-consistency: those of them that the method has."""
+    """Stacked alpha, the worst cosines, and each reward's self-consistency: those of them that the method has."""
     history = history.thinned()
     figures = []
     alphas = {k: a for k, n in enumerate(names) if (a := history.get(f"alpha/{n}")) is not None}
@@ -104,6 +104,9 @@ def balance_figures(history: History, names: Sequence[str], planned: int) -> lis
     if (worst := history.get("cosine/worst")) is not None:
         what = "worst cosine between the direction and a reward's gradient"
         figures.append(_panel(history, "Worst cosine", {None: worst}, planned, what, zero=True))
+    if (held_out := history.get("held_out/worst")) is not None:
+        what = "worst cosine between a direction found on half of the prompts and a reward's gradient on the other half"
+        figures.append(_panel(history, "Held-out cosine", {None: held_out}, planned, what, zero=True))
     halves: dict[int | None, np.ndarray] = {}
     halves |= {k: c for k, n in enumerate(names) if (c := history.get(f"consistency/{n}")) is not None}
     if halves:

@@ -76,7 +76,11 @@ def stage(name: str) -> Iterator[dict[str, Any]]:
 
 
 def describe_step(metrics: Mapping[str, float]) -> str:
-    """Reward means with their alpha, and the worst cosine, on one line: "ocr 0.61 (.20)  ...  worst cosine +0.03"."""
+    """Reward means with their alpha, and the worst cosine, on one line: "ocr 0.61 (.20)  ...  worst cosine +0.03 (held out -0.01)".
+
+    The cosine is that of the update with the reward's gradient that it helps least; held out, that of a direction found on
+    one half of the prompts with gradients of the other half, which is what says something of the next batch.
+    """
     parts = []
     for key, value in metrics.items():
         kind, _, rest = key.partition("/")
@@ -85,7 +89,10 @@ def describe_step(metrics: Mapping[str, float]) -> str:
             alpha = metrics.get(f"alpha/{name}")
             parts.append(f"{name} {value:.3g}" + ("" if alpha is None else f" ({alpha:.2f})"))
     if "cosine/worst" in metrics:
-        parts.append(f"worst cosine {metrics['cosine/worst']:+.3f}")
+        held_out = metrics.get("held_out/worst")
+        parts.append(
+            f"worst cosine {metrics['cosine/worst']:+.3f}" + ("" if held_out is None else f" (held out {held_out:+.3f})")
+        )
     return "  ".join(parts)
 
 

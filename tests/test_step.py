@@ -19,7 +19,13 @@ from marble_core.types import MarbleError, Prompt
 from small import SmallModel, small_config, small_policy
 from test_gradients import autograd_gradient, relative_error
 
-STEP = ["rollout.prompts=6", "rollout.images_per_prompt=4", "loss.timesteps=2", "optimizer.eta_rate=0.3", "train.checkpoint_every=1"]
+STEP = [
+    "rollout.prompts=6",
+    "rollout.images_per_prompt=4",
+    "loss.timesteps=2",
+    "optimizer.eta_rate=0.3",
+    "train.checkpoint_every=1",
+]
 
 
 class Channel:
@@ -121,7 +127,8 @@ def test_observing_changes_no_bit(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["marble", "mgda", "weighted_sum", "equal", "gdpo", "single:ocr", "marble balance.every=3", "marble balance.gram=cross"]
+    "method",
+    ["marble", "mgda", "weighted_sum", "equal", "gdpo", "single:ocr", "marble balance.every=3", "marble balance.gram=cross"],
 )
 def test_every_method_runs_in_the_one_loop_and_moves_the_policy(method):
     one = learner(*f"balance.method={method}".split())
