@@ -65,7 +65,9 @@ def random_advantages(N, K, seed=0):
     if K > 2:
         mask[:, 1] = np.arange(N) == 1  # valid for one image only
         mask[:, 2] = False  # valid for none
-    return Advantages(np.where(mask, rng.normal(size=(N, K)), 0), mask, rng.normal(size=N))
+    A_NK = rng.normal(size=(N, K))
+    A_NK[:2, 0] = 5.0, -5.0  # at the clamp
+    return Advantages(np.where(mask, A_NK, 0), mask, rng.normal(size=N))
 
 
 @pytest.fixture(scope="module", params=[0.0, 0.05], ids=["old equals default", "old far behind default"])
