@@ -6,6 +6,7 @@ The child is ``python -m pipelines.local``, in a process group of its own, so th
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -47,7 +48,9 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
     config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
     parameters = {"preset": preset, "config": config, "run_id": run_id}
     command = [sys.executable, "-m", "pipelines.local", json.dumps(parameters), str(directory)]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, progress.VARIABLE: str(events)}  # two jobs may share the cores
+    scratch = directory / "tmp"  # kfp leaves a workspace and a directory for each stage behind
+    scratch.mkdir(exist_ok=True)
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, progress.VARIABLE: str(events), "TMPDIR": str(scratch)}
     child = ChildProcess(command, log, environment, Path.cwd(), grace=GRACE)
     with progress.Display(events, console) as display:
         try:
@@ -60,6 +63,7 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
         finally:
             child.terminate()
             code = child.wait()
+            shutil.rmtree(scratch, ignore_errors=True)
         display.poll()
     if display.error:
         raise MarbleError(display.error)
