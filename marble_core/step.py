@@ -48,13 +48,15 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     table = score_all(learner.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N])
     clock.lap("score")
     if faults := _faults(table, batch):
-        return _skipped(learner, faults)
+        return _skipped(learner, faults, fault=True)
 
     raw = estimate(table, batch.group_N, config.loss.advantage_std, balancer.mixing)
     advantages, clamped = raw.clamped(config.loss.advantage_max)
+    if not advantages.A_NK.any():
+        return _skipped(learner, ["no reward tells the images of a prompt apart"])
     found = direction.find(policy, rollout, advantages, balancer, learner.step, config)
     if not found.is_finite:
-        return _skipped(learner, ["the gradient is not finite"])
+        return _skipped(learner, ["the gradient is not finite"], fault=True)
 
     learner.updating = True
     norm = policy.update(learner.optimizer, found.gradient, learner.updates, config.optimizer)
@@ -65,7 +67,8 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
 
     metrics = reward_metrics(table, batch) | clock.metrics(len(batch)) | {"clamped": clamped, "update/norm": norm}
     metrics |= {"passes/forward": found.forwards, "passes/backward": found.backwards}
-    metrics |= {f"alpha/{n}": float(a) for n, a in zip(table.names, found.balance.share_K, strict=True)}
+    if not balancer.mixing:
+        metrics |= {f"alpha/{n}": float(a) for n, a in zip(table.names, found.balance.share_K, strict=True)}
     if found.halves:
         metrics |= gradient_metrics(table.names, found.halves, found.balance, balancer, len(batch))
     return StepReport(learner.step, metrics, found.balance.notes)
@@ -87,6 +90,6 @@ def _faults(table: RewardTable, batch: PromptBatch) -> list[str]:
     ]
 
 
-def _skipped(learner: Learner, why: list[str]) -> StepReport:
+def _skipped(learner: Learner, why: list[str], fault: bool = False) -> StepReport:
     learner.step += 1
-    return StepReport(learner.step, {"skipped": 1.0}, tuple(why), skipped=True)
+    return StepReport(learner.step, {"skipped": 1.0}, tuple(why), skipped=True, fault=fault)

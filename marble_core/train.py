@@ -51,7 +51,7 @@ def start(config: RunConfig) -> Learner:
 def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints, report: Callable[[StepReport], None]) -> None:
     """Train to ``config.train.steps``, going on from the newest checkpoint of this run where there is one.
 
-    ``report`` is called after each step. Raises MarbleError when ``max_bad_steps`` steps in a row were skipped.
+    ``report`` is called after each step. Raises MarbleError when ``max_bad_steps`` steps in a row had a fault.
     """
     if directory := checkpoints.latest():
         load_state(learner, directory)
@@ -63,9 +63,9 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
                 learner.history.append({"step": done.step, "metrics": dict(done.metrics), "notes": list(done.notes)})
                 report(done)
                 termination.check()
-                bad = bad + 1 if done.skipped else 0
+                bad = bad + 1 if done.fault else 0
                 if bad >= limits.max_bad_steps:
-                    raise MarbleError(f"{bad} steps in a row were skipped, the last because {'; '.join(done.notes)}.")
+                    raise MarbleError(f"{bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}.")
                 if learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps:
                     checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
         except Terminated:

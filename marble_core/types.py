@@ -114,9 +114,13 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step tells the log: flat metric names (``reward/ocr/mean``) to numbers, and what was odd."""
+    """What one optimizer step tells the log: flat metric names (``reward/ocr/mean``) to numbers, and what was odd.
+
+    A step is ``skipped`` where nothing was to be learned from it, and a ``fault`` besides where a number was not finite.
+    """
 
     step: int
     metrics: Mapping[str, float]
     notes: tuple[str, ...] = field(default=())
     skipped: bool = False
+    fault: bool = False

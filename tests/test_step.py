@@ -168,10 +168,20 @@ def test_a_reward_that_is_not_finite_skips_the_step_names_itself_and_changes_not
     assert all(torch.equal(a, before[n]) for n, a in weights(one).items()) and (one.step, one.updates) == (1, 0)
 
 
+def test_a_step_that_no_reward_learns_from_is_skipped_and_counted_but_is_no_fault():
+    one = learner()
+    for scorer in one.scorers:
+        scorer.score = lambda images, _: np.full(len(images), 0.5)
+    before = weights(one)
+    report = optimizer_step(one, prompts())
+    assert report.skipped and not report.fault and "tells the images of a prompt apart" in report.notes[0]
+    assert all(torch.equal(a, before[n]) for n, a in weights(one).items()) and (one.step, one.updates) == (1, 0)
+
+
 def test_faults_in_a_row_stop_the_run_with_one_sentence(tmp_path):
     one = learner("train.max_bad_steps=2", "train.steps=9")
     one.scorers[1].score = lambda images, _: np.full(len(images), np.nan)
-    with pytest.raises(MarbleError, match="2 steps in a row were skipped"):
+    with pytest.raises(MarbleError, match="2 steps in a row were skipped for a fault"):
         train.train(one, prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
 
 
