@@ -46,10 +46,10 @@ def find(
     if needs_gram or (config.balance.observe and step % config.balance.observe == 0):
         every = passes.per_row(policy, rollout, rows, loss)
         halves = Halves(every.gradients.gram()[:-1, :-1])
-    if needs_gram:
-        balance = balancer.weigh(halves, has_signal_K)
-        gradient = every.gradients.combine(np.concatenate([balance.w_K, balance.w_K, [1.0]]))
-        return Direction(gradient, balance, halves, every.forwards, every.backwards)
+        if needs_gram:
+            balance = balancer.weigh(halves, has_signal_K)
+            gradient = every.gradients.combine(np.concatenate([balance.w_K, balance.w_K, [1.0]]))
+            return Direction(gradient, balance, halves, every.forwards, every.backwards)
 
     balance = balancer.between(step, has_signal_K)
     if balancer.mixing:

@@ -61,7 +61,10 @@ class Tape:
         """Send each cotangent of ``v`` back through all blocks, within its own context, for the layers that look on."""
         flowing = [_send([v], self.calls[-1].outputs, [cotangent]) for cotangent, _ in passes]
         for call in reversed(self.calls):
-            args = [a.detach().requires_grad_(i in call.wanted) if isinstance(a, torch.Tensor) else a for i, a in enumerate(call.args)]
+            args = [
+                a.detach().requires_grad_(i in call.wanted) if isinstance(a, torch.Tensor) else a
+                for i, a in enumerate(call.args)
+            ]
             enabled, dtype = call.autocast
             with torch.enable_grad(), torch.autocast(self.device, dtype, enabled=enabled):
                 outputs = _as_tuple(call.block(*args))
@@ -86,7 +89,9 @@ def _position(tensor: torch.Tensor, outputs: Tensors) -> int:
     for j, output in enumerate(outputs):
         if output is tensor:
             return j
-    raise NotImplementedError("this transformer computes between its checkpointed blocks; use it without gradient checkpointing")
+    raise NotImplementedError(
+        "this transformer computes between its checkpointed blocks; use it without gradient checkpointing"
+    )
 
 
 def _as_tuple(result: Any) -> tuple[torch.Tensor | None, ...]:

@@ -65,7 +65,9 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
                 termination.check()
                 bad = bad + 1 if done.fault else 0
                 if bad >= limits.max_bad_steps:
-                    raise MarbleError(f"{bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}.")
+                    raise MarbleError(
+                        f"{bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}."
+                    )
                 if learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps:
                     checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
         except Terminated:
@@ -77,7 +79,9 @@ def save_state(learner: Learner, directory: Path) -> None:
     """Everything the next step depends on, as safetensors and JSON."""
     policy = learner.policy
     names = list(policy.parameters_of("default"))
-    tensors: dict[str, torch.Tensor] = {f"{adapter}/{n}": p for adapter in ("default", "old") for n, p in policy.parameters_of(adapter).items()}
+    tensors: dict[str, torch.Tensor] = {
+        f"{adapter}/{n}": p for adapter in ("default", "old") for n, p in policy.parameters_of(adapter).items()
+    }
     tensors |= {f"ema/{n}": p for n, p in policy.ema.items()}
     for n, p in policy.parameters_of("default").items():
         tensors |= {f"adam/{key}/{n}": value for key, value in learner.optimizer.state[p].items()}
