@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from marble_core import passes
+from marble_core import distributed, passes
 from marble_core.advantages import Advantages
 from marble_core.balance import Balance, Balancer
 from marble_core.config import RunConfig
@@ -41,19 +41,20 @@ def find(
     loss = config.loss
     rows = passes.reward_rows(advantages, split(rollout.batch), loss.timesteps, config.balance.subtract_common)
     has_signal_K = np.abs(advantages.A_NK).max(0) > 0
-    needs_gram = balancer.needs_gram(step)
+    needs_gram, parameters = balancer.needs_gram(step), policy.parameters_of("default")
     halves = None
     if needs_gram or (config.balance.observe and step % config.balance.observe == 0):
         every = passes.per_row(policy, rollout, rows, loss)
-        halves = Halves(every.gradients.gram()[:-1, :-1])
+        halves = Halves(distributed.sum_array(every.gradients.gram())[:-1, :-1])
         if needs_gram:
-            balance = balancer.weigh(halves, has_signal_K)
+            balance = distributed.on_main(lambda: balancer.weigh(halves, has_signal_K))
             gradient = every.gradients.combine(np.concatenate([balance.w_K, balance.w_K, [1.0]]))
-            return Direction(gradient, balance, halves, every.forwards, every.backwards)
+            return Direction(distributed.gather_layers(gradient, parameters), balance, halves, every.forwards, every.backwards)
 
-    balance = balancer.between(step, has_signal_K)
+    balance = distributed.on_main(lambda: balancer.between(step, has_signal_K))
     if balancer.mixing:
         one = passes.mixed(policy, rollout, passes.mean_row(advantages.A_N, loss.timesteps), np.ones(1), loss)
     else:
         one = passes.mixed(policy, rollout, rows, np.concatenate([balance.w_K, balance.w_K]), loss)
-    return Direction(one.gradients.combine(np.ones(1)), balance, halves, one.forwards, one.backwards)
+    gradient = distributed.gather_layers(one.gradients.combine(np.ones(1)), parameters)
+    return Direction(gradient, balance, halves, one.forwards, one.backwards)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from marble_core import distributed
 from marble_core.advantages import Advantages
 from marble_core.config import LossConfig
 from marble_core.gradients import Pass, RowGradients
@@ -108,7 +109,9 @@ def _accumulate(policy: Policy, rollout: Rollout, rows: int, plan: Plan, config:
     gradients = RowGradients(policy.layers_of("default"), rows, policy.transformer if policy.checkpointing else None)
     with gradients.listening():
         forwards = sum(_one(policy, part, gradients, plan, config) for part in _micro_batches(rollout, config))
-    return Passes(gradients, forwards, gradients.backwards)
+    distributed.sum_by_layer(gradients.sums)
+    forwards, backwards = distributed.sum_array(np.array([forwards, gradients.backwards])).tolist()
+    return Passes(gradients, forwards, backwards)
 
 
 def _one(policy: Policy, part: _MicroBatch, gradients: RowGradients, plan: Plan, config: LossConfig) -> int:
@@ -144,7 +147,8 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
     """All (image, timestep) pairs; timesteps and noise are functions of (seed, step, image, timestep).
 
     Each image has its own: shared by the images of a prompt, they would leave a correlated error (measured on the demo
-    model at T = 5: cosine with the gradient over many draws .47 shared, .83 independent).
+    model at T = 5: cosine with the gradient over many draws .47 shared, .83 independent). The micro-batches, and which of
+    them carry the KL, are the whole step's: of several processes each yields its own images of them.
     """
     batch, N = rollout.batch, len(rollout.batch)
     seed, step = batch.seed, batch.step
@@ -157,11 +161,14 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
     taken = sum(min(config.micro_batch, N - starts[n % len(starts)]) for n in carriers)
     for n in range(count):
         j, s = divmod(n, len(starts))
-        images_B = np.arange(starts[s], min(starts[s] + config.micro_batch, N))
-        x0, t_B = rollout.x0_NCHW[images_B], t_NT[images_B, j]
+        images_B = np.intersect1d(np.arange(starts[s], min(starts[s] + config.micro_batch, N)), rollout.index_N)
+        if not len(images_B):
+            continue
+        x0, t_B = rollout.x0_NCHW[images_B - rollout.first], t_NT[images_B, j]
         eps = noise([derive(seed, "eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:]))
         scale = 1 / taken if n in carriers else 0.0  # N T / taken, over N T
-        yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, rollout.conditioning[batch.group_N[images_B]], scale)
+        conditioning = rollout.conditioning[batch.group_N[images_B] - batch.group_N[rollout.first]]
+        yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, conditioning, scale)
 
 
 def _kl_carriers(count: int, config: LossConfig, seed: int) -> set[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from marble_core import distributed
 from marble_core.config import RolloutConfig
 from marble_core.models import DiffusionModel
 from marble_core.policy import Policy
@@ -72,9 +73,10 @@ def sample(
 
 
 def collect(policy: Policy, batch: PromptBatch, config: RolloutConfig) -> Rollout:
-    """The step's rollout: the policy ``old`` samples each prompt of the batch ``images_per_prompt`` times."""
-    seeds = [derive(batch.seed, "rollout", batch.step, i) for i in range(len(batch))]
-    texts = [p.text for p in batch.prompts]
+    """The step's rollout: the policy ``old`` samples each prompt of this process's share ``images_per_prompt`` times."""
+    mine, G = distributed.share(batch), batch.images_per_prompt
+    seeds = [derive(batch.seed, "rollout", batch.step, i) for i in range(mine.start * G, mine.stop * G)]
+    texts = [batch.prompts[m].text for m in mine]
     with policy.using("old") as model:
         x0_NCHW, images_NHWC, t_S, conditioning = sample(model, texts, seeds, config.solver, config.steps, config.batch_size)
-    return Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC)
+    return Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC, mine.start * G)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from marble_core import direction
+from marble_core import direction, distributed
 from marble_core.advantages import estimate
 from marble_core.balance import Balancer
 from marble_core.config import RunConfig
@@ -45,7 +45,8 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     rollout = collect(policy, batch, config.rollout)
     clock.lap("sample")
 
-    table = score_all(learner.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N])
+    own = score_all(learner.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N[rollout.index_N]])
+    table = distributed.gather_table(own)
     clock.lap("score")
     if faults := _faults(table, batch):
         return _skipped(learner, faults, fault=True)

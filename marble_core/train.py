@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
+from marble_core import distributed
 from marble_core.assets import resolve
 from marble_core.balance import make_balancer
 from marble_core.config import RunConfig
@@ -51,17 +52,27 @@ def start(config: RunConfig) -> Learner:
 def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints, report: Callable[[StepReport], None]) -> None:
     """Train to ``config.train.steps``, going on from the newest checkpoint of this run where there is one.
 
-    ``report`` is called after each step. Raises MarbleError when ``max_bad_steps`` steps in a row had a fault.
+    ``report`` is called after each step, of several processes on rank 0, which alone writes checkpoints; all of them load.
+    Raises MarbleError when ``max_bad_steps`` steps in a row had a fault.
     """
-    if directory := checkpoints.latest():
+    with distributed.local_main_first():
+        directory = checkpoints.latest()
+    if directory:
         load_state(learner, directory)
+    distributed.require_same(learner.step, "the step that they go on from")
+
+    def save() -> None:
+        if distributed.rank() == 0:
+            checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
+
     limits, bad = learner.config.train, 0
     with _terminable(learner) as termination:
         try:
             while learner.step < limits.steps:
                 done = optimizer_step(learner, prompts)
                 learner.history.append({"step": done.step, "metrics": dict(done.metrics), "notes": list(done.notes)})
-                report(done)
+                if distributed.rank() == 0:
+                    report(done)
                 termination.check()
                 bad = bad + 1 if done.fault else 0
                 if bad >= limits.max_bad_steps:
@@ -69,9 +80,9 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
                         f"{bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}."
                     )
                 if learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps:
-                    checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
+                    save()
         except Terminated:
-            checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
+            save()
             raise
 
 
@@ -156,7 +167,7 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
     """The train stage: ``out`` becomes the adapter's directory (the EMA of ``default``), with the history beside it.
 
     Checkpoints go to the run's prefix in S3, metrics to its MLflow run; a run that was begun before goes on where it was.
-    Returns the last step's metrics.
+    Returns the last step's metrics. Of several processes (called within ``distributed.processes()``) rank 0 does all this.
     """
     from marble_core import progress, registry
     from marble_core.checkpoint import CheckpointStore
@@ -165,7 +176,11 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
 
     s3 = S3(config.storage.bucket)
     s3.require_bucket()
-    checkpoints = CheckpointStore(out.parent / "checkpoints", s3, run_id)
+    with distributed.local_main_first():
+        checkpoints = CheckpointStore(out.parent / "checkpoints", s3, run_id)
+    if distributed.rank() > 0:
+        train(start(config), prompts, checkpoints, lambda _: None)
+        return {}
     tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config))
     status = "FAILED"
     try:

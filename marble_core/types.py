@@ -70,13 +70,23 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the policy ``old`` sampled: latents x0_NCHW, the solver's timesteps t_S in (0, 1], images_NHWC (uint8)."""
+    """What the policy ``old`` sampled: latents x0_NCHW, the solver's timesteps t_S in (0, 1], images_NHWC (uint8).
+
+    ``batch`` is the whole step's. Of several processes each holds the images of its own prompts, from image ``first`` on;
+    ``conditioning`` has their prompts only.
+    """
 
     batch: PromptBatch
     conditioning: Conditioning
     x0_NCHW: torch.Tensor
     t_S: torch.Tensor
     images_NHWC: np.ndarray
+    first: int = 0
+
+    @property
+    def index_N(self) -> np.ndarray:
+        """The images held here, as indices into the step's."""
+        return np.arange(self.first, self.first + len(self.x0_NCHW))
 
 
 @dataclass(frozen=True)
