@@ -44,7 +44,7 @@ def processes(silence: float = SILENCE) -> Iterator[None]:
     gloo carries what lies on the CPU and nccl what lies on a GPU. A process that dies ends the others: at their next
     collective by MarbleError where the connection breaks, else after ``silence`` seconds, even in the middle of a wait.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     from accelerate import PartialState
@@ -67,7 +67,7 @@ def share(batch: PromptBatch) -> range:
     Raises MarbleError where there are fewer prompts than processes.
     """
     M, n = len(batch.prompts), world()
-    if M < n:
+    if n > M:
         raise MarbleError(f"A step of {M} prompts cannot be shared by {n} processes; start fewer, or raise rollout.prompts.")
     return range(M * rank() // n, M * (rank() + 1) // n)
 
@@ -143,7 +143,7 @@ def local_main_first() -> Iterator[None]:
     if world() == 1:
         yield
         return
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     if not first:
         _barrier()
     yield
@@ -179,7 +179,7 @@ class _Watch:
 
     def __init__(self, silence: float) -> None:
         self.silence, self.rank, self.world = silence, rank(), world()
-        self.store = dist.distributed_c10d._get_default_store().clone()
+        self.store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         self.store.set_timeout(timedelta(seconds=silence))
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
