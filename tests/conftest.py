@@ -1,6 +1,7 @@
 """Fixtures that every test may use: one real S3 server and one real MLflow server for the whole session."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,8 @@ for name in [n for n in os.environ if n.startswith(("AWS_", "MLFLOW_", "MARBLE_"
     del os.environ[name]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What a shell starts in the background, as CI may, ignores SIGINT, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

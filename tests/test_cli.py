@@ -31,11 +31,6 @@ def marble(cwd: Path, *arguments: str, stand_in: str = "") -> subprocess.Complet
     return subprocess.run(command, cwd=cwd, env=environment(stand_in), capture_output=True, text=True, timeout=120, check=False)
 
 
-def heed_interrupts() -> None:
-    """What a shell starts in the background, as CI may, ignores SIGINT, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -140,14 +135,7 @@ def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_n
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # S3 is started, MLflow is not
     command = [sys.executable, "-m", "marble_core.cli", "run", "--run-id", "stopped", *SMALL]
     with (tmp_path / "output").open("wb") as output:
-        parent = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment("hangs"),
-            stdout=output,
-            stderr=output,
-            preexec_fn=heed_interrupts,  # noqa: PLW1509 - it takes no lock
-        )
+        parent = subprocess.Popen(command, cwd=tmp_path, env=environment("hangs"), stdout=output, stderr=output)
     request.addfinalizer(parent.kill)
     events = tmp_path / ".marble" / "runs" / "stopped" / "progress.jsonl"
     assert eventually(lambda: events.exists() and '"note": "pid' in events.read_text(), 60), (tmp_path / "output").read_text()
