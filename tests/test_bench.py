@@ -12,9 +12,9 @@ from marble_core import bench
 from marble_core.bench import targets
 from marble_core.bench.costs import REWARDS, Parts, Schedule, with_halves
 from marble_core.bench.counted import count, flops
-from marble_core.bench.measured import measure
+from marble_core.bench.measured import measure, peak_memory
 from marble_core.bench.probe import Probe
-from marble_core.bench.shapes import SD35_MEDIUM, demo
+from marble_core.bench.shapes import SD35_MEDIUM, SD35_MEDIUM_CUT, demo
 
 ROWS = [1, *map(with_halves, REWARDS)]
 
@@ -82,3 +82,10 @@ def test_the_bench_writes_json_and_says_which_targets_are_missed(tmp_path, monke
     assert "whole step" in console.export_text()
     assert found["ratios"]["KL on 1/8"]["exact, K = 5"] == pytest.approx(1.30, abs=0.01)
     assert {t["name"] for t in found["targets"]} >= {"exact, dearest K / cheapest K"}
+
+
+@pytest.mark.slow
+def test_peak_memory_grows_with_the_accumulators_and_not_with_the_setup_of_the_model():
+    lora_bytes = 4 * Probe(SD35_MEDIUM_CUT, "meta").lora_size
+    few, many = peak_memory(17), peak_memory(65)
+    assert many - few == pytest.approx(48 * lora_bytes, rel=0.25)

@@ -52,10 +52,10 @@ SD35_MEDIUM = Shape(
 
 SD35_MEDIUM_CUT = replace(
     SD35_MEDIUM,
-    name="SD3.5-Medium cut to 2 of 24 layers, 192 px, 77 text tokens, fp32",
-    transformer={**SD35_MEDIUM.transformer, "num_layers": 2, "dual_attention_layers": (0,)},
-    side=24,
-    text_tokens=77,
+    name="SD3.5-Medium cut to 4 of 24 layers, 256 px, 154 text tokens, fp32",
+    transformer={**SD35_MEDIUM.transformer, "num_layers": 4, "dual_attention_layers": (0, 1)},
+    side=32,
+    text_tokens=154,
     images=2,
 )
 

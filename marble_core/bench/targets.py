@@ -49,6 +49,21 @@ def measured(found: Mapping[str, float], expected: Mapping[str, float]) -> list[
     ]
 
 
+def memory(peaks: Mapping[int, int], lora_bytes: int) -> list[Target]:
+    """Peak bytes by rows of accumulators (0: the plain step, with its one gradient): what lies beyond the plain step's and
+    the accumulators' own, as a share of the plain step's."""
+    plain = peaks[0]
+    return [
+        Target(
+            f"memory beyond plain and {rows - 1} LoRA sizes, share of plain",
+            (peak - plain - (rows - 1) * lora_bytes) / plain,
+            MEMORY_BEYOND_ROWS,
+        )
+        for rows, peak in peaks.items()
+        if rows
+    ]
+
+
 def ratios(parts: Parts, schedule: Schedule) -> dict[str, float]:
     """Whole steps over the plain one: everything that the table shows of a schedule."""
     plain = schedule.plain(parts)
