@@ -208,7 +208,7 @@ class MinNorm(Balancer):
         alpha_K = np.where(active & np.isfinite(alpha_K), alpha_K, 0.0)
         kept = self.config.kappa * (alpha_K / alpha_K.sum() if alpha_K.sum() > 0 else active / active.sum())
         share_K = np.where(active, (1 - self.config.kappa) * self.prior_K + kept, 0.0)
-        return share_K / share_K.sum()
+        return share_K / share_K.sum() if share_K.sum() > 0 else active / active.sum()
 
     def state(self) -> dict[str, Any]:
         return {name: np.where(np.isnan(ema), np.array(None), ema).tolist() for name, ema in vars(self.memory).items()}

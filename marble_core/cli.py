@@ -65,7 +65,9 @@ def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> Non
     """Check a configuration and its prompt files, and print what a step will do."""
     settings, _ = _load(preset, config, set_)
     from marble_core.prompts import check_disjoint, load_prompts
+    from marble_core.rewards import check_known
 
+    check_known(settings.rewards)
     data, rollout, loss = settings.data, settings.rollout, settings.loss
     train = load_prompts(data.train, data.train_size, settings.seed, held_out=False)
     held_out = load_prompts(data.evaluation, data.evaluation_size, settings.seed, held_out=True)

@@ -9,18 +9,19 @@ import difflib
 import hashlib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from marble_core.types import SOURCES, MarbleError
+from marble_core.wishes import parse
 
-Probability = Field(ge=0.0, le=1.0)
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -113,17 +114,17 @@ class BalanceConfig(Section):
     ema_on_solved: bool | None = None  # use abar on a solved step too; default: true for every = 1, false [P] above
     normalise_between: bool = True  # [O]; false [P]: abar on unnormalised gradients
     subtract_common: bool = False  # [O] balance the advantage's part of the gradients, add the common part as it is
-    prior: dict[str, float] = {}  # [O] the user's preferences, in any unit
+    prior: dict[str, Annotated[float, Field(ge=0)]] = {}  # [O] the user's preferences, in any unit
     kappa: float = Field(1.0, ge=0, le=1)  # [O] share of the balanced weights, the rest is the prior's
-    floor: dict[str, float] = {}  # [O] least alpha of a reward
-    cap: dict[str, float] = {}  # [O] largest alpha of a reward
+    floor: dict[str, Share] = {}  # [O] least alpha of a reward
+    cap: dict[str, Share] = {}  # [O] largest alpha of a reward
     wishes: tuple[str, ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
     final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
     observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
     gram: Literal["full", "cross"] = "full"  # [P] full; [O] cross: an unbiased estimate of the signal's Gram matrix
     cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps
     cross_ridge: float = Field(0.1, ge=0)  # [O]
-    cross_floor: float = Field(0.15, ge=0, le=1)  # [O] least signal norm, as a share of the gradient's
+    cross_floor: float = Field(0.15, gt=0, le=1)  # [O] least signal norm, as a share of the gradient's
     dead_norm: float = Field(1e-6, ge=0)  # [O] inactive below this share of the median gradient norm
     stages: tuple[StageConfig, ...] = ()  # of sequential
 
@@ -144,7 +145,7 @@ class BalanceConfig(Section):
 
 class OptimizerConfig(Section):
     lr: float = Field(3e-4, gt=0)  # [N]
-    betas: tuple[float, float] = (0.9, 0.999)  # [N]
+    betas: tuple[Share, Share] = (0.9, 0.999)  # [N]
     weight_decay: float = Field(1e-4, ge=0)  # [N]
     clip_norm: float = Field(1.0, gt=0)  # [N]
     eta_rate: float = Field(0.001, ge=0)  # [N] old <- eta old + (1 - eta) default, eta = min(rate * step, max)
@@ -167,12 +168,12 @@ class EvaluationConfig(Section):
 
 
 class RegistryConfig(Section):
-    model: str = "marble"
+    model: str = Field("marble", pattern=r"^[^/:]+$")
     margin: float = Field(0.1, ge=0)  # refused if a reward's whole interval lies below -margin base stds
 
 
 class StorageConfig(Section):
-    bucket: str = Field("marble", min_length=3, max_length=63)
+    bucket: str = Field("marble", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
     experiment: str = "marble"
 
 
@@ -206,6 +207,12 @@ class RunConfig(Section):
         }
         if unknown := (named | ({self.balance.single} - {""})) - set(names):
             raise ValueError(f"balance names the reward {min(unknown)!r}, but the rewards are {', '.join(names)}")
+        for wish in self.balance.wishes:
+            parse(wish, tuple(names))
+        if unknown := {s for stage in self.balance.stages for s in stage.sources} - set(self.data.train):
+            raise ValueError(
+                f"balance.stages names the source {min(unknown)!r}, but data.train has {', '.join(self.data.train)}"
+            )
         if self.balance.stages and sum(s.steps for s in self.balance.stages) != self.train.steps:
             raise ValueError(f"the steps of balance.stages must add up to train.steps = {self.train.steps}")
         sources = len(self.data.train)
@@ -262,7 +269,10 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise MarbleError(f"The override {item!r} is not of the form section.key=value.")
-        leaf: Any = yaml.safe_load(value)
+        try:
+            leaf: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise MarbleError(f"The value of the override {item!r} is not valid YAML; quote it.") from None
         for part in reversed(key.split(".")):
             leaf = {part: leaf}
         tree, where = _merge(tree, leaf), f"override {item!r}"

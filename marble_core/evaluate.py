@@ -202,7 +202,7 @@ def _result(
 ) -> tuple[RewardResult, np.ndarray]:
     """The result over the prompts in ``use_N``, and difference / base_std of every resample (NaN where it drew none)."""
     b, d = b_N[use_N], (t_N - b_N)[use_N]
-    std = float(b.std())
+    std = 0.0 if b.max() == b.min() else float(b.std())  # equal numbers may differ from their mean in the last bit
     centred = b - b.mean()
     drawn_R, d_R, b_R, b2_R = (W_RN[:, use_N] @ np.stack([np.ones_like(b), d, centred, centred**2], axis=1)).T
     with np.errstate(invalid="ignore"):

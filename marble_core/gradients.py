@@ -46,6 +46,10 @@ class Pass:
         self.scale = 2.0 ** -math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
 
     @property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.q_BCHW).all())
+
+    @property
     def cotangent(self) -> torch.Tensor:
         return self.q_BCHW * self.scale
 
@@ -110,7 +114,11 @@ class RowGradients:
                 for one in passes:
                     with self._collecting(one):
                         torch.autograd.grad(v_BCHW, inputs, one.cotangent, retain_graph=True)
-            passes = [one.again() for one in passes if one.overflowed and one.scale > SMALLEST_SCALE]
+            failed = [one for one in passes if one.overflowed]
+            passes = [one.again() for one in failed if one.scale > SMALLEST_SCALE and one.is_finite]
+            if len(passes) < len(failed):  # no scale helps: what is not a number must show, or the step would not be skipped
+                for total in self.sums.values():
+                    total.fill_(math.nan)
         if self._tape:
             self._tape.calls.clear()
 

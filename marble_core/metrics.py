@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import numpy as np
 
@@ -57,10 +58,10 @@ def gradient_metrics(
     for k in on:
         out[f"consistency/{names[k]}"] = consistency_K[k]
         out[f"images_needed/{names[k]}"] = images_for_half(consistency_K[k], images)
-    if len(on):
+    with suppress(ArithmeticError):  # limits that the active rewards alone cannot meet; the balance has said so
         held_out_K = halves.held_out(balance.active_K, balancer.solve_unit)
         out |= {f"held_out/{names[k]}": held_out_K[k] for k in on}
-        out["held_out/worst"] = held_out_K[on].min()
+        out |= {"held_out/worst": held_out_K[on].min()} if len(on) else {}
     return {name: float(value) for name, value in out.items()}
 
 

@@ -256,8 +256,13 @@ def _write_addresses(root: Path, environment: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def _locked(root: Path, patience: float = 2 * GRACE) -> Iterator[int]:
     """One owner at a time. Servers of a killed owner hold the lock until they have ended, hence the patience (seconds)."""
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (root / ".gitignore").write_text("*\n")
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (root / ".gitignore").write_text("*\n")
+    except OSError as error:
+        raise MarbleError(
+            f"The directory {root} cannot be made or written: {error.strerror}; work in another directory."
+        ) from None
     deadline = time.monotonic() + patience
     with (root / "lock").open("w") as file:
         while True:

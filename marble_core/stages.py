@@ -48,9 +48,11 @@ def prepare(preset: str, overrides: list[str], run_id: str, out: Path) -> str:
     """Check everything that can be checked without a GPU, and write the prepared directory. Returns the run id."""
     with progress.stage("prepare") as result:
         from marble_core.prompts import check_disjoint, data_report, load_prompts, write_jsonl
+        from marble_core.rewards import check_known
         from marble_core.storage import S3
 
         config = load_config(preset, overrides=overrides)
+        check_known(config.rewards)
         run_id = check_run_id(run_id or new_run_id())
         S3(config.storage.bucket).require_bucket()
         data = config.data

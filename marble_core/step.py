@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from marble_core import direction, distributed
-from marble_core.advantages import estimate
+from marble_core.advantages import Advantages, estimate
 from marble_core.balance import Balancer
 from marble_core.config import RunConfig
 from marble_core.metrics import Clock, gradient_metrics, reward_metrics
@@ -18,7 +18,7 @@ from marble_core.policy import Policy
 from marble_core.prompts import mix
 from marble_core.rewards import score_all
 from marble_core.rollout import collect
-from marble_core.types import Prompt, PromptBatch, RewardTable, Scorer, StepReport
+from marble_core.types import Prompt, PromptBatch, RewardTable, Rollout, Scorer, StepReport
 
 
 @dataclass
@@ -55,7 +55,7 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     advantages, clamped = raw.clamped(config.loss.advantage_max)
     if not advantages.A_NK.any():
         return _skipped(learner, ["no reward tells the images of a prompt apart"])
-    found = direction.find(policy, rollout, advantages, balancer, learner.step, config)
+    found = _find_or_forget(learner, rollout, advantages)
     if not found.is_finite:
         return _skipped(learner, ["the gradient is not finite"], fault=True)
 
@@ -63,7 +63,6 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     norm = policy.update(learner.optimizer, found.gradient, learner.updates, config.optimizer)
     learner.step += 1
     learner.updates += 1
-    learner.updating = False
     clock.lap("train")
 
     metrics = reward_metrics(table, batch) | clock.metrics(len(batch)) | {"clamped": clamped, "update/norm": norm}
@@ -72,7 +71,24 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
         metrics |= {f"alpha/{n}": float(a) for n, a in zip(table.names, found.balance.share_K, strict=True)}
     if found.halves:
         metrics |= gradient_metrics(table.names, found.halves, found.balance, balancer, len(batch))
-    return StepReport(learner.step, metrics, found.balance.notes)
+    return _recorded(learner, StepReport(learner.step, metrics, found.balance.notes))
+
+
+def _find_or_forget(learner: Learner, rollout: Rollout, advantages: Advantages) -> direction.Direction:
+    """The direction; where it is not finite or the step is interrupted, the balancer remembers nothing of it."""
+    remembered, found = learner.balancer.state(), None
+    try:
+        found = direction.find(learner.policy, rollout, advantages, learner.balancer, learner.step, learner.config)
+        return found
+    finally:
+        if found is None or not found.is_finite:
+            learner.balancer.load_state(remembered)
+
+
+def _recorded(learner: Learner, report: StepReport) -> StepReport:
+    learner.history.append({"step": report.step, "metrics": dict(report.metrics), "notes": list(report.notes)})
+    learner.updating = False
+    return report
 
 
 def eligible(learner: Learner, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -92,5 +108,6 @@ def _faults(table: RewardTable, batch: PromptBatch) -> list[str]:
 
 
 def _skipped(learner: Learner, why: list[str], fault: bool = False) -> StepReport:
+    learner.updating = True
     learner.step += 1
-    return StepReport(learner.step, {"skipped": 1.0}, tuple(why), skipped=True, fault=fault)
+    return _recorded(learner, StepReport(learner.step, {"skipped": 1.0}, tuple(why), skipped=True, fault=fault))

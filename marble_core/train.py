@@ -70,7 +70,6 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
         try:
             while learner.step < limits.steps:
                 done = optimizer_step(learner, prompts)
-                learner.history.append({"step": done.step, "metrics": dict(done.metrics), "notes": list(done.notes)})
                 if distributed.rank() == 0:
                     report(done)
                 termination.check()
@@ -103,6 +102,8 @@ def save_state(learner: Learner, directory: Path) -> None:
         "old_is_default": policy.old_is_default,
         "balancer": learner.balancer.state(),
         "config": learner.config.digest,
+        "method": learner.config.balance.method,
+        "rewards": list(learner.config.reward_names),
         "parameters": names,
     }
     (directory / "state.json").write_text(json.dumps(state, indent=2))
@@ -123,6 +124,12 @@ def load_state(learner: Learner, directory: Path) -> None:
     default = policy.parameters_of("default")
     if state["parameters"] != list(default) or any(tensors[f"default/{n}"].shape != p.shape for n, p in default.items()):
         raise MarbleError(f"The checkpoint {directory} belongs to another model or LoRA rank; start with another run id.")
+    ours = {"method": learner.config.balance.method, "rewards": list(learner.config.reward_names)}
+    for key, value in ours.items():
+        if state[key] != value:
+            raise MarbleError(
+                f"The checkpoint {directory} was made with {key} {state[key]}, not {value}; start with another run id."
+            )
     with torch.no_grad():
         for adapter in ("default", "old"):
             for n, p in policy.parameters_of(adapter).items():
@@ -144,8 +151,8 @@ class _Termination:
         self.learner, self.asked = learner, False
 
     def __call__(self, signum: int, frame: object) -> None:
-        self.asked = True
-        if not self.learner.updating:
+        again, self.asked = self.asked, True
+        if not self.learner.updating and not again:  # a second signal must not break off the saving
             raise Terminated
 
     def check(self) -> None:

@@ -55,6 +55,21 @@ def test_an_unknown_preset_and_a_run_id_that_is_a_path_are_one_sentence_each(tmp
     assert_one_sentence(marble(tmp_path, "run", "--run-id", "../../etc"), "run id '../../etc'")
 
 
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("rollout.prompts={", "not valid YAML"),
+        ("rewards=[{name: nope}]", "'nope' is not known"),
+        ('balance.wishes=["dreams >= 1"]', "'dreams'"),
+        ("balance.floor={ocr: 2}", "less than or equal to 1"),
+        ("optimizer.lr=.inf", "finite number"),
+        ("storage.bucket=My_Bucket!!", "pattern"),
+    ],
+)
+def test_a_value_that_cannot_be_right_is_one_sentence_before_anything_starts(tmp_path: Path, override: str, part: str) -> None:
+    assert_one_sentence(marble(tmp_path, "check", "--set", override), part)
+
+
 def test_a_malformed_prompt_line_is_one_sentence_with_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a sign", "text": "CAT"}\n{"prompt": 3}\n')
     done = marble(tmp_path, "check", "--set", f"data.train.ocr={tmp_path / 'bad.jsonl'}")

@@ -184,3 +184,10 @@ def test_asking_the_same_prompts_four_times_does_not_make_the_interval_narrower(
     for name in NAMES:
         one, other = once.rewards[name].difference, often.rewards[name].difference
         assert other.high - other.low == pytest.approx(one.high - one.low, rel=0.05)
+
+
+def test_a_base_that_is_constant_but_for_rounding_has_no_unit_and_no_gain() -> None:
+    prompts = [Prompt(f"general {i}", "general") for i in range(96)]
+    base = np.stack([np.full(96, 0.7), np.random.default_rng(0).normal(size=96)], axis=1)
+    done = compare(RewardTable(NAMES, base), RewardTable(NAMES, base + np.array([1e-6, -0.05])), prompts, 500, 0)
+    assert done.rewards["clipscore"].base_std == 0 and done.mean_gain.mean < 0

@@ -106,3 +106,16 @@ def test_an_overflow_repeats_the_pass_at_half_the_scale_for_the_layers_that_saw_
         results.append((rows.backwards, rows.combine(np.ones(1))))
     assert results[0][0] == 1 and results[1][0] > 1
     assert relative_error(results[1][1], results[0][1]) < 0.01
+
+
+@pytest.mark.parametrize("autocast", [None, torch.float16])
+def test_what_is_not_a_number_shows_in_the_gradient_whatever_the_precision(autocast):
+    policy = small_policy(small_config(), perturb=0.05, model=SmallModel(autocast=autocast))
+    rows = RowGradients(policy.layers_of("default"), 1)
+    with policy.using("default") as model, rows.listening():
+        conditioning = model.encode(["a", "b"])
+        conditioning.tokens.requires_grad_()
+        x = torch.full((2, *model.latent_shape), 0.1).requires_grad_()
+        v = model.velocity(x, torch.full((2,), 0.5), conditioning)
+        rows.backward(v, [x, conditioning.tokens], [Pass(torch.full_like(v, torch.nan), torch.ones(1, 2))])
+    assert not all(torch.isfinite(g).all() for g in rows.combine(np.ones(1)).values())

@@ -202,3 +202,27 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits(tmp_path):
     kept = {n: v for n, v in whole.history[-1]["metrics"].items() if not n.startswith(("time/", "images_per"))}
     again = {n: v for n, v in resumed.history[-1]["metrics"].items() if not n.startswith(("time/", "images_per"))}
     assert json.dumps(kept) == json.dumps(again) and len(resumed.history) == 4
+
+
+def test_a_skipped_step_leaves_the_balancer_as_it_was(monkeypatch):
+    one = learner()
+    optimizer_step(one, prompts())
+    before = json.dumps(one.balancer.state())
+    monkeypatch.setattr(passes.RowGradients, "combine", lambda self, w: {"x": torch.tensor([torch.nan])})
+    assert optimizer_step(one, prompts()).fault
+    assert json.dumps(one.balancer.state()) == before
+
+
+def test_limits_that_the_active_rewards_cannot_meet_do_not_end_the_run():
+    one = learner("balance.cap={clipscore: 0.4, pickscore: 0.4, ocr: 0.4}")
+    one.scorers[2].score = lambda images, _: np.full(len(images), 0.5)
+    report = optimizer_step(one, prompts())
+    assert not report.skipped and any("the QP failed" in note for note in report.notes)
+    assert "held_out/worst" not in report.metrics
+
+
+@pytest.mark.parametrize("change", ["balance.method=equal", "rewards=[{name: pickscore}, {name: clipscore}, {name: ocr}]"])
+def test_a_checkpoint_of_another_method_or_other_rewards_is_one_sentence(change, tmp_path):
+    train.train(learner("train.steps=1"), prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
+    with pytest.raises(MarbleError, match="start with another run id"):
+        train.train(learner("train.steps=2", change), prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)

@@ -89,14 +89,24 @@ def construct(cls: type, options: dict[str, Any], what: str) -> Any:
     return cls(**options)
 
 
-def _load(reward: RewardConfig) -> Scorer:
-    what = f"The reward {reward.name!r}"
+def check_known(rewards: Sequence[RewardConfig]) -> None:
+    """Raises MarbleError for a reward that is neither known nor named by its import path. Imports no scorer."""
+    for reward in rewards:
+        _path(reward)
+
+
+def _path(reward: RewardConfig) -> str:
     path = reward.scorer or SCORERS.get(reward.name)
     if path is None:
-        known = ", ".join(SCORERS)
         raise MarbleError(
-            f"{what} is not known: choose one of {known}, or give its import path as 'scorer: package.module:Class'."
+            f"The reward {reward.name!r} is not known: choose one of {', '.join(SCORERS)}, "
+            "or give its import path as 'scorer: package.module:Class'."
         )
+    return path
+
+
+def _load(reward: RewardConfig) -> Scorer:
+    what, path = f"The reward {reward.name!r}", _path(reward)
     scorer = construct(import_class(path, what), reward.options, what)
     for member in ("applies", "score", "self_check", "value_range"):
         if not hasattr(scorer, member):
