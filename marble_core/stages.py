@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core import progress
-from marble_core.config import RunConfig, load_config
+from marble_core.config import RunConfig
+from marble_core.loading import load_config, read_config
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def check_run_id(run_id: str) -> str:
 
 def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
     """The configuration and the run id that ``prepare`` wrote."""
-    config = RunConfig.from_json((prepared / "config.json").read_text(), str(prepared / "config.json"))
+    config = read_config(prepared / "config.json")
     return config, json.loads((prepared / "run.json").read_text())["run_id"]
 
 
@@ -144,7 +145,7 @@ def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
     from marble_core.evaluate import Evaluation
     from marble_core.registry import decide
 
-    config = RunConfig.from_json((evaluation / "config.json").read_text(), str(evaluation / "config.json"))
+    config = read_config(evaluation / "config.json")
     numbers = Evaluation.load(evaluation / "evaluation.json")
     return numbers, decide(numbers, config.registry), config
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from diffusers import SD3Transformer2DModel
 
-from marble_core.config import RunConfig, load_config
+from marble_core.config import RunConfig
+from marble_core.loading import load_config
 from marble_core.models.sd3 import SD3
 from marble_core.policy import Policy
 from marble_core.seeding import derive, noise

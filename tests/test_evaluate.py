@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marble_core.config import load_config
 from marble_core.evaluate import Evaluation, compare, run_evaluation
+from marble_core.loading import load_config
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 NAMES = ("clipscore", "ocr")

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from marble_core.config import RewardConfig, load_config
+from marble_core.config import RewardConfig
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import entries
+from marble_core.loading import load_config
 from marble_core.rewards import load_scorers, score_all
 from marble_core.rewards.aesthetic import Aesthetic, Head
 from marble_core.rewards.clip import load_clip

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from marble_core.config import load_config
+from marble_core.loading import load_config
 from marble_core.storage import S3
 from marble_core.tracking import RUN_ID_TAG, Tracker, run_params
 from marble_core.types import MarbleError, StepReport

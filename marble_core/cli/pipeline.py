@@ -1,17 +1,15 @@
-"""The command line. An error that the user can mend is one sentence and exit code 2; a stage that broke is exit code 1.
-
-Heavy imports are inside the commands, so that ``marble --help`` answers at once.
-"""
+"""Commands on the pipeline: run, check, compile, ui."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from marble_core.cli.options import ROOT, File, Preset, Set, load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,20 +17,7 @@ if TYPE_CHECKING:
     from marble_core.config import RunConfig
     from pipelines.local import Outcome
 
-ROOT = Path(".marble")  # data of the embedded services, and a directory for each run
 
-app = typer.Typer(
-    help="MARBLE: fine-tune a text-to-image model on several rewards at once.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-Preset = Annotated[str, typer.Option(help="The preset that the configuration starts from.")]
-File = Annotated[Path | None, typer.Option("--config", help="A YAML file laid over the preset.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One value; may be repeated.")]
-
-
-@app.command()
 def run(
     preset: Preset = "demo",
     config: File = None,
@@ -43,7 +28,7 @@ def run(
 
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
-    settings, overrides = _load(preset, config, set_)
+    settings, overrides = load(preset, config, set_)
     from rich.console import Console
 
     from marble_core.services import embedded
@@ -60,10 +45,9 @@ def run(
     _summary(console, settings, outcome)
 
 
-@app.command()
 def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
     """Check a configuration and its prompt files, and print what a step will do."""
-    settings, _ = _load(preset, config, set_)
+    settings, _ = load(preset, config, set_)
     from marble_core.prompts import check_disjoint, load_prompts
     from marble_core.rewards import check_known
 
@@ -89,7 +73,6 @@ def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> Non
     print("The configuration is valid.")
 
 
-@app.command("compile")
 def compile_(
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("marble.yaml"),
 ) -> None:
@@ -99,7 +82,6 @@ def compile_(
     print(compile_to(output))
 
 
-@app.command()
 def ui() -> None:
     """Show the runs, models and reports in MLflow's web pages, until interrupted."""
     from marble_core.services import addresses, embedded
@@ -110,46 +92,6 @@ def ui() -> None:
     with embedded(ROOT) as environment:
         print(f"MLflow answers at {environment['MLFLOW_TRACKING_URI']} (end with Ctrl-C)", flush=True)
         signal.pause()
-
-
-@app.command()
-def bench(
-    rounds: Annotated[int, typer.Option(min=0, help="Interleaved repeats of what is measured; 0 counts FLOP only.")] = 5,
-) -> None:
-    """What exact balancing costs: whole steps, counted on SD3.5-Medium's shape and measured here. JSON: .marble/bench.json."""
-    from rich.console import Console
-
-    from marble_core.bench import run as run_bench
-
-    run_bench(ROOT / "bench.json", rounds, Console(highlight=False))
-
-
-def main() -> NoReturn:
-    """The entry point: turns the two kinds of expected failure into text and an exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the services end
-    try:
-        app()
-    except Exception as error:
-        from marble_core.progress import StageFailed
-        from marble_core.types import MarbleError
-
-        if not isinstance(error, MarbleError | StageFailed):
-            raise
-        print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, MarbleError) else 1)
-    sys.exit(0)
-
-
-def _load(preset: str, file: Path | None, assignments: list[str] | None) -> tuple[RunConfig, list[str]]:
-    """The configuration, and the user's file and --set options as one list of overrides, which is what a pipeline carries."""
-    import yaml
-
-    from marble_core.config import load_config
-
-    settings = load_config(preset, file, assignments)
-    sections = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
-    of_file = [f"{name}={yaml.safe_dump(value, default_flow_style=True, width=1_000_000)}" for name, value in sections.items()]
-    return settings, of_file + list(assignments or [])
 
 
 def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
@@ -187,7 +129,3 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
         console.print(
             f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,29 @@
+"""What the commands share: their options, and the configuration that these make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from marble_core.config import RunConfig
+
+ROOT = Path(".marble")  # data of the embedded services, and a directory for each run
+
+Preset = Annotated[str, typer.Option(help="The preset that the configuration starts from.")]
+File = Annotated[Path | None, typer.Option("--config", help="A YAML file laid over the preset.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One value; may be repeated.")]
+
+
+def load(preset: str, file: Path | None, assignments: list[str] | None) -> tuple[RunConfig, list[str]]:
+    """The configuration, and the user's file and --set options as one list of overrides, which is what a pipeline carries."""
+    import yaml
+
+    from marble_core.loading import load_config
+
+    settings = load_config(preset, file, assignments)
+    sections = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    of_file = [f"{name}={yaml.safe_dump(value, default_flow_style=True, width=1_000_000)}" for name, value in sections.items()]
+    return settings, of_file + list(assignments or [])
