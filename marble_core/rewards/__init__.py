@@ -58,7 +58,7 @@ def score_all(scorers: Sequence[Scorer], images_NHWC: np.ndarray, prompts: Seque
     columns = {k: end(scorer, begin(scorer)) for k, scorer in enumerate(scorers) if k not in aside}
     columns |= {k: end(scorers[k], call) for k, call in aside.items()}
     R_NK = np.full((len(prompts), len(scorers)), np.nan)
-    side = {}
+    side: dict[str, np.ndarray] = {}
     for k, scorer in enumerate(scorers):
         R_NK[:, k] = columns[k][:, 0]
         side |= {f"{scorer.name}/{value}": columns[k][:, 1 + i] for i, value in enumerate(_side(scorer))}
