@@ -230,6 +230,23 @@ def test_generated_scenes_score_as_a_plain_reading_of_the_rules_says(data, promp
     assert scored(scene, prompt, **options) == pytest.approx(plainly(prompt, scene, published, most, overlap))
 
 
+SPAN = st.tuples(st.integers(0, 60), st.integers(1, 40)).map(lambda span: (span[0], sum(span)))
+BOXES = st.tuples(SPAN, SPAN).map(lambda spans: (spans[0][0], spans[1][0], spans[0][1], spans[1][1]))
+
+
+@settings(max_examples=500, derandomize=True, deadline=None, database=None)
+@given(BOXES, BOXES)
+def test_generated_boxes_stand_as_a_plain_reading_of_the_rules_says(box, other):
+    assert relations(box, other) == {r for r in ("left of", "right of", "above", "below") if standing(r, box, other)}
+
+
+def test_only_an_object_that_stays_displaces_those_that_overlap_it():
+    chain = [Detection("cup", 0.9 - 0.1 * i, (4.0 * i, 0.0, 4.0 * i + 9, 9.0)) for i in range(4)]
+    two = Prompt("", "geneval", include=({"class": "cup", "count": 2},))
+    assert scored(chain, two) == [0, 0, 1]
+    assert scored(chain, two, max_overlap=0.3) == [1, 1, 1], "the first displaces the second, which then leaves the third"
+
+
 def test_the_thresholds_and_the_most_objects_are_those_of_geneval_and_can_be_named():
     two = ({"class": "cup", "count": 2},)
     plain, counting = (Prompt("", "geneval", tag=tag, include=two) for tag in ("two_object", "counting"))
