@@ -1,7 +1,6 @@
-"""The rewards: formulas against independent computations, rules against the released ones' vectors, masks, errors."""
+"""The CLIP family: formulas against independent computations, one set of weights, one pass a step, errors."""
 
 import json
-from random import Random
 
 import numpy as np
 import pytest
@@ -11,20 +10,15 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from marble_core.config import RewardConfig
-from marble_core.demo.draw import draw
-from marble_core.demo.prompts import entries
-from marble_core.loading import load_config
-from marble_core.rewards import load_scorers, score_all
+from marble_core.rewards import score_all
 from marble_core.rewards.aesthetic import Aesthetic, Head
 from marble_core.rewards.clip import load_clip
 from marble_core.rewards.clipscore import ClipScore
 from marble_core.rewards.pickscore import PickScore
-from marble_core.types import SOURCES, MarbleError, Prompt
+from marble_core.types import MarbleError, Prompt
 
 TEXTS = ("a red cat", "two dogs", "a red cat", "the sea at night")
 PROMPTS = [Prompt(text, "general") for text in TEXTS]
-SHAPES_DETECTOR = "marble_core.demo.shapes:ShapesDetector"
 
 
 def noise(count, side, seed=0):
@@ -109,6 +103,17 @@ def test_two_scorers_of_one_step_share_a_forward_pass(checkpoint, monkeypatch):
     assert not torch.equal(clip.image_features(large), clip.image_features(large, "bilinear"))
 
 
+def test_each_prompt_of_a_step_is_encoded_once_for_all_its_images_and_scorers(checkpoint, monkeypatch):
+    clip, texts = load_clip(checkpoint), []
+    forward = clip.model.get_text_features
+    monkeypatch.setattr(
+        clip.model, "get_text_features", lambda **inputs: texts.append(inputs["input_ids"]) or forward(**inputs)
+    )
+    prompts = [Prompt(text, "general") for text in ("seen only here", "and here") for _ in range(12)]
+    score_all([ClipScore(checkpoint), PickScore(checkpoint)], noise(24, 32), prompts)
+    assert sum(map(len, texts)) == 2
+
+
 def test_scores_do_not_depend_on_the_callers_autocast(checkpoint):
     images, scorer = noise(4, 64), ClipScore(checkpoint)
     plain = scorer.score(images, PROMPTS)
@@ -148,115 +153,7 @@ def test_a_checkpoint_that_knows_no_colours_fails_its_check(checkpoint, monkeypa
         scorer.self_check()
 
 
-# ------------------------------------------------------------------------------------------------------ table and errors
-class Reward:
-    """A scorer in memory: ``score`` is a function of a prompt."""
-
-    value_range = (0.0, 1.0)
-
-    def __init__(self, name, values, wanted=lambda prompt: True):
-        self.name, self.values, self.applies = name, values, wanted
-
-    def score(self, images_NHWC, prompts):
-        return np.array([self.values(prompt) for prompt in prompts])
-
-    def self_check(self):
-        pass
-
-
-def test_nan_stands_exactly_where_a_reward_does_not_apply():
-    prompts = [Prompt("one", "general"), Prompt("two", "ocr", target="TWO"), Prompt("three", "general")]
-    rewards = [Reward("every", lambda p: len(p.text)), Reward("quoted", lambda p: 9, lambda p: p.target is not None)]
-    rewards[1].background = True
-    table = score_all(rewards, noise(3, 8), prompts)
-    assert table.names == ("every", "quoted") and table.R_NK.dtype == np.float64
-    np.testing.assert_array_equal(table.R_NK, [[3, np.nan], [3, 9], [5, np.nan]])
-
-
-def test_a_value_that_is_not_finite_is_a_fault_and_no_mask():
-    values = {"one": np.nan, "two": -np.inf, "three": 1.0}
-    table = score_all([Reward("r", lambda p: values[p.text])], noise(3, 8), [Prompt(text, "general") for text in values])
-    assert table.R_NK[:, 0].tolist() == [np.inf, np.inf, 1]
-
-
-@pytest.mark.parametrize("background", [False, True])
-def test_a_scorer_that_raises_is_named_with_its_prompt(background):
-    def fail(prompt):
-        return 1 / len(prompt.text)
-
-    reward = Reward("broken", fail)
-    reward.background = background
-    with pytest.raises(MarbleError, match="'broken' failed on the prompt '': ZeroDivisionError") as caught:
-        score_all([reward], noise(3, 8), [Prompt(text, "general") for text in ("one", "", "two")])
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-
-
-def test_the_demo_preset_loads_checks_itself_and_masks_by_prompt():
-    rng = Random(1)
-    chosen = [e for source in SOURCES for e in entries(source, 20, 5, True)]
-    images = np.stack([np.asarray(draw(rng.choice(e.scenes), rng)) for e in chosen])
-    prompts = [e.prompt for e in chosen]
-    scorers = load_scorers(load_config("demo").rewards)
-    table = score_all(scorers, images, prompts)
-    wanted = np.array([[True, True, True, p.source == "ocr", p.source == "geneval"] for p in prompts])
-    np.testing.assert_array_equal(table.mask_NK, wanted)
-    for scorer, column in zip(scorers, table.R_NK.T, strict=True):
-        low, high = scorer.value_range
-        assert (column[~np.isnan(column)] >= low).all() and (column[~np.isnan(column)] <= high).all()
-    again = score_all(scorers[::-1], images, prompts)
-    np.testing.assert_array_equal(again.R_NK[:, ::-1], table.R_NK)
-
-
-def test_the_demos_rewards_prefer_the_right_whole_picture():
-    rng = Random(2)
-    chosen = [e for source in SOURCES for e in entries(source, 40, 6, True)]
-    images = np.stack([np.asarray(draw(rng.choice(e.scenes), rng)) for e in chosen])
-    prompts = [e.prompt for e in chosen]
-    emptied = np.stack([np.full_like(image, 0) + image[1, 1] for image in images])
-    scorers = load_scorers(load_config("demo").rewards[:2])
-    true, empty, other = (
-        score_all(scorers, pictures, prompts).R_NK for pictures in (images, emptied, np.roll(images, 7, axis=0))
-    )
-    assert ((true > empty).mean(0) > 0.9).all()
-    assert ((true > other).mean(0) > 0.9).all()
-
-
-@pytest.mark.parametrize(
-    ("reward", "sentence"),
-    [
-        ({"name": "ocr", "options": {"detecton": False}}, r"'ocr' has no option 'detecton': did you mean 'detection'\?"),
-        ({"name": "geneval", "options": {"detector": "nowhere"}}, "'nowhere' is not of the form 'package.module:Class'"),
-        (
-            {"name": "geneval", "options": {"detector": SHAPES_DETECTOR, "detector_options": {"size": 1}}},
-            "detector of the reward 'geneval' has no option 'size'",
-        ),
-        ({"name": "geneval", "options": {"detector": SHAPES_DETECTOR, "rule": "some"}}, "no rule 'some'"),
-        ({"name": "beauty"}, "'beauty' is not known: choose one of clipscore"),
-        ({"name": "mine", "scorer": "no_such_package.mod:Mine"}, "cannot be imported"),
-        ({"name": "mine", "scorer": "marble_core.types:Nothing"}, "has no class 'Nothing'"),
-        ({"name": "mine", "scorer": "marble_core.types:PromptBatch"}, "needs the option 'prompts'"),
-        ({"name": "mine", "scorer": SHAPES_DETECTOR}, "is no scorer, it lacks 'applies'"),
-        ({"name": "clipscore", "options": {"checkpoint": "/no/such"}}, "'/no/such' does not exist"),
-    ],
-)
-def test_what_a_user_can_get_wrong_is_answered_by_one_sentence(reward, sentence):
-    with pytest.raises(MarbleError, match=sentence):
-        load_scorers([RewardConfig(**reward)])
-
-
 def test_a_checkpoint_that_is_none_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(MarbleError, match="cannot be loaded"):
         load_clip(str(tmp_path))
-
-
-class Plugin(Reward):
-    """A user's own scorer."""
-
-    def __init__(self, factor):
-        super().__init__("unnamed", lambda prompt: factor)
-
-
-def test_any_import_path_is_a_reward_under_the_configured_name():
-    (scorer,) = load_scorers([RewardConfig(name="mine", scorer=f"{__name__}:Plugin", options={"factor": 3})])
-    assert score_all([scorer], noise(1, 8), PROMPTS[:1]).means() == {"mine": 3}
