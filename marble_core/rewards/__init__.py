@@ -22,6 +22,9 @@ SCORERS = {
     "clipscore": "marble_core.rewards.clipscore:ClipScore",
     "pickscore": "marble_core.rewards.pickscore:PickScore",
     "aesthetic": "marble_core.rewards.aesthetic:Aesthetic",
+    "hpsv2": "marble_core.rewards.hpsv2:HPSv2",
+    "imagereward": "marble_core.rewards.imagereward:ImageReward",
+    "unifiedreward": "marble_core.rewards.unifiedreward:UnifiedReward",
     "ocr": "marble_core.rewards.ocr:Ocr",
     "geneval": "marble_core.rewards.geneval:GenEval",
 }
@@ -41,6 +44,9 @@ def score_all(scorers: Sequence[Scorer], images_NHWC: np.ndarray, prompts: Seque
     A value that is not finite where the reward does apply becomes +inf, so that it can be told from a mask. Raises MarbleError,
     which names reward and prompt, where a scorer raises.
     """
+    from marble_core.rewards.images import as_images
+
+    images_NHWC = as_images(images_NHWC)
     if len(images_NHWC) != len(prompts):
         raise ValueError(f"{len(images_NHWC)} images but {len(prompts)} prompts")
     R_NK = np.full((len(prompts), len(scorers)), np.nan)
