@@ -22,6 +22,9 @@ SCORERS = {
     "clipscore": "marble_core.rewards.clipscore:ClipScore",
     "pickscore": "marble_core.rewards.pickscore:PickScore",
     "aesthetic": "marble_core.rewards.aesthetic:Aesthetic",
+    "hpsv2": "marble_core.rewards.hpsv2:HPSv2",
+    "imagereward": "marble_core.rewards.imagereward:ImageReward",
+    "unifiedreward": "marble_core.rewards.unifiedreward:UnifiedReward",
     "ocr": "marble_core.rewards.ocr:Ocr",
     "geneval": "marble_core.rewards.geneval:GenEval",
 }
@@ -45,6 +48,9 @@ def score_all(scorers: Sequence[Scorer], images_NHWC: np.ndarray, prompts: Seque
     depend on which scorer ends first. Raises MarbleError, which names the reward, where a scorer raises (its prompt is named
     too), or does not end within its ``timeout``: seconds for up to 1000 images, for more in proportion.
     """
+    from marble_core.rewards.images import as_images
+
+    images_NHWC = as_images(images_NHWC)
     if len(images_NHWC) != len(prompts):
         raise ValueError(f"{len(images_NHWC)} images but {len(prompts)} prompts")
 
