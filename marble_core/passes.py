@@ -125,11 +125,10 @@ def _one(policy: Policy, part: _MicroBatch, gradients: RowGradients, plan: Plan,
             with policy.using("off") as model:
                 v_ref = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
     with policy.using("default") as model:
-        x, tokens = (a.clone().requires_grad_(True) for a in (part.x_BCHW, part.conditioning.tokens))
-        v = model.velocity(x, part.t_B, Conditioning(tokens, part.conditioning.pooled))
+        v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
         terms = LOSSES[config.name](Point(v.detach(), v_old, part.x_BCHW, part.x0_BCHW, part.t_B), config)
         kl_BCHW = None if v_ref is None else config.kl_beta * part.kl_scale * kl(v.detach(), v_ref)
-        gradients.backward(v, [x, tokens], plan(part.images_B, terms, kl_BCHW))
+        gradients.backward(v, plan(part.images_B, terms, kl_BCHW))
     return 1 + (v_old is not None) + (v_ref is not None)
 
 

@@ -82,29 +82,28 @@ class Probe:
         planned = [Pass(self.q_BCHW, weights_RB) for _ in range(passes)]
         for one in planned:
             one.q_BCHW = self.q_BCHW.to(self.x_BCHW.device)
-        inputs = [self.x_BCHW.clone().requires_grad_(), self.tokens.clone().requires_grad_()]
         with gradients.listening():
-            v_BCHW = self._velocity("default", *inputs)
-            return meter(lambda: gradients.backward(v_BCHW, inputs, planned))[0]
+            v_BCHW = self._velocity("default")
+            return meter(lambda: gradients.backward(v_BCHW, planned))[0]
 
     def _taped(self) -> torch.Tensor:
         parameters = self.policy.parameters_of("default").values()
         with self.policy.using("default"):
             for p in parameters:
                 p.requires_grad_(True)
-            return self._call(self.x_BCHW, self.tokens)
+            return self._call()
 
     def _plain_backward(self, v_BCHW: torch.Tensor) -> None:
         parameters = list(self.policy.parameters_of("default").values())
         torch.autograd.grad(v_BCHW, parameters, self.q_BCHW.to(v_BCHW.device), allow_unused=True)
         self.policy.transformer.requires_grad_(False)
 
-    def _velocity(self, adapter: str, *inputs: torch.Tensor) -> torch.Tensor:
+    def _velocity(self, adapter: str) -> torch.Tensor:
         with self.policy.using(adapter):
-            return self._call(*(inputs or (self.x_BCHW, self.tokens)))
+            return self._call()
 
-    def _call(self, x_BCHW: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return self.policy.transformer(x_BCHW, tokens, self.pooled, self.t_B * 1000, return_dict=False)[0]
+    def _call(self) -> torch.Tensor:
+        return self.policy.transformer(self.x_BCHW, self.tokens, self.pooled, self.t_B * 1000, return_dict=False)[0]
 
 
 def _unmetered(work: Callable[[], T]) -> tuple[float, T]:
