@@ -98,6 +98,7 @@ class StageConfig(Section):
     steps: int = Field(ge=1)
 
 
+BALANCING = ("marble", "mgda")
 METHODS = ("marble", "mgda", "weighted_sum", "equal", "gdpo", "sequential", "single:<reward>")
 
 
@@ -117,6 +118,7 @@ class BalanceConfig(Section):
     wishes: tuple[str, ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
     final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
     observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
+    halves: bool = True  # [O] keep the gradients of two halves of the prompts apart: 2K + 1 accumulators instead of K + 1
     gram: Literal["full", "cross"] = "full"  # [P] full; [O] cross: an unbiased estimate of the signal's Gram matrix
     cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps
     cross_ridge: float = Field(0.1, ge=0)  # [O]
@@ -136,6 +138,11 @@ class BalanceConfig(Section):
             raise ValueError(f"unknown method {self.method!r}, choose one of {', '.join(METHODS)}")
         if (name == "sequential") != bool(self.stages):
             raise ValueError("method 'sequential' needs balance.stages, and no other method has them")
+        wanted = [key for key in ("prior", "floor", "cap", "wishes") if getattr(self, key)]
+        if wanted and name not in BALANCING:
+            raise ValueError(f"method {self.method!r} does not balance, so balance.{wanted[0]} would say nothing; leave it out")
+        if self.gram == "cross" and not (self.halves and name != "mgda"):
+            raise ValueError("gram 'cross' is made of balance.halves and balances normalised gradients, so it needs both")
         return self
 
 

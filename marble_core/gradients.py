@@ -146,9 +146,10 @@ class RowGradients:
         return G_RR.numpy()
 
     def combine(self, w_R: np.ndarray) -> dict[str, torch.Tensor]:
-        """sum_r w_r g_r by parameter name."""
-        w = torch.as_tensor(w_R)
-        return {n: torch.tensordot(w.to(total), total, 1) for n, total in self.sums.items()}
+        """sum_r w_r g_r by parameter name; a row of weight 0 may hold what is not a number."""
+        used, w = np.flatnonzero(w_R), torch.as_tensor(w_R[np.flatnonzero(w_R)])
+        rows = slice(None) if len(used) == self.rows else torch.as_tensor(used)
+        return {n: torch.tensordot(w.to(total), total[rows], 1) for n, total in self.sums.items()}
 
 
 class _Tap(torch.autograd.Function):

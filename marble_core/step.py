@@ -45,7 +45,7 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     rollout = collect(policy, batch, config.rollout)
     clock.lap("sample")
 
-    own = score_all(learner.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N[rollout.index_N]])
+    own = score_all(learner.scorers, rollout.images_NHWC, batch.prompts_of(rollout.index_N))
     table = distributed.gather_table(own)
     clock.lap("score")
     if faults := _faults(table, batch):
@@ -57,7 +57,9 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
         return _skipped(learner, ["no reward tells the images of a prompt apart"])
     found = _find_or_forget(learner, rollout, advantages)
     if not found.is_finite:
-        return _skipped(learner, ["the gradient is not finite"], fault=True)
+        return _skipped(learner, ["the gradient is not finite", *found.balance.notes], fault=True)
+    if not found.balance.active_K.any():
+        return _skipped(learner, ["no reward is active", *found.balance.notes])
 
     learner.updating = True
     norm = policy.update(learner.optimizer, found.gradient, learner.updates, config.optimizer)
@@ -69,8 +71,10 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     metrics |= {"passes/forward": found.forwards, "passes/backward": found.backwards}
     if not balancer.mixing:
         metrics |= {f"alpha/{n}": float(a) for n, a in zip(table.names, found.balance.share_K, strict=True)}
-    if found.halves:
-        metrics |= gradient_metrics(table.names, found.halves, found.balance, balancer, len(batch))
+    metrics |= {"stationary": float(found.balance.stationary), "qp_failed": float(found.balance.failed)}
+    metrics["inactive"] = float((~found.balance.active_K).sum())
+    if found.seen:
+        metrics |= gradient_metrics(table.names, found.seen, found.balance, balancer, len(batch))
     return _recorded(learner, StepReport(learner.step, metrics, found.balance.notes))
 
 
@@ -102,7 +106,7 @@ def eligible(learner: Learner, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def _faults(table: RewardTable, batch: PromptBatch) -> list[str]:
     return [
-        f"reward {table.names[k]} is not finite for the prompt {batch.prompts[batch.group_N[i]].text!r}"
+        f"reward {table.names[k]} is not finite for the prompt {batch.prompts[batch.prompt_N[i]].text!r}"
         for i, k in np.argwhere(np.isinf(table.R_NK))[:3]
     ]
 

@@ -126,6 +126,16 @@ def test_backward_passes_do_not_grow_with_the_number_of_rewards(setting):
     assert counts == {tuple(micro_batches * n for n in expected)}
 
 
+def test_a_row_of_weight_0_may_hold_what_is_not_a_number(setting):
+    config, policy, rollout = setting
+    advantages = random_advantages(len(rollout.batch), 3)
+    gradients = passes.per_row(policy, rollout, reward_rows(advantages, None, 3), config.loss).gradients
+    before = gradients.combine(np.array([0.5, 0.0, 0.0, 1.0]))
+    for total in gradients.sums.values():
+        total[1] = torch.nan
+    assert relative_error(gradients.combine(np.array([0.5, 0.0, 0.0, 1.0])), before) < 1e-12
+
+
 def test_the_gram_matrix_is_that_of_the_gradients(setting):
     config, policy, rollout = setting
     advantages = random_advantages(len(rollout.batch), 3)

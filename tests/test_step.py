@@ -86,7 +86,7 @@ def naive_step(one):
     config, policy = one.config, one.policy
     batch = mix(prompts(), 6, 4, one.step, config.seed)
     rollout = collect(policy, batch, config.rollout)
-    table = score_all(one.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N])
+    table = score_all(one.scorers, rollout.images_NHWC, list(batch.prompts_of(rollout.index_N)))
     advantages = estimate(table, batch.group_N, "batch")
     gradients = []
     for k in range(3):
@@ -126,6 +126,40 @@ def test_observing_changes_no_bit(method):
     assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(watched).values(), strict=True))
 
 
+def test_halves_change_no_number_of_the_update():
+    apart, whole = (learner(f"balance.halves={on}", dtype=torch.float64) for on in ("true", "false"))
+    for _ in range(2):
+        seen, unseen = optimizer_step(apart, prompts()).metrics, optimizer_step(whole, prompts()).metrics
+    assert "held_out/worst" in seen and "held_out/worst" not in unseen
+    assert all(
+        torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(weights(apart).values(), weights(whole).values(), strict=True)
+    )
+    assert [seen[f"alpha/{n}"] for n in apart.config.reward_names] == pytest.approx(
+        [unseen[f"alpha/{n}"] for n in apart.config.reward_names], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("method", ["weighted_sum", "gdpo", "equal", "single:ocr", "marble"])
+def test_the_logged_cosines_are_those_of_the_update_whatever_the_method(method):
+    """Against K + 1 autograd gradients; the KL is left out, so its weight is made next to nothing."""
+    one = learner(f"balance.method={method}", "balance.observe=1", "loss.kl_beta=1e-20", dtype=torch.float64)
+    config, policy, found = one.config, one.policy, {}
+    policy.update = lambda _, gradient, *__: found.update(gradient) or 0.0
+    batch = mix([p for p in prompts() if p.source == "ocr" or method != "single:ocr"], 6, 4, 0, config.seed)
+    rollout = collect(policy, batch, config.rollout)
+    advantages = estimate(
+        score_all(one.scorers, rollout.images_NHWC, batch.prompts_of(rollout.index_N)), batch.group_N, "batch"
+    )
+    metrics = optimizer_step(one, prompts()).metrics
+    flat = lambda g: torch.cat([g[n].flatten() for n in found])
+    for k, name in enumerate(config.reward_names):
+        weight_N = advantages.mask_NK[:, k] / advantages.count_K[k] / config.loss.timesteps
+        g = autograd_gradient(policy, rollout, config, weight_N, advantages.A_NK[:, k])
+        cosine = torch.nn.functional.cosine_similarity(flat(g), flat(found), dim=0)
+        assert metrics[f"cosine/update:{name}"] == pytest.approx(float(cosine), abs=1e-6)
+        assert 0 <= metrics[f"alpha_star/{name}"] <= 1
+
+
 @pytest.mark.parametrize(
     "method",
     ["marble", "mgda", "weighted_sum", "equal", "gdpo", "single:ocr", "marble balance.every=3", "marble balance.gram=cross"],
@@ -150,7 +184,7 @@ def test_subtracting_the_common_part_leaves_the_one_backward_form_exact():
     config, policy = one.config, one.policy
     batch = mix(prompts(), 6, 4, one.step, config.seed)
     rollout = collect(policy, batch, config.rollout)
-    table = score_all(one.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N])
+    table = score_all(one.scorers, rollout.images_NHWC, list(batch.prompts_of(rollout.index_N)))
     rows = passes.reward_rows(estimate(table, batch.group_N, "batch"), np.arange(24) % 2, config.loss.timesteps, True)
     w_R = np.array([0.2, 0.5, 0.3] * 2)
     apart = passes.per_row(policy, rollout, rows, config.loss)
@@ -176,6 +210,15 @@ def test_a_step_that_no_reward_learns_from_is_skipped_and_counted_but_is_no_faul
     report = optimizer_step(one, prompts())
     assert report.skipped and not report.fault and "tells the images of a prompt apart" in report.notes[0]
     assert all(torch.equal(a, before[n]) for n, a in weights(one).items()) and (one.step, one.updates) == (1, 0)
+
+
+def test_a_step_whose_one_reward_has_no_signal_is_skipped_though_others_have():
+    one = learner("balance.method=single:ocr")
+    one.scorers[2].score = lambda images, _: np.full(len(images), 0.5)
+    before = weights(one)
+    report = optimizer_step(one, prompts())
+    assert report.skipped and not report.fault and "no reward is active" in report.notes[0]
+    assert all(torch.equal(a, before[n]) for n, a in weights(one).items())
 
 
 def test_faults_in_a_row_stop_the_run_with_one_sentence(tmp_path):
@@ -218,7 +261,7 @@ def test_limits_that_the_active_rewards_cannot_meet_do_not_end_the_run():
     one.scorers[2].score = lambda images, _: np.full(len(images), 0.5)
     report = optimizer_step(one, prompts())
     assert not report.skipped and any("the QP failed" in note for note in report.notes)
-    assert "held_out/worst" not in report.metrics
+    assert report.metrics["qp_failed"] == 1
 
 
 @pytest.mark.parametrize("change", ["balance.method=equal", "rewards=[{name: pickscore}, {name: clipscore}, {name: ocr}]"])
