@@ -24,6 +24,7 @@ SCORERS = {
     "aesthetic": "marble_core.rewards.aesthetic:Aesthetic",
     "ocr": "marble_core.rewards.ocr:Ocr",
     "geneval": "marble_core.rewards.geneval:GenEval",
+    "compressibility": "marble_core.rewards.compressibility:Compressibility",
 }
 
 
