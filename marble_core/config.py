@@ -158,6 +158,7 @@ class OptimizerConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(300, ge=1)
+    processes: int = Field(1, ge=0)  # on one machine; 0: one a GPU
     checkpoint_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
 

@@ -75,11 +75,17 @@ def prepare(preset: str, overrides: list[str], run_id: str, out: Path) -> str:
 def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
     with progress.stage("train") as result:
+        from marble_core.launch import processes_wanted, train_on
         from marble_core.prompts import read_jsonl
-        from marble_core.train import run_training
+        from marble_core.train import read_history, run_training
 
         config, run_id = read_prepared(prepared)
-        metrics = run_training(config, run_id, read_jsonl(prepared / "train.jsonl"), out)
+        if (count := processes_wanted(config)) > 1:
+            train_on(count, prepared, out)
+        else:
+            run_training(config, run_id, read_jsonl(prepared / "train.jsonl"), out)
+        history = read_history(out)
+        metrics = history[-1]["metrics"] if history else {}
         result |= {"adapter": str(out)}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 

@@ -100,9 +100,10 @@ def _train_and_evaluate(config: RunConfig, directory: Path, console: Console) ->
 def _add(arm: dict[str, Any], directory: Path) -> None:
     """One more seed of an arm."""
     from marble_core.evaluate import Evaluation
+    from marble_core.train import read_history
 
     evaluation = Evaluation.load(directory / "evaluation.json")
-    history = [json.loads(line)["metrics"] for line in (directory / "history.jsonl").read_text().splitlines()]
+    history = [line["metrics"] for line in read_history(directory)]
     numbers = {"mean": evaluation.mean_gain.mean}
     numbers |= {name: r.difference.mean / r.base_std for name, r in evaluation.rewards.items() if r.base_std > 0}
     alphas = {name: [m[f"alpha/{name}"] for m in history if f"alpha/{name}" in m] for name in evaluation.rewards}

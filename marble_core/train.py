@@ -116,6 +116,10 @@ def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in history))
 
 
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
+
+
 def load_state(learner: Learner, directory: Path) -> None:
     """The inverse of ``save_state``. Raises MarbleError if the checkpoint belongs to another configuration."""
     state: dict[str, Any] = json.loads((directory / "state.json").read_text())
@@ -141,7 +145,7 @@ def load_state(learner: Learner, directory: Path) -> None:
     policy.old_is_default = state["old_is_default"]
     learner.balancer.load_state(state["balancer"])
     learner.step, learner.updates = state["step"], state["updates"]
-    learner.history = [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
+    learner.history = read_history(directory)
 
 
 class _Termination:
@@ -170,11 +174,11 @@ def _terminable(learner: Learner) -> Iterator[_Termination]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out: Path) -> dict[str, float]:
+def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out: Path) -> None:
     """The train stage: ``out`` becomes the adapter's directory (the EMA of ``default``), with the history beside it.
 
     Checkpoints go to the run's prefix in S3, metrics to its MLflow run; a run that was begun before goes on where it was.
-    Returns the last step's metrics. Of several processes (called within ``distributed.processes()``) rank 0 does all this.
+    Of several processes (called within ``distributed.processes()``) rank 0 does all this.
     """
     from marble_core import progress, registry
     from marble_core.checkpoint import CheckpointStore
@@ -187,7 +191,7 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
         checkpoints = CheckpointStore(out.parent / "checkpoints", s3, run_id)
     if distributed.rank() > 0:
         train(start(config), prompts, checkpoints, lambda _: None)
-        return {}
+        return
     tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config))
     status = "FAILED"
     try:
@@ -209,4 +213,3 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
         raise
     finally:
         tracker.end(status)
-    return dict(learner.history[-1]["metrics"]) if learner.history else {}
