@@ -15,6 +15,7 @@ from marble_core.bench.counted import count, flops
 from marble_core.bench.measured import measure, peak_memory
 from marble_core.bench.probe import Probe
 from marble_core.bench.shapes import SD35_MEDIUM, SD35_MEDIUM_CUT, demo
+from marble_core.gradients import Pass, RowGradients
 
 ROWS = [1, *map(with_halves, REWARDS)]
 
@@ -40,15 +41,28 @@ def test_weighting_by_rewards_is_next_to_nothing_beside_the_backward(parts):
 
 def test_exact_balancing_costs_three_tenths_of_a_plain_step_whatever_the_number_of_rewards(parts):
     found = {t.name: t for t in targets.counted(parts)}
-    missed = {"exact / plain, KL everywhere in both"}
-    assert all(t.reached for name, t in found.items() if name not in missed), found
-    assert all(found[name].value <= 1.002 * found[name].limit for name in missed)
+    assert all(t.reached for t in found.values()), found
 
 
 def test_a_pass_for_each_reward_costs_what_exact_balancing_saves(parts):
     ratios = targets.ratios(parts, Schedule(kl_fraction=1))
     assert ratios["5 + 1 separate passes"] == pytest.approx(2.1, abs=0.05)
     assert ratios["64 + 1 separate passes"] == pytest.approx(15, abs=0.5)
+
+
+def test_under_checkpointing_the_code_recomputes_the_blocks_once_for_both_passes():
+    """The formula's recompute is a whole forward: never less than what the code computes over again, and little more."""
+    shape, rows = replace(demo(), images=2), with_halves(5)
+    with sdpa_kernel(SDPBackend.MATH):  # torch's counter does not know the flash attention of CPUs
+        probe = Probe(shape, "cpu")
+        known = probe.parts([rows], flops)
+        gradients = RowGradients(probe.policy.layers_of("default"), rows, probe.policy.transformer)
+        passes = [Pass(probe.q_BCHW, torch.ones(rows, 2)) for _ in range(2)]
+        with gradients.listening():
+            forward, v_BCHW = flops(lambda: probe._velocity("default"))
+            backward, _ = flops(lambda: gradients.backward(v_BCHW, passes))
+    assert forward == known.forward and gradients.backwards == 2
+    assert 0.9 * known.forward < backward - 2 * known.rows[rows] <= known.forward
 
 
 def test_the_weighting_of_rows_is_counted_in_place_or_not():
@@ -70,7 +84,8 @@ def test_what_is_counted_without_numbers_is_what_is_computed_with_them():
 def test_measured_parts_compose_to_the_same_table_as_counted_ones():
     shape = replace(demo(), images=2)
     found = targets.ratios(measure(shape, ROWS, rounds=1), shape.schedule)
-    assert found.keys() == targets.ratios(count(shape, ROWS), shape.schedule).keys()
+    counted = targets.ratios(count(shape, ROWS), shape.schedule).keys()
+    assert found.keys() - counted == {"TorchJD's autojac, K = 2", "TorchJD's autojac, K = 5"} and not counted - found.keys()
     assert all(value > 0 for value in found.values())
 
 
