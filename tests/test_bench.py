@@ -15,7 +15,6 @@ from marble_core.bench.counted import count, flops
 from marble_core.bench.measured import measure, peak_memory
 from marble_core.bench.probe import Probe
 from marble_core.bench.shapes import SD35_MEDIUM, SD35_MEDIUM_CUT, demo
-from marble_core.gradients import Pass, RowGradients
 
 ROWS = [1, *map(with_halves, REWARDS)]
 
@@ -48,21 +47,6 @@ def test_a_pass_for_each_reward_costs_what_exact_balancing_saves(parts):
     ratios = targets.ratios(parts, Schedule(kl_fraction=1))
     assert ratios["5 + 1 separate passes"] == pytest.approx(2.1, abs=0.05)
     assert ratios["64 + 1 separate passes"] == pytest.approx(15, abs=0.5)
-
-
-def test_under_checkpointing_the_code_recomputes_the_blocks_once_for_both_passes():
-    """The formula's recompute is a whole forward: never less than what the code computes over again, and little more."""
-    shape, rows = replace(demo(), images=2), with_halves(5)
-    with sdpa_kernel(SDPBackend.MATH):  # torch's counter does not know the flash attention of CPUs
-        probe = Probe(shape, "cpu")
-        known = probe.parts([rows], flops)
-        gradients = RowGradients(probe.policy.layers_of("default"), rows, probe.policy.transformer)
-        passes = [Pass(probe.q_BCHW, torch.ones(rows, 2)) for _ in range(2)]
-        with gradients.listening():
-            forward, v_BCHW = flops(lambda: probe._velocity("default"))
-            backward, _ = flops(lambda: gradients.backward(v_BCHW, passes))
-    assert forward == known.forward and gradients.backwards == 2
-    assert 0.9 * known.forward < backward - 2 * known.rows[rows] <= known.forward
 
 
 def test_the_weighting_of_rows_is_counted_in_place_or_not():

@@ -47,7 +47,7 @@ class Schedule:
     """Velocities of a step's sampling and training, for one image.
 
     ``recompute``: gradient checkpointing, where a backward first runs its forward again, in each pass of a micro-batch or
-    once for all of them. A recompute costs a forward less what lies outside the blocks (a test counts the code).
+    once for all of them. That is a formula (a recompute costs a forward); how often blocks are run is counted in a test.
     """
 
     kl_fraction: float = 1 / 8
