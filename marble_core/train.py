@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from marble_core import distributed
 from marble_core.assets import resolve
 from marble_core.balance import make_balancer
-from marble_core.config import RunConfig
+from marble_core.config import BALANCING, RunConfig
 from marble_core.policy import Policy
 from marble_core.rewards import load_scorers
 from marble_core.step import Learner, optimizer_step
@@ -180,7 +180,7 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
     Checkpoints go to the run's prefix in S3, metrics to its MLflow run; a run that was begun before goes on where it was.
     Of several processes (called within ``distributed.processes()``) rank 0 does all this.
     """
-    from marble_core import progress, registry
+    from marble_core import glossary, progress, registry
     from marble_core.checkpoint import CheckpointStore
     from marble_core.storage import S3
     from marble_core.tracking import Tracker, run_params
@@ -192,7 +192,10 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
     if distributed.rank() > 0:
         train(start(config), prompts, checkpoints, lambda _: None)
         return
-    tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config))
+    said = {"mlflow.note.content": glossary.as_markdown()}
+    tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config), said)
+    if config.balance.method in BALANCING or config.balance.observe:
+        progress.emit("train", note=glossary.of_the_progress_line())
     status = "FAILED"
     try:
         learner = start(config)

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from conftest import ROOT
 from marble_core import stages
+from marble_core.glossary import GLOSSARY, as_markdown
 
 TINY = [
     "train.steps=2", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
@@ -69,6 +70,7 @@ def test_one_command_ends_with_the_table_the_decision_and_a_report(done):
     said, directory = done
     for word in ("clipscore", "pickscore", "aesthetic", "ocr", "geneval", "worst cosine", "Mean gain", "Gate:"):
         assert word in said
+    assert GLOSSARY["held_out/worst"] in said
     page = (directory / "report.html").read_text()
     assert "data:image/png;base64," in page and "<svg" in page
 
@@ -81,6 +83,7 @@ def test_mlflow_has_the_run_with_the_metrics_of_each_step(done, services):
     for name in ("reward/ocr/mean", "alpha/geneval", "cosine/worst", "consistency/clipscore", "held_out/worst", "time/sample"):
         assert [m.step for m in client.get_metric_history(found.info.run_id, name)] == [1, 2], name
     assert {a.path for a in client.list_artifacts(found.info.run_id)} >= {"report.html", "history.jsonl"}
+    assert as_markdown() in found.data.tags["mlflow.note.content"] and as_markdown() in (ROOT / "README.md").read_text()
 
 
 def test_s3_has_a_checkpoint_of_each_step_with_its_manifest(done, services):

@@ -172,6 +172,16 @@ def test_every_method_runs_in_the_one_loop_and_moves_the_policy(method):
     assert not report.skipped and any(not torch.equal(a, before[n]) for n, a in weights(one).items())
 
 
+def test_stages_follow_each_other_with_their_own_rewards_and_sources():
+    stages = "[{rewards: [ocr], steps: 1}, {rewards: [clipscore, pickscore], sources: [general], steps: 1}]"
+    one = learner("train.steps=2", f"balance={{method: sequential, stages: {stages}}}")
+    first, second = optimizer_step(one, prompts()).metrics, optimizer_step(one, prompts()).metrics
+    alphas = [[done[f"alpha/{n}"] for n in one.config.reward_names] for done in (first, second)]
+    assert alphas == [[0, 0, 1], [0.5, 0.5, 0]]
+    assert "reward/clipscore/ocr" in first and "reward/clipscore/general" not in first
+    assert "reward/clipscore/general" in second and "reward/ocr/mean" not in second
+
+
 def test_a_step_of_one_reward_takes_its_prompts_from_the_sources_it_applies_to():
     report = optimizer_step(learner("balance.method=single:ocr"), prompts())
     assert report.metrics["reward/clipscore/ocr"] and "reward/clipscore/general" not in report.metrics
