@@ -70,6 +70,7 @@ class RewardConfig(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     scorer: str | None = None  # "package.module:Class"
     options: dict[str, Any] = {}
+    timeout: float = Field(1200, gt=0)  # [O] seconds for up to 1000 images; below the processes' patience with each other
 
 
 class LossConfig(Section):

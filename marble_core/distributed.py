@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -78,8 +77,8 @@ def gather_table(table: RewardTable) -> RewardTable:
         return table
     tables: list[Any] = [None] * world()
     with _together():
-        dist.all_gather_object(tables, table.R_NK)
-    return replace(table, R_NK=np.concatenate(tables))
+        dist.all_gather_object(tables, table)
+    return RewardTable.concatenate(tables)
 
 
 def sum_array(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,11 @@ class S3:
             self.upload_file(path, _join(prefix, path.relative_to(local).as_posix()))
         return self.uri(_join(prefix))
 
-    def download_file(self, key: str, local: Path) -> None:
+    def download_file(self, key: str, local: Path, progress: Callable[[int], object] | None = None) -> None:
+        """``progress`` is called with the number of bytes that have come since it was last called."""
         local.parent.mkdir(parents=True, exist_ok=True)
         with self._sentences("read", key):
-            self._client.download_file(self.bucket, key, str(local))
+            self._client.download_file(self.bucket, key, str(local), Callback=progress)
 
     def download_dir(self, prefix: str, local: Path) -> list[Path]:
         """Downloads every object below the prefix, and returns the files; empty if there are none."""
@@ -129,6 +130,12 @@ class S3:
         """The keys of all objects below a prefix, in order."""
         for page in self._pages(Prefix=_join(prefix)):
             yield from (item["Key"] for item in page.get("Contents", ()))
+
+    def objects(self, path: str) -> dict[str, tuple[int, str]]:
+        """Size in bytes and ETag, by key, of the object of that key and of those below it as a prefix."""
+        pages = self._pages(Prefix=path.rstrip("/"))
+        found = {item["Key"]: (item["Size"], item["ETag"]) for page in pages for item in page.get("Contents", ())}
+        return {key: value for key, value in found.items() if key == path or key.startswith(_join(path))}
 
     def prefixes(self, prefix: str) -> list[str]:
         """The names of the directories directly below a prefix, in order: ["step-000008", "step-000016"]."""

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from marble_core import distributed
-from marble_core.assets import resolve
+from marble_core.assets import portable
 from marble_core.balance import make_balancer
 from marble_core.config import BALANCING, RunConfig
 from marble_core.policy import Policy
@@ -209,7 +209,7 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
         write_history(learner.history, out / HISTORY)
         tracker.log_artifact(out / HISTORY)
         metadata = {"rewards": list(config.reward_names), "method": config.balance.method, "config": config.digest}
-        registry.log_adapter(out, str(resolve(config.model.path)), tracker.mlflow_run_id, learner.step, metadata)
+        registry.log_adapter(out, portable(config.model.path), tracker.mlflow_run_id, learner.step, metadata)
         status = "RUNNING"  # evaluation and the gate still belong to the run
     except Terminated:
         status = "KILLED"

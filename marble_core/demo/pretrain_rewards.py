@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 from marble_core.assets import WEIGHTS, resolve
 from marble_core.demo.pictures import DemoModel, Pictures, as_pixels, choose, make_pictures
 from marble_core.demo.scenes import SIZE
-from marble_core.rewards.aesthetic import Head
+from marble_core.rewards.head import Head
 
 SEED = 7
 TRAIN_SIZE, HELD_OUT_SIZE = 4200, 450  # prompts over all sources, each drawn, sampled and spoiled
