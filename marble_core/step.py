@@ -16,7 +16,7 @@ from marble_core.config import RunConfig
 from marble_core.metrics import Clock, gradient_metrics, reward_metrics
 from marble_core.policy import Policy
 from marble_core.prompts import mix
-from marble_core.rewards import score_all
+from marble_core.rewards import Ahead, score_all
 from marble_core.rollout import collect
 from marble_core.types import Prompt, PromptBatch, RewardTable, Rollout, Scorer, StepReport
 
@@ -42,11 +42,11 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     clock = Clock()
 
     batch = mix(eligible(learner, prompts), config.rollout.prompts, config.rollout.images_per_prompt, learner.step, config.seed)
-    rollout = collect(policy, batch, config.rollout)
+    ahead = Ahead(learner.scorers, batch.prompts_of(distributed.images_of(batch)))
+    rollout = collect(policy, batch, config.rollout, ahead.add)
     clock.lap("sample")
 
-    own = score_all(learner.scorers, rollout.images_NHWC, batch.prompts_of(rollout.index_N))
-    table = distributed.gather_table(own)
+    table = distributed.gather_table(score_all(learner.scorers, rollout.images_NHWC, ahead.prompts, ahead))
     clock.lap("score")
     if faults := _faults(table, batch):
         return _skipped(learner, faults, fault=True)

@@ -1,6 +1,7 @@
 """A whole optimizer step against a naive one, and what a step must not depend on: observing, stopping, going on."""
 
 import json
+import threading
 from itertools import chain, combinations
 
 import numpy as np
@@ -202,6 +203,23 @@ def test_subtracting_the_common_part_leaves_the_one_backward_form_exact():
     assert relative_error(apart.gradients.combine(np.append(w_R, 1.0)), together) < 1e-9
     micro_batches = 24 // config.loss.micro_batch * config.loss.timesteps
     assert apart.backwards == 2 * micro_batches, "the common part rides with the KL"
+
+
+def test_the_first_images_are_scored_while_the_next_are_sampled():
+    """Sampling waits for the score of its first batch before it gives its second, so without overlap nothing would end."""
+    one, scored = learner("rollout.batch_size=8"), threading.Event()
+    decode, slow, waited = one.policy.model.decode, one.scorers[2], []
+    slow.background, score = True, slow.score
+    slow.score = lambda images, prompts: (scored.set(), score(images, prompts))[1]
+
+    def decode_after_the_first_score(x0_NCHW):
+        waited.append(scored.wait(20) if waited else True)
+        return decode(x0_NCHW)
+
+    one.policy.model.decode = decode_after_the_first_score
+    together, apart = optimizer_step(one, prompts()), optimizer_step(learner("rollout.batch_size=8"), prompts())
+    assert waited == [True] * 3
+    assert together.metrics["reward/ocr/mean"] == apart.metrics["reward/ocr/mean"]
 
 
 def test_a_reward_that_is_not_finite_skips_the_step_names_itself_and_changes_nothing():
