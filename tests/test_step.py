@@ -117,6 +117,32 @@ def test_a_step_is_what_a_naive_implementation_makes_of_it():
     assert all(torch.equal(old[n], w) for n, w in weights(one).items()), "eta(0) = 0: old becomes default"
 
 
+def direction_of(one):
+    """The direction that a step takes, the KL included, and its report; nothing is updated."""
+    found = {}
+    one.policy.update = lambda _, gradient, *__: found.update(gradient) or 0.0
+    return found, optimizer_step(one, prompts())
+
+
+def test_in_fp32_the_direction_is_the_naive_one_within_1e_5():
+    expected, alpha = naive_step(learner())
+    found, report = direction_of(learner())
+    assert relative_error(found, expected) < 1e-5
+    assert np.allclose([report.metrics[f"alpha/{n}"] for n in ("clipscore", "pickscore", "ocr")], alpha, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", range(3))
+def test_multiplying_a_reward_by_1000_moves_alpha_and_the_direction_by_less_than_one_percent(k):
+    """Not exactly nothing, because of the 1e-4 beside the standard deviation."""
+    scaled = rewards()
+    score = scaled[k].score
+    scaled[k].score = lambda images, prompts: 1000 * score(images, prompts)
+    (one, usual), (other, larger) = direction_of(learner()), direction_of(learner(scorers=scaled))
+    assert relative_error(other, one) < 0.01
+    for name in ("clipscore", "pickscore", "ocr"):
+        assert larger.metrics[f"alpha/{name}"] == pytest.approx(usual.metrics[f"alpha/{name}"], abs=0.01)
+
+
 @pytest.mark.parametrize("method", ["weighted_sum", "marble"])
 def test_observing_changes_no_bit(method):
     plain, watched = (learner(f"balance.method={method}", "balance.every=2", f"balance.observe={n}") for n in (0, 1))
