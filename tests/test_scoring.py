@@ -14,14 +14,14 @@ from marble_core.demo.prompts import entries
 from marble_core.loading import load_config
 from marble_core.metrics import reward_metrics
 from marble_core.rewards import load_scorers, score_all
+from marble_core.rewards.clip import load_clip
+from marble_core.rewards.clipscore import ClipScore
+from marble_core.rewards.pickscore import PickScore
 from marble_core.types import SOURCES, MarbleError, Prompt, PromptBatch, RewardTable
+from tiny_rewards import noise, save_clip
 
 SHAPES_DETECTOR = "marble_core.demo.shapes:ShapesDetector"
 GENERAL = Prompt("one", "general")
-
-
-def noise(count, side):
-    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 class Reward:
@@ -85,6 +85,18 @@ def test_a_scorer_that_names_side_values_and_gives_none_is_named():
     reward.side = ("best",)
     with pytest.raises(MarbleError, match=r"'r' returned shape \(2,\), not one number and best beside it for each of 2 images"):
         score_all([reward], noise(2, 8), [GENERAL] * 2)
+
+
+def test_each_prompt_of_a_step_is_encoded_once_for_all_its_images_and_scorers(tmp_path, monkeypatch):
+    checkpoint = save_clip(tmp_path)
+    clip, texts = load_clip(checkpoint), []
+    forward = clip.model.get_text_features
+    monkeypatch.setattr(
+        clip.model, "get_text_features", lambda **inputs: texts.extend(inputs["input_ids"]) or forward(**inputs)
+    )
+    prompts = [Prompt(text, "general") for text in ("a red cat", "the sea at night") for _ in range(12)]
+    score_all([ClipScore(checkpoint), PickScore(checkpoint)], noise(24, 32), prompts)
+    assert len(texts) == 2
 
 
 @pytest.mark.parametrize("first", ["a", "b"])

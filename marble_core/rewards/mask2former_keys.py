@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isqrt
+from typing import Any
 
 from torch import Tensor
 from transformers import Mask2FormerConfig, SwinConfig
@@ -33,7 +35,8 @@ _MODERN = (
     (r"(panoptic_head\..*\.layers\.\d+)\.ffns\.0\.", r"\1.ffn."),
 )
 
-# mmdet 3.x -> transformers; % stands for q, k and v, in which the tensor is cut. The rest of the name, .weight or .bias, stays.
+# mmdet 3.x -> transformers; % stands for q, k and v, in which the tensor is cut. The rest of a name stays.
+_KINDS = ("", "weight", "bias", ".weight", ".bias", ".relative_position_bias_table")
 _SWIN, _PIXELS = "model.pixel_level_module.encoder.swin", "model.pixel_level_module.decoder"
 _QUERIES, _DECODER = "model.transformer_module", "model.transformer_module.decoder"
 _BLOCK, _OUR_BLOCK = r"backbone\.stages\.(\d+)\.blocks\.(\d+)", rf"{_SWIN}.encoder.layers.\1.blocks.\2"
@@ -46,7 +49,7 @@ _NAMES = (
     (rf"{_BLOCK}\.norm2", rf"{_OUR_BLOCK}.layernorm_after"),
     (rf"{_BLOCK}\.attn\.w_msa\.qkv", rf"{_OUR_BLOCK}.attention.%_proj"),
     (rf"{_BLOCK}\.attn\.w_msa\.proj", rf"{_OUR_BLOCK}.attention.o_proj"),
-    (rf"{_BLOCK}\.attn\.w_msa(?=\.relative_position_bias_table)", rf"{_OUR_BLOCK}.attention.relative_position_bias"),
+    (rf"{_BLOCK}\.attn\.w_msa", rf"{_OUR_BLOCK}.attention.relative_position_bias"),
     (rf"{_BLOCK}\.ffn\.layers\.0\.0", rf"{_OUR_BLOCK}.mlp.fc1"),
     (rf"{_BLOCK}\.ffn\.layers\.1", rf"{_OUR_BLOCK}.mlp.fc2"),
     (r"backbone\.stages\.(\d+)\.downsample\.(norm|reduction)", rf"{_SWIN}.encoder.layers.\1.downsample.\2"),
@@ -97,69 +100,61 @@ def modern(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def to_transformers(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The weights (names of ``modern``) under transformers' names. Raises MarbleError for a name that is none of this model's."""
+def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights (names of ``modern``) under transformers' names; what is none of this model's keeps its own."""
     mapped: dict[str, Tensor] = {}
-    unknown = []
     for name, value in state.items():
         ours = _rename(name)
-        if ours is None:
-            unknown.append(name)
-        elif "%" in ours:
-            mapped |= {ours.replace("%", part): piece for part, piece in zip("qkv", value.chunk(3), strict=True)}
+        if "%" in ours:
+            mapped |= {ours.replace("%", part): piece for part, piece in zip("qkv", value.chunk(3), strict=False)}
         else:
             mapped[ours] = _merge_order(value) if ".downsample." in ours else value
-    if unknown:
-        raise MarbleError(
-            f"{where} has {len(unknown)} weights that mmdet's Mask2Former with a Swin backbone has not, the first is "
-            f"{unknown[0]!r}: give that model's file."
-        )
     return mapped
 
 
-def infer_config(state: Mapping[str, Tensor], where: str) -> Mask2FormerConfig:
+def infer_config(state: Mapping[str, Tensor], where: object) -> Mask2FormerConfig:
     """The sizes of the model (names of ``modern``) from its tensors' shapes. Raises MarbleError where one that tells is missing."""
     head, first = "panoptic_head", "backbone.stages.{}.blocks.0.attn.w_msa.relative_position_bias_table"
     try:
         stages = range(_count(state, r"backbone\.stages\.(\d+)\."))
         embedding, queries = state["backbone.patch_embed.projection.weight"], state[f"{head}.query_feat.weight"]
-        window = (int(len(state[first.format(0)]) ** 0.5) + 1) // 2
         encoder, decoder = f"{head}.pixel_decoder.encoder.layers.0", f"{head}.transformer_decoder.layers.0"
-        return Mask2FormerConfig(
-            backbone_config=SwinConfig(
-                patch_size=embedding.shape[-1],
-                embed_dim=len(embedding),
-                depths=[_count(state, rf"backbone\.stages\.{i}\.blocks\.(\d+)\.") for i in stages],
-                num_heads=[state[first.format(i)].shape[1] for i in stages],
-                window_size=window,
-                mlp_ratio=len(state["backbone.stages.0.blocks.0.ffn.layers.0.0.weight"]) / len(embedding),
-                out_features=[f"stage{i + 1}" for i in stages],
-            ),
-            num_labels=len(state[f"{head}.cls_embed.weight"]) - 1,
-            num_queries=len(queries),
-            hidden_size=queries.shape[1],
-            feature_size=len(state[f"{head}.pixel_decoder.input_convs.0.conv.weight"]),
-            mask_feature_size=len(state[f"{head}.pixel_decoder.mask_feature.weight"]),
-            encoder_layers=_count(state, rf"{head}\.pixel_decoder\.encoder\.layers\.(\d+)\."),
-            encoder_feedforward_dim=len(state[f"{encoder}.ffn.layers.0.0.weight"]),
-            decoder_layers=_count(state, rf"{head}\.transformer_decoder\.layers\.(\d+)\.") + 1,  # the class builds one less
-            dim_feedforward=len(state[f"{decoder}.ffn.layers.0.0.weight"]),
-            num_attention_heads=len(state[f"{encoder}.self_attn.attention_weights.weight"]) // (LEVELS * POINTS),
-        )
+        swin: dict[str, Any] = {
+            "patch_size": embedding.shape[-1],
+            "embed_dim": len(embedding),
+            "depths": [_count(state, rf"backbone\.stages\.{i}\.blocks\.(\d+)\.") for i in stages],
+            "num_heads": [state[first.format(i)].shape[1] for i in stages],
+            "window_size": (isqrt(len(state[first.format(0)])) + 1) // 2,
+            "mlp_ratio": len(state["backbone.stages.0.blocks.0.ffn.layers.0.0.weight"]) / len(embedding),
+            "out_features": [f"stage{i + 1}" for i in stages],
+        }
+        model: dict[str, Any] = {
+            "num_labels": len(state[f"{head}.cls_embed.weight"]) - 1,
+            "num_queries": len(queries),
+            "hidden_dim": queries.shape[1],
+            "feature_size": len(state[f"{head}.pixel_decoder.input_convs.0.conv.weight"]),
+            "mask_feature_size": len(state[f"{head}.pixel_decoder.mask_feature.weight"]),
+            "encoder_layers": _count(state, rf"{head}\.pixel_decoder\.encoder\.layers\.(\d+)\."),
+            "encoder_feedforward_dim": len(state[f"{encoder}.ffn.layers.0.0.weight"]),
+            "decoder_layers": _count(state, rf"{head}\.transformer_decoder\.layers\.(\d+)\.") + 1,  # the class builds one less
+            "dim_feedforward": len(state[f"{decoder}.ffn.layers.0.0.weight"]),
+            "num_attention_heads": len(state[f"{encoder}.self_attn.attention_weights.weight"]) // (LEVELS * POINTS),
+        }
+        return Mask2FormerConfig(backbone_config=SwinConfig(**swin), **model)
     except KeyError as error:
         raise MarbleError(
             f"{where} is no Mask2Former of mmdet with a Swin backbone: it lacks {error.args[0]!r}; give that model's file."
         ) from None
 
 
-def _rename(name: str) -> str | None:
+def _rename(name: str) -> str:
     for pattern, ours in _NAMES:
-        if found := re.match(rf"{pattern}(?![^.]*\d)", name):
-            return found.expand(ours) + name[found.end() :]
+        if (found := re.match(pattern, name)) and (kind := name[found.end() :]) in _KINDS:
+            return found.expand(ours) + kind
     for pattern, ours, number in _COUNTED:
-        if found := re.match(pattern, name):
-            return ours.format(number(int(found[1]))) + name[found.end() :]
-    return None
+        if (found := re.match(pattern, name)) and (kind := name[found.end() :]) in _KINDS:
+            return ours.format(number(int(found[1]))) + kind
+    return name
 
 
 def _merge_order(value: Tensor) -> Tensor:
