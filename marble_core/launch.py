@@ -67,14 +67,14 @@ def _sigterm_goes_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def main(prepared: Path, out: Path) -> None:
     """One of the processes."""
     from marble_core import distributed
-    from marble_core.prompts import read_jsonl
+    from marble_core.prompts import read_prompts
     from marble_core.stages import read_prepared
     from marble_core.train import run_training
 
     config, run_id = read_prepared(prepared)
     try:
         with distributed.processes():
-            run_training(config, run_id, read_jsonl(prepared / "train.jsonl"), out)
+            run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
     except MarbleError as error:
         with (out.parent / ERRORS).open("a") as file:
             file.write(json.dumps({"time": time.time(), "rank": os.environ.get("RANK"), "error": str(error)}) + "\n")

@@ -8,7 +8,7 @@ stopped goes on from its checkpoint, so a study can be stopped and started as on
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from marble_core.types import MarbleError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from marble_core.types import StepReport
+    from marble_core.types import Prompt, StepReport
 
 
 class Study(BaseModel):
@@ -59,28 +59,30 @@ def run(study: Study, out: Path, console: Console) -> dict[str, Any]:
     Returns and writes (``study.json``) of every finished arm, by reward: the gain over the base in units of the base's std, and
     the mean alpha; one number a seed, and their mean.
     """
+    from marble_core.prompts.data import prepare_data
+
     found: dict[str, Any] = {}
+    held_out = prepare_data(study.config(next(iter(study.arms)), study.seeds[0])).evaluation  # the same for all
     for seed in study.seeds:
         for arm in study.arms:
             directory = out / arm / f"seed-{seed}"
             if not (directory / "evaluation.json").is_file():
                 console.print(f"{arm}, seed {seed}")
-                _train_and_evaluate(study.config(arm, seed), directory, console)
+                config = study.config(arm, seed)
+                _train_and_evaluate(config, prepare_data(config).train, held_out, directory, console)
             _add(found.setdefault(arm, {}), directory)
             (out / "study.json").write_text(json.dumps({"study": study.model_dump(), "arms": found}, indent=2))
     _print(found, console)
     return found
 
 
-def _train_and_evaluate(config: RunConfig, directory: Path, console: Console) -> None:
+def _train_and_evaluate(
+    config: RunConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt], directory: Path, console: Console
+) -> None:
     from marble_core import train
     from marble_core.checkpoint import CheckpointStore
     from marble_core.evaluate import run_evaluation
-    from marble_core.prompts import load_prompts
 
-    data = config.data
-    prompts = load_prompts(data.train, data.train_size, config.seed, held_out=False)
-    held_out = load_prompts(data.evaluation, data.evaluation_size, config.evaluation.seed, held_out=True)
     directory.mkdir(parents=True, exist_ok=True)
 
     def report(done: StepReport) -> None:
