@@ -77,6 +77,11 @@ def images_of(batch: PromptBatch) -> np.ndarray:
     return np.arange(mine.start * G, mine.stop * G)
 
 
+def rank_of(batch: PromptBatch, m: int) -> int:
+    """Whose share prompt ``m`` is."""
+    return next(r for r in reversed(range(world())) if len(batch.prompts) * r // world() <= m)
+
+
 def gather_table(table: RewardTable) -> RewardTable:
     """The rewards of the whole step, from each process's of its own images."""
     if world() == 1:

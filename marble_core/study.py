@@ -79,8 +79,8 @@ def run(study: Study, out: Path, console: Console) -> dict[str, Any]:
 def _train_and_evaluate(
     config: RunConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt], directory: Path, console: Console
 ) -> None:
-    from marble_core import train
-    from marble_core.checkpoint import CheckpointStore
+    from marble_core import state, train
+    from marble_core.checkpoints import CheckpointStore
     from marble_core.evaluate import run_evaluation
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -95,14 +95,14 @@ def _train_and_evaluate(
     learner = train.start(config)
     train.train(learner, prompts, CheckpointStore(directory / "checkpoints", None, "study"), report)
     learner.policy.save_adapter(directory / "adapter", learner.policy.ema)
-    train.write_history(learner.history, directory / train.HISTORY)
+    state.write_history(learner.history, directory / state.HISTORY)
     run_evaluation(config, held_out, directory / "adapter", directory)
 
 
 def _add(arm: dict[str, Any], directory: Path) -> None:
     """One more seed of an arm."""
     from marble_core.evaluate import Evaluation
-    from marble_core.train import read_history
+    from marble_core.state import read_history
 
     evaluation = Evaluation.load(directory / "evaluation.json")
     history = [line["metrics"] for line in read_history(directory)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from marble_core import distributed, train
-from marble_core.checkpoint import CheckpointStore
+from marble_core.checkpoints import CheckpointStore
 from marble_core.step import optimizer_step
 from marble_core.types import MarbleError, Prompt, PromptBatch
 from small import SmallModel, small_policy

@@ -11,7 +11,7 @@ import torch
 from marble_core import passes, train
 from marble_core.advantages import estimate
 from marble_core.balance import make_balancer
-from marble_core.checkpoint import CheckpointStore
+from marble_core.checkpoints import CheckpointStore
 from marble_core.prompts import mix
 from marble_core.rewards import score_all
 from marble_core.rollout import collect
@@ -318,8 +318,15 @@ def test_limits_that_the_active_rewards_cannot_meet_do_not_end_the_run():
     assert report.metrics["qp_failed"] == 1
 
 
-@pytest.mark.parametrize("change", ["balance.method=equal", "rewards=[{name: pickscore}, {name: clipscore}, {name: ocr}]"])
-def test_a_checkpoint_of_another_method_or_other_rewards_is_one_sentence(change, tmp_path):
+@pytest.mark.parametrize(
+    "change", ["balance.method=equal", "optimizer.lr=0.5", "rewards=[{name: pickscore}, {name: clipscore}, {name: ocr}]"]
+)
+def test_a_setting_that_makes_another_run_of_it_is_one_sentence_and_one_that_does_not_is_taken(change, tmp_path):
     train.train(learner("train.steps=1"), prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
-    with pytest.raises(MarbleError, match="start with another run id"):
+    with pytest.raises(
+        MarbleError, match=r"The run was begun with (balance.method|reward_names|optimizer.lr) = .*set it back, or"
+    ):
         train.train(learner("train.steps=2", change), prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
+    free = learner("train.steps=2", "loss.micro_batch=6", "storage.keep_last=1", "registry.margin=0.2")
+    train.train(free, prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
+    assert [line["step"] for line in free.history] == [1, 2]
