@@ -1,0 +1,106 @@
+"""Trains the demo's text-to-image model from nothing: ``marble demo pretrain`` (recipe: shared/demo_model.md).
+
+Phases: the VAE; the latents of all pictures; transformer and text encoders; the decoder again, for those latents. Each keeps
+its state in the work directory, and a second start goes on from there. Only prompts of the training side are ever seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marble_core.demo import architecture
+from marble_core.demo.draw import draw
+from marble_core.demo.phase import Show, read, write
+from marble_core.demo.pretrain_text_to_image import TextToImage, train_text_to_image
+from marble_core.demo.pretrain_vae import encode, train_decoder, train_vae
+from marble_core.demo.prompts import Entry, entries
+from marble_core.seeding import derive
+from marble_core.types import MarbleError
+
+SOURCES = {"general": 0.22, "ocr": 0.42, "geneval": 0.36}  # shares: spelling takes longest to learn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything but the code that decides the weights."""
+
+    seed: int = 1
+    pictures: int = 24_000
+    vae_steps: int = 1100
+    text_to_image_steps: int = 1100
+    decoder_steps: int = 300
+
+
+def pretrain(out: Path, work: Path, recipe: Recipe, show: Show) -> None:
+    """Train, and save a StableDiffusion3Pipeline to the new directory ``out``.
+
+    Raises MarbleError where ``out`` exists, or where ``work`` was begun with another recipe.
+    """
+    if out.exists():
+        raise MarbleError(f"The directory {str(out)!r} exists already: give another --out, or remove it.")
+    _claim(work, recipe)
+    seed, world = recipe.seed, World(recipe)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "initial weights"))
+        vae, model, silent = architecture.vae(), TextToImage(), architecture.silent_t5()
+    train_vae(vae, world.pictures, recipe.vae_steps, seed, work / "vae.safetensors", show)
+
+    latents = _latents(vae, world, work / "latents.safetensors")
+    shift, deviation = latents.float().mean().item(), latents.float().std().item()
+    vae.register_to_config(shift_factor=shift, scaling_factor=1 / deviation)
+    scaled, file = (latents.float() - shift) / deviation, work / "text_to_image.safetensors"
+    train_text_to_image(model, scaled, world.texts, recipe.text_to_image_steps, seed, file, show)
+
+    train_decoder(vae, world.pictures, latents, recipe.decoder_steps, seed, work / "decoder.safetensors", show)
+    pipe = architecture.assemble(vae, model.transformer, model.text_encoder, model.text_encoder_2, silent)
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    pipe.save_pretrained(draft)
+    os.replace(draft, out)
+
+
+class World:
+    """What there is to learn from: N prompts of the training side and a picture of each."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.seed = recipe.seed
+        counts = {source: round(share * recipe.pictures) for source, share in SOURCES.items()}
+        self.entries: list[Entry] = [
+            entry for source, count in counts.items() for entry in entries(source, count, self.seed, held_out=False)
+        ]
+        self.texts = [entry.prompt.text for entry in self.entries]
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """(N, C, H, W) uint8; drawn at each start, which takes less time than is worth a file."""
+        rng = Random(derive(self.seed, "pictures"))
+        drawn = [np.asarray(draw(rng.choice(entry.scenes), rng)) for entry in self.entries]
+        return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+
+
+def _claim(work: Path, recipe: Recipe) -> None:
+    """From the first start on, the work directory is for this seed and these pictures."""
+    work.mkdir(parents=True, exist_ok=True)
+    file, wanted = work / "recipe.json", json.dumps({"seed": recipe.seed, "pictures": recipe.pictures})
+    if not file.exists():
+        draft = file.with_suffix(".draft")
+        draft.write_text(wanted)
+        os.replace(draft, file)
+    if file.read_text() != wanted:
+        raise MarbleError(f"{str(work)!r} was begun with {file.read_text()}: give these values again, or another --work.")
+
+
+def _latents(vae: architecture.AutoencoderKL, world: World, file: Path) -> Tensor:
+    if not file.exists():
+        write(file, {"latents": encode(vae, world.pictures)})
+    return read(file)[0]["latents"]
