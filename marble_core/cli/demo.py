@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
 from marble_core.cli.options import ROOT
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 app = typer.Typer(help="The demo's own models: train them from nothing, score them.", no_args_is_help=True)
 
 Count = typer.Option(min=1)
 
 
+@app.callback()
+def quietly() -> None:
+    """What transformers has to say of packages that nothing here uses is no news to the user."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="The new directory of the StableDiffusion3Pipeline.")],
-    work: Annotated[Path, typer.Option(help="Where the state is kept; a second start goes on from it.")] = ROOT / "pretrain",
+    work: Annotated[Path, typer.Option(file_okay=False, help="Where the state is kept; a second start goes on from it.")] = ROOT
+    / "pretrain",
     seed: Annotated[int, typer.Option(help="What all randomness is drawn from.")] = 1,
     pictures: Annotated[int, typer.Option(min=10, help="How many to draw and learn from.")] = 24_000,
     vae_steps: Annotated[int, Count] = 1100,
@@ -26,25 +39,82 @@ def pretrain(
 ) -> None:
     """Train the demo's text-to-image model; fewer steps, a worse model."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from marble_core.demo.phase import CHECKPOINTS
     from marble_core.demo.pretrain import Recipe
     from marble_core.demo.pretrain import pretrain as train
 
-    recipe = Recipe(seed, pictures, vae_steps, text_to_image_steps, decoder_steps)
     console = Console(highlight=False)
-    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tail = TextColumn("loss {task.fields[loss]:.4f}")
-    bars, tasks = Progress(*columns, tail, console=console, speed_estimate_period=600, disable=not console.is_terminal), {}
-
-    def show(phase: str, done: int, steps: int, loss: float) -> None:
-        if phase not in tasks:
-            tasks[phase] = bars.add_task(phase, total=steps, loss=loss)
-        bars.update(tasks[phase], completed=done, loss=loss)
-        if not console.is_terminal and (done % max(1, steps // CHECKPOINTS) == 0 or done == steps):
-            print(f"{phase} {done}/{steps}: loss {loss:.4f}", flush=True)
-
-    with bars:
-        train(out, work, recipe, show)
+    with Watch(console) as watch:
+        train(out, work, Recipe(seed, pictures, vae_steps, text_to_image_steps, decoder_steps), watch.show)
     console.print(f"The model is in {out}.", markup=False, soft_wrap=True)
+
+
+class Watch:
+    """Draws a training's phases: bars on a terminal, elsewhere a line at each checkpoint."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        loss = TextColumn("loss {task.fields[loss]:.4f}")
+        self._draws = console.is_terminal
+        self._bars = Progress(*columns, loss, console=console, speed_estimate_period=600, disable=not self._draws)
+        self._tasks: dict[str, TaskID] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # of each phase: when its first step was done, and which that was
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, phase: str, done: int, steps: int, loss: float) -> None:
+        from marble_core.demo.phase import is_checkpoint
+
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=steps, completed=done, loss=loss)
+            self._first[phase] = time.monotonic(), done
+        self._bars.update(self._tasks[phase], completed=done, loss=loss)
+        if not self._draws and is_checkpoint(done, steps):
+            began, first = self._first[phase]
+            left = (time.monotonic() - began) / max(1, done - first) * (steps - done)
+            print(f"{phase} {done}/{steps}: loss {loss:.4f}, {left / 60:.1f} min left", flush=True)
+
+
+@app.command()
+def score(
+    models: Annotated[list[str] | None, typer.Argument(help="Directories, or demo://sd3 (the default).")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Held-out prompts of each source.")] = 96,
+    guidance: Annotated[list[float] | None, typer.Option(help="May be repeated; 1 is none. Default: 1 and 3.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 12,
+    seed: Annotated[int, typer.Option(help="What prompts and noise are drawn from.")] = 0,
+) -> None:
+    """How well models write and draw: words read by OCR, shapes by GenEval's rules (partial, strict, strict by tag)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from marble_core.demo.score import load
+    from marble_core.demo.score import score as score_model
+
+    found = {}
+    for name in models or ["demo://sd3"]:
+        model = load(name)
+        for scale in guidance or [1.0, 3.0]:
+            found[name, scale] = score_model(model, n, scale, steps, seed).columns()
+    table = Table("model", "guidance", title=f"{n} held-out prompts a source, {steps} steps; mean ± half of a 95 % interval")
+    for heading, values in next(iter(found.values())).items():
+        table.add_column(f"{heading}\n({len(values)})", justify="right")
+    for (name, scale), columns in found.items():
+        means = [f"{v.mean():.2f} ± {1.96 * v.std() / len(v) ** 0.5:.2f}" for v in columns.values()]
+        table.add_row(name, f"{scale:g}", *means)
+    console = Console(highlight=False)
+    console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
+
+
+@app.command("pretrain-rewards")
+def pretrain_rewards(out: Annotated[Path, typer.Option(help="The directory of the three models.")]) -> None:
+    """Train the demo's reward models (clip, pickscore, aesthetic) on its text-to-image model."""
+    from marble_core.demo.pretrain_rewards import main
+
+    main(out)

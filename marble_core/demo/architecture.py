@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -97,10 +98,10 @@ def silent_t5() -> T5EncoderModel:
     return model
 
 
-def vae() -> AutoencoderKL:
-    """f8, 8 channels. The log-variance's output is a constant."""
+def vae() -> Any:
+    """An AutoencoderKL, f8, 8 channels. The log-variance's output is a constant."""
     channels = (16, 32, 48, 64)
-    model = AutoencoderKL(
+    model: Any = AutoencoderKL(
         latent_channels=LATENT_CHANNELS,
         sample_size=SIZE,
         block_out_channels=channels,
@@ -118,8 +119,8 @@ def vae() -> AutoencoderKL:
     return model
 
 
-def transformer() -> SD3Transformer2DModel:
-    """7.8 million weights; 16 image tokens."""
+def transformer() -> Any:
+    """An SD3Transformer2DModel of 7.8 million weights; 16 image tokens."""
     heads, patch = 3, 2
     return SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
@@ -138,13 +139,13 @@ def transformer() -> SD3Transformer2DModel:
 
 
 def assemble(
-    vae: AutoencoderKL,
-    transformer: SD3Transformer2DModel,
+    vae: Any,
+    transformer: Any,
     text_encoder: CLIPTextModelWithProjection,
     text_encoder_2: CLIPTextModelWithProjection,
     text_encoder_3: T5EncoderModel,
-) -> StableDiffusion3Pipeline:
-    """The whole pipeline; the transformer and the VAE become fp16."""
+) -> Any:
+    """The whole StableDiffusion3Pipeline; the transformer and the VAE become fp16."""
     return StableDiffusion3Pipeline(
         transformer=transformer.half().eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),

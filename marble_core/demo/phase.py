@@ -52,10 +52,9 @@ class Phase:
 
     def run(self, loss_of: LossOf, show: Show) -> None:
         """Goes on from the checkpoint, if there is one, to the last step. A gradient that is not finite is a RuntimeError."""
-        every = max(1, self.steps // CHECKPOINTS)
         for step in range(self._restore(), self.steps):
             loss = self._step(step, loss_of)
-            if (step + 1) % every == 0 or step + 1 == self.steps:
+            if is_checkpoint(step + 1, self.steps):
                 write(self.file, self._state(), step=step + 1, steps=self.steps)
             show(self.name, step + 1, self.steps, loss)
         with torch.no_grad():
@@ -109,6 +108,11 @@ class Phase:
         for optimizer, found in zip(self.optimizers, of_optimizers, strict=True):
             optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
         return numbers["step"]
+
+
+def is_checkpoint(done: int, steps: int) -> bool:
+    """Whether the state is written after so many steps."""
+    return done % max(1, steps // CHECKPOINTS) == 0 or done == steps
 
 
 def write(file: Path, tensors: dict[str, Tensor], **numbers: int) -> None:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from marble_core.demo import architecture
 from marble_core.demo.draw import draw
@@ -65,6 +67,7 @@ def pretrain(out: Path, work: Path, recipe: Recipe, show: Show) -> None:
     pipe = architecture.assemble(vae, model.transformer, model.text_encoder, model.text_encoder_2, silent)
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
+    disable_progress_bar()  # of writing 15 MB
     pipe.save_pretrained(draft)
     os.replace(draft, out)
 
@@ -100,7 +103,7 @@ def _claim(work: Path, recipe: Recipe) -> None:
         raise MarbleError(f"{str(work)!r} was begun with {file.read_text()}: give these values again, or another --work.")
 
 
-def _latents(vae: architecture.AutoencoderKL, world: World, file: Path) -> Tensor:
+def _latents(vae: Any, world: World, file: Path) -> Tensor:
     if not file.exists():
         write(file, {"latents": encode(vae, world.pictures)})
     return read(file)[0]["latents"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,8 +20,8 @@ PULL = 2e-3  # of the latents towards zero
 AVERAGE = 0.99
 
 
-def train_vae(vae: AutoencoderKL, pictures: Tensor, steps: int, seed: int, file: Path, show: Show) -> None:
-    """``pictures`` (N, C, H, W) uint8. Two thirds of the steps see four times as many crops of a quarter of a picture."""
+def train_vae(vae: Any, pictures: Tensor, steps: int, seed: int, file: Path, show: Show) -> None:
+    """``pictures`` (N, C, H, W) uint8. The first steps see crops, four times as many."""
     optimizer = torch.optim.AdamW(vae.parameters(), VAE_LR, betas=(0.9, 0.95), weight_decay=1e-3)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
@@ -35,7 +35,7 @@ def train_vae(vae: AutoencoderKL, pictures: Tensor, steps: int, seed: int, file:
     Phase("vae", vae, [optimizer], steps, _cosine, AVERAGE, seed, file).run(loss_of, show)
 
 
-def train_decoder(vae: AutoencoderKL, pictures: Tensor, latents: Tensor, steps: int, seed: int, file: Path, show: Show) -> None:
+def train_decoder(vae: Any, pictures: Tensor, latents: Tensor, steps: int, seed: int, file: Path, show: Show) -> None:
     """``latents`` (N, c, h, w) are the pictures' own, as the encoder gives them. Edges count as well as pixels."""
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), DECODER_LR, betas=(0.9, 0.95), weight_decay=1e-3)
 
@@ -51,7 +51,7 @@ def train_decoder(vae: AutoencoderKL, pictures: Tensor, latents: Tensor, steps: 
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+def encode(vae: Any, pictures: Tensor) -> Tensor:
     """The pictures' latents (N, c, h, w), not yet shifted and scaled, fp16."""
     return torch.cat([vae.encoder(as_pixels(part))[:, :LATENT_CHANNELS].half() for part in pictures.split(100)])
 
