@@ -56,7 +56,7 @@ class Watch:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        loss = TextColumn("loss {task.fields[loss]:.4f}")
+        loss = TextColumn("{task.fields[loss]}")
         self._draws = console.is_terminal
         self._bars = Progress(*columns, loss, console=console, speed_estimate_period=600, disable=not self._draws)
         self._tasks: dict[str, TaskID] = {}
@@ -69,17 +69,19 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def show(self, phase: str, done: int, steps: int, loss: float) -> None:
+    def show(self, phase: str, done: int, steps: int, loss: float | None) -> None:
         from marble_core.demo.phase import is_checkpoint
 
+        said = "" if loss is None else f"loss {loss:.4f}"
         if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(phase, total=steps, completed=done, loss=loss)
+            self._tasks[phase] = self._bars.add_task(phase, total=steps, completed=done, loss=said)
             self._first[phase] = time.monotonic(), done
-        self._bars.update(self._tasks[phase], completed=done, loss=loss)
+        self._bars.update(self._tasks[phase], completed=done, loss=said)
         if not self._draws and is_checkpoint(done, steps):
             began, first = self._first[phase]
             left = (time.monotonic() - began) / max(1, done - first) * (steps - done)
-            print(f"{phase} {done}/{steps}: loss {loss:.4f}, {left / 60:.1f} min left", flush=True)
+            words = filter(None, [said, f"{left / 60:.1f} min left" if done < steps else "done"])
+            print(f"{phase} {done}/{steps}: {', '.join(words)}", flush=True)
 
 
 @app.command()

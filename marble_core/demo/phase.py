@@ -22,7 +22,7 @@ from marble_core.types import MarbleError
 CHECKPOINTS = 20  # of a phase
 AVERAGING_WARMUP = 10.0  # steps: the average is over all that has been while that is short
 
-Show = Callable[[str, int, int, float], None]  # phase, steps done, of how many, loss
+Show = Callable[[str, int, int, float | None], None]  # phase, steps done, of how many, loss
 Schedule = Callable[[int, int], float]  # step, of how many -> share of the peak learning rate
 LossOf = Callable[[int, torch.Generator], Tensor]
 

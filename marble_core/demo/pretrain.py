@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -51,19 +50,20 @@ def pretrain(out: Path, work: Path, recipe: Recipe, show: Show) -> None:
     if out.exists():
         raise MarbleError(f"The directory {str(out)!r} exists already: give another --out, or remove it.")
     _claim(work, recipe)
-    seed, world = recipe.seed, World(recipe)
+    seed, chosen = recipe.seed, choose(recipe)
+    pictures = _draw(chosen, seed, show)
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "initial weights"))
         vae, model, silent = architecture.vae(), TextToImage(), architecture.silent_t5()
-    train_vae(vae, world.pictures, recipe.vae_steps, seed, work / "vae.safetensors", show)
+    train_vae(vae, pictures, recipe.vae_steps, seed, work / "vae.safetensors", show)
 
-    latents = _latents(vae, world, work / "latents.safetensors")
+    latents = _latents(vae, pictures, work / "latents.safetensors", show)
     shift, deviation = latents.float().mean().item(), latents.float().std().item()
     vae.register_to_config(shift_factor=shift, scaling_factor=1 / deviation)
     scaled, file = (latents.float() - shift) / deviation, work / "text_to_image.safetensors"
-    train_text_to_image(model, scaled, world.texts, recipe.text_to_image_steps, seed, file, show)
+    train_text_to_image(model, scaled, [entry.prompt.text for entry in chosen], recipe.text_to_image_steps, seed, file, show)
 
-    train_decoder(vae, world.pictures, latents, recipe.decoder_steps, seed, work / "decoder.safetensors", show)
+    train_decoder(vae, pictures, latents, recipe.decoder_steps, seed, work / "decoder.safetensors", show)
     pipe = architecture.assemble(vae, model.transformer, model.text_encoder, model.text_encoder_2, silent)
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -72,23 +72,19 @@ def pretrain(out: Path, work: Path, recipe: Recipe, show: Show) -> None:
     os.replace(draft, out)
 
 
-class World:
-    """What there is to learn from: N prompts of the training side and a picture of each."""
+def choose(recipe: Recipe) -> list[Entry]:
+    """What there is to learn from: prompts of the training side with their scenes."""
+    counts = {source: round(share * recipe.pictures) for source, share in SOURCES.items()}
+    return [entry for source, count in counts.items() for entry in entries(source, count, recipe.seed, held_out=False)]
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.seed = recipe.seed
-        counts = {source: round(share * recipe.pictures) for source, share in SOURCES.items()}
-        self.entries: list[Entry] = [
-            entry for source, count in counts.items() for entry in entries(source, count, self.seed, held_out=False)
-        ]
-        self.texts = [entry.prompt.text for entry in self.entries]
 
-    @cached_property
-    def pictures(self) -> Tensor:
-        """(N, C, H, W) uint8; drawn at each start, which takes less time than is worth a file."""
-        rng = Random(derive(self.seed, "pictures"))
-        drawn = [np.asarray(draw(rng.choice(entry.scenes), rng)) for entry in self.entries]
-        return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+def _draw(chosen: list[Entry], seed: int, show: Show) -> Tensor:
+    """(N, C, H, W) uint8. Drawn at each start: it takes a minute, and is the same each time."""
+    rng, drawn = Random(derive(seed, "pictures")), []
+    for entry in chosen:
+        drawn.append(np.asarray(draw(rng.choice(entry.scenes), rng)))
+        show("pictures", len(drawn), len(chosen), None)
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
 
 
 def _claim(work: Path, recipe: Recipe) -> None:
@@ -103,7 +99,7 @@ def _claim(work: Path, recipe: Recipe) -> None:
         raise MarbleError(f"{str(work)!r} was begun with {file.read_text()}: give these values again, or another --work.")
 
 
-def _latents(vae: Any, world: World, file: Path) -> Tensor:
+def _latents(vae: Any, pictures: Tensor, file: Path, show: Show) -> Tensor:
     if not file.exists():
-        write(file, {"latents": encode(vae, world.pictures)})
+        write(file, {"latents": encode(vae, pictures, show)})
     return read(file)[0]["latents"]

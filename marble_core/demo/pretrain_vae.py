@@ -51,9 +51,13 @@ def train_decoder(vae: Any, pictures: Tensor, latents: Tensor, steps: int, seed:
 
 
 @torch.no_grad()
-def encode(vae: Any, pictures: Tensor) -> Tensor:
+def encode(vae: Any, pictures: Tensor, show: Show) -> Tensor:
     """The pictures' latents (N, c, h, w), not yet shifted and scaled, fp16."""
-    return torch.cat([vae.encoder(as_pixels(part))[:, :LATENT_CHANNELS].half() for part in pictures.split(100)])
+    latents = []
+    for part in pictures.split(100):
+        latents.append(vae.encoder(as_pixels(part))[:, :LATENT_CHANNELS].half())
+        show("latents", sum(map(len, latents)), len(pictures), None)
+    return torch.cat(latents)
 
 
 def as_pixels(pictures: Tensor) -> Tensor:
