@@ -19,8 +19,9 @@ from marble_core.assets import WEIGHTS
 from marble_core.cli import app
 from marble_core.demo import score
 from marble_core.demo.draw import draw
-from marble_core.demo.pretrain import Recipe, choose, pretrain
+from marble_core.demo.pretrain import choose, pretrain
 from marble_core.demo.prompts import entries, is_held_out
+from marble_core.demo.recipe import Recipe
 from marble_core.types import MarbleError
 
 SHIPPED = WEIGHTS / "sd3"

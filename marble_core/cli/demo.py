@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from marble_core.cli.options import ROOT
+from marble_core.demo.recipe import Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The demo's own models: train them from nothing, score them.", no_args_is_help=True)
 
+Work = typer.Option(file_okay=False, help="Where the state is kept; a second start goes on from it.")
 Count = typer.Option(min=1)
 
 
@@ -29,18 +32,16 @@ def quietly() -> None:
 @app.command()
 def pretrain(
     out: Annotated[Path, typer.Option(help="The new directory of the StableDiffusion3Pipeline.")],
-    work: Annotated[Path, typer.Option(file_okay=False, help="Where the state is kept; a second start goes on from it.")] = ROOT
-    / "pretrain",
-    seed: Annotated[int, typer.Option(help="What all randomness is drawn from.")] = 1,
-    pictures: Annotated[int, typer.Option(min=10, help="How many to draw and learn from.")] = 24_000,
-    vae_steps: Annotated[int, Count] = 1100,
-    text_to_image_steps: Annotated[int, Count] = 1100,
-    decoder_steps: Annotated[int, Count] = 300,
+    work: Annotated[Path, Work] = ROOT / "pretrain",
+    seed: Annotated[int, typer.Option(help="What all randomness is drawn from.")] = Recipe.seed,
+    pictures: Annotated[int, typer.Option(min=10, help="How many to draw and learn from.")] = Recipe.pictures,
+    vae_steps: Annotated[int, Count] = Recipe.vae_steps,
+    text_to_image_steps: Annotated[int, Count] = Recipe.text_to_image_steps,
+    decoder_steps: Annotated[int, Count] = Recipe.decoder_steps,
 ) -> None:
-    """Train the demo's text-to-image model; fewer steps, a worse model."""
+    """Train the demo's text-to-image model. Killed, it goes on when started again, and ends with the same weights."""
     from rich.console import Console
 
-    from marble_core.demo.pretrain import Recipe
     from marble_core.demo.pretrain import pretrain as train
 
     console = Console(highlight=False)
@@ -110,13 +111,12 @@ def score(
     for (name, scale), columns in found.items():
         means = [f"{v.mean():.2f} ± {1.96 * v.std() / len(v) ** 0.5:.2f}" for v in columns.values()]
         table.add_row(name, f"{scale:g}", *means)
-    console = Console(highlight=False)
-    console.print(table) if console.is_terminal else Console(highlight=False, width=160).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @app.command("pretrain-rewards")
 def pretrain_rewards(out: Annotated[Path, typer.Option(help="The directory of the three models.")]) -> None:
     """Train the demo's reward models (clip, pickscore, aesthetic) on its text-to-image model."""
-    from marble_core.demo.pretrain_rewards import main
+    from marble_core.demo.pretrain_rewards import pretrain_rewards as train
 
-    main(out)
+    train(out)

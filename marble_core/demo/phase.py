@@ -94,7 +94,7 @@ class Phase:
         if numbers["steps"] != self.steps:
             raise MarbleError(
                 f"{str(self.file)!r} was begun as {numbers['steps']} steps and cannot go on as {self.steps}: "
-                "give the number it was begun with, or remove the file."
+                "give the number it was begun with, or another --work."
             )
         of_optimizers: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
         with torch.no_grad():

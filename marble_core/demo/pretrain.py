@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,21 +24,11 @@ from marble_core.demo.phase import Show, read, write
 from marble_core.demo.pretrain_text_to_image import TextToImage, train_text_to_image
 from marble_core.demo.pretrain_vae import encode, train_decoder, train_vae
 from marble_core.demo.prompts import Entry, entries
+from marble_core.demo.recipe import Recipe
 from marble_core.seeding import derive
 from marble_core.types import MarbleError
 
 SOURCES = {"general": 0.22, "ocr": 0.42, "geneval": 0.36}  # shares: spelling takes longest to learn
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything but the code that decides the weights."""
-
-    seed: int = 1
-    pictures: int = 24_000
-    vae_steps: int = 1100
-    text_to_image_steps: int = 1100
-    decoder_steps: int = 300
 
 
 def pretrain(out: Path, work: Path, recipe: Recipe, show: Show) -> None:
