@@ -21,7 +21,7 @@ venv: $(READY)  ## install everything into .venv, once (TORCH="torch==2.13.0 --i
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[train,rewards,pipelines,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[train,rewards,parquet,pipelines,dev]' --constraint constraints.txt
 	touch $@
 
 demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimizer.lr=5e-4 seed=1", RUN=name)

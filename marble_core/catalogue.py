@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from marble_core.assets import SCHEMES, Part
+from marble_core.assets import DEMO, SCHEMES, Part
 from marble_core.config import RewardConfig, RunConfig
 
 CLIP_L = "openai/clip-vit-large-patch14"
@@ -26,6 +26,8 @@ MASK2FORMER = (
     "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
 )
 MASK2FORMER_META = "facebook/mask2former-swin-small-coco-instance"
+UNKNOWN = "unknown"
+_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ KNOWN: Mapping[str, Known] = {
     "stabilityai/stable-diffusion-3.5-medium": Known("Stability AI Community (gated)", "16 GB"),
     "stabilityai/stable-diffusion-3.5-large": Known("Stability AI Community (gated)", "28 GB"),
 }
+_OURS = Known("this project's", UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Asset:
 
     @property
     def known(self) -> Known:
-        return KNOWN.get(self.uri, Known("unknown", "unknown"))
+        return KNOWN.get(self.uri, _OURS if self.uri.startswith(DEMO) else Known(UNKNOWN, UNKNOWN))
 
 
 _OPTIONS: Mapping[str, Mapping[str, tuple[str | None, Part]]] = {  # of each scorer: option -> (its default, what is read)
@@ -78,15 +81,28 @@ _OPTIONS: Mapping[str, Mapping[str, tuple[str | None, Part]]] = {  # of each sco
 
 def needs(reward: RewardConfig) -> dict[str, Part]:
     """What a reward reads: uri -> part. Of a scorer of the user's own: the options that are written as URIs, at any depth."""
-    found: dict[str, Part] = {}
-    known = {} if reward.scorer else _OPTIONS.get(reward.name, {})
-    for option, (default, part) in known.items():
-        if uri := reward.options.get(option, default):
+    options = reward.options
+    found = dict.fromkeys(_uris(options), Part.MODEL)
+    if reward.scorer:
+        return found
+    for option, (default, part) in _OPTIONS.get(reward.name, {}).items():
+        if uri := options.get(option, default):
             found[uri] = part
-    if reward.name == "pickscore" and PICKSCORE in found and "processor" not in reward.options:
+    if reward.name == "pickscore" and PICKSCORE in found and not options.get("processor"):
         found[CLIP_H_PROCESSOR] = Part.PROCESSOR
-    rest = {name: value for name, value in reward.options.items() if name not in known}
-    return found | dict.fromkeys(_uris(rest), Part.MODEL)
+    return found | (_of_geneval(options) if reward.name == "geneval" else {})
+
+
+def _of_geneval(options: Mapping[str, Any]) -> dict[str, Part]:
+    """Of its detector and its colour classifier, where they are ours. A detector that is not names the colours itself."""
+    ours = options.get("detector", ":Mask2Former").endswith(":Mask2Former")
+    colors = options.get("colors") or (":ClipColors" if ours else "")
+    found = {}
+    if ours:
+        found[(options.get("detector_options") or {}).get("checkpoint", MASK2FORMER)] = Part.MODEL
+    if colors.endswith(":ClipColors"):
+        found[(options.get("colors_options") or {}).get("checkpoint", CLIP_L)] = Part.MODEL
+    return found
 
 
 def assets_of(config: RunConfig) -> list[Asset]:
@@ -102,8 +118,10 @@ def assets_of(config: RunConfig) -> list[Asset]:
 
 
 def _uris(value: Any) -> Iterator[str]:
+    """Those that can be resolved; of the web's only what has a checkpoint's suffix, for an endpoint is none."""
     if isinstance(value, str) and value.startswith(SCHEMES):
-        yield value
+        if not value.startswith("http") or value.endswith(_SUFFIXES):
+            yield value
     elif isinstance(value, Mapping):
         for inner in value.values():
             yield from _uris(inner)

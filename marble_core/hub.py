@@ -39,30 +39,26 @@ class HubRepository:
         self.name, self.part, self.revision = name, part, revision
 
     def cached(self) -> Path | None:
-        try:
-            listing = hub.get_cached_repo_tree(self.name, revision=self.revision)
-            return self._snapshot([file.path for file in listing], offline=True)
-        except (errors.CachedRepoTreeNotFoundError, errors.IncompleteSnapshotError, errors.LocalEntryNotFoundError):
-            return None
+        with _sentences(self.name, self.revision):
+            try:
+                listing = hub.get_cached_repo_tree(self.name, revision=self.revision)
+                return self._snapshot([file.path for file in listing], offline=True)
+            except (errors.CachedRepoTreeNotFoundError, errors.IncompleteSnapshotError, errors.LocalEntryNotFoundError):
+                return None
 
     def size(self) -> int:
         with _sentences(self.name, self.revision):
-            sizes = self._listing()
+            sizes = _listing(self.name, self.revision)
         return sum(sizes[name] for name in _wanted(self.part, list(sizes)))
 
     def fetch(self) -> Path:
         with _sentences(self.name, self.revision), _bars():
             try:
-                names = list(self._listing())
+                names = list(_listing(self.name, self.revision))
             except _UNREACHABLE:  # what another program has brought has no listing: its reader will tell what is missing
                 return Path(hub.snapshot_download(self.name, revision=self.revision, local_files_only=True))
             _log.warning("Fetching %s into %s", self.name, constants.HF_HUB_CACHE)
             return self._snapshot(names, offline=False)
-
-    def _listing(self) -> dict[str, int]:
-        """The hub's: bytes by name."""
-        files = hub.HfApi().model_info(self.name, revision=self.revision, files_metadata=True).siblings or ()
-        return {file.rfilename: file.size or 0 for file in files}
 
     def _snapshot(self, names: Sequence[str], offline: bool) -> Path:
         wanted = _wanted(self.part, names)
@@ -78,17 +74,28 @@ class HubFile:
         self.name, self.file, self.revision = name, file, revision
 
     def cached(self) -> Path | None:
-        found = hub.try_to_load_from_cache(self.name, self.file, revision=self.revision)
+        with _sentences(self.name, self.revision):
+            found = hub.try_to_load_from_cache(self.name, self.file, revision=self.revision)
         return Path(found) if isinstance(found, str) else None
 
-    def size(self) -> int | None:
-        with _sentences(self.name, self.revision, self.file):
-            return hub.get_hf_file_metadata(hub.hf_hub_url(self.name, self.file, revision=self.revision)).size
+    def size(self) -> int:
+        with _sentences(self.name, self.revision):
+            sizes = _listing(self.name, self.revision)
+        if self.file not in sizes:
+            raise MarbleError(f"The repository {self.name!r} of the hub has no file {self.file!r}, but {', '.join(sizes)}.")
+        return sizes[self.file]
 
     def fetch(self) -> Path:
-        with _sentences(self.name, self.revision, self.file), _bars():
+        self.size()  # where there is no network, the download itself would try for half a minute
+        with _sentences(self.name, self.revision), _bars():
             _log.warning("Fetching %s of %s into %s", self.file, self.name, constants.HF_HUB_CACHE)
             return Path(hub.hf_hub_download(self.name, self.file, revision=self.revision))
+
+
+def _listing(name: str, revision: str | None) -> dict[str, int]:
+    """The hub's: bytes by name."""
+    files = hub.HfApi().model_info(name, revision=revision, files_metadata=True).siblings or ()
+    return {file.rfilename: file.size or 0 for file in files}
 
 
 def _wanted(part: Part, names: Sequence[str]) -> list[str]:
@@ -113,10 +120,9 @@ def _bars() -> Iterator[None]:
 
 
 @contextmanager
-def _sentences(name: str, revision: str | None, file: str = "") -> Iterator[None]:
+def _sentences(name: str, revision: str | None) -> Iterator[None]:
     """Turns the hub's errors into one sentence each. None of them holds the token."""
     page = f"{constants.ENDPOINT}/{name}"
-    what = f"the file {file!r} of {name!r}" if file else f"{name!r}"
     try:
         yield
     except errors.GatedRepoError:
@@ -125,27 +131,19 @@ def _sentences(name: str, revision: str | None, file: str = "") -> Iterator[None
         ) from None
     except errors.RevisionNotFoundError:
         raise MarbleError(f"The repository {name!r} of the hub has no revision {revision!r}: see {page}.") from None
-    except errors.LocalEntryNotFoundError as error:
-        raise MarbleError(_absent(what, error)) from None
-    except errors.EntryNotFoundError:
-        raise MarbleError(f"The repository {name!r} of the hub has no file {file!r}: see {page}/tree/main.") from None
     except errors.RepositoryNotFoundError:
         raise MarbleError(
-            f"There is no repository {name!r} on the hub for you: correct the name, or set HF_TOKEN if it is private."
+            f"There is no directory {name!r} here, and no such repository on the hub for you: correct the name, "
+            "or set HF_TOKEN if it is private."
         ) from None
     except errors.HFValidationError:
         raise MarbleError(f"{name!r} is no name of a repository on the hub: it is of the form 'organisation/name'.") from None
-    except _UNREACHABLE as error:
-        raise MarbleError(_absent(what, error)) from None
+    except (*_UNREACHABLE, errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        raise MarbleError(
+            f"The model cache {constants.HF_HUB_CACHE} has not all of {name!r}, and {why}: "
+            "run 'marble fetch' where there is a network, with HF_HOME on the disk that the run will use."
+        ) from None
     except OSError as error:  # the hub's other answers, a full disk, a cache that may not be written
         reason = " ".join(str(error).split()).rstrip(".")[:200]
-        raise MarbleError(f"The hub's {what} cannot be brought into {constants.HF_HUB_CACHE}: {reason}.") from None
-
-
-def _absent(what: str, error: BaseException) -> str:
-    offline = constants.HF_HUB_OFFLINE or isinstance(error.__cause__ or error, errors.OfflineModeIsEnabled)
-    why = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} cannot be reached"
-    return (
-        f"The model cache {constants.HF_HUB_CACHE} has not all of {what}, and {why}: run 'marble fetch' where there is a "
-        "network, with HF_HOME on the disk that the run will use."
-    )
+        raise MarbleError(f"{name!r} cannot be brought from the hub into {constants.HF_HUB_CACHE}: {reason}.") from None

@@ -42,7 +42,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """M prompts of one optimizer step, each sampled G times: image i belongs to prompt ``group_N[i]``."""
+    """M prompts of one optimizer step, each sampled G times: image i was made for prompt ``prompt_N[i]``.
+
+    ``group_N`` names the first prompt of the same text: what is drawn twice in a step is one group of 2G images.
+    """
 
     prompts: tuple[Prompt, ...]
     images_per_prompt: int
@@ -50,8 +53,17 @@ class PromptBatch:
     seed: int
 
     @property
-    def group_N(self) -> np.ndarray:
+    def prompt_N(self) -> np.ndarray:
         return np.repeat(np.arange(len(self.prompts)), self.images_per_prompt)
+
+    @property
+    def group_N(self) -> np.ndarray:
+        texts = [p.text for p in self.prompts]
+        return np.array([texts.index(text) for text in texts])[self.prompt_N]
+
+    def prompts_of(self, index_N: np.ndarray) -> list[Prompt]:
+        """The prompt of each of these images."""
+        return [self.prompts[m] for m in self.prompt_N[index_N]]
 
     def __len__(self) -> int:
         return len(self.prompts) * self.images_per_prompt

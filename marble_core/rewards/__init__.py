@@ -27,6 +27,7 @@ SCORERS = {
     "unifiedreward": "marble_core.rewards.unifiedreward:UnifiedReward",
     "ocr": "marble_core.rewards.ocr:Ocr",
     "geneval": "marble_core.rewards.geneval:GenEval",
+    "compressibility": "marble_core.rewards.compressibility:Compressibility",
 }
 
 IMAGES_PER_TIMEOUT = 1000
@@ -41,7 +42,30 @@ def load_scorers(rewards: Sequence[RewardConfig]) -> tuple[Scorer, ...]:
     return tuple(_load(reward) for reward in rewards)
 
 
-def score_all(scorers: Sequence[Scorer], images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> RewardTable:
+class Ahead:
+    """Scores of the rewards that say ``background = True``, begun for the first images while the next are sampled."""
+
+    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
+        self.prompts = prompts
+        self.scorers = {k: scorer for k, scorer in enumerate(scorers) if getattr(scorer, "background", False)}
+        self.calls: dict[int, list[tuple[int, Call[np.ndarray]]]] = {k: [] for k in self.scorers}
+        self.images = 0
+
+    def add(self, images_NHWC: np.ndarray) -> None:
+        """The next images, in the order of ``prompts``."""
+        prompts = self.prompts[self.images : self.images + len(images_NHWC)]
+        self.images += len(images_NHWC)
+        for k, scorer in self.scorers.items():
+            self.calls[k].append((len(prompts), Call(_columns, scorer, images_NHWC, prompts)))
+
+    def columns(self) -> dict[int, np.ndarray]:
+        """Waits for them; the order in which they ended does not show."""
+        return {k: np.concatenate([_scored(self.scorers[k], call, n) for n, call in calls]) for k, calls in self.calls.items()}
+
+
+def score_all(
+    scorers: Sequence[Scorer], images_NHWC: np.ndarray, prompts: Sequence[Prompt], ahead: Ahead | None = None
+) -> RewardTable:
     """Score N images, each with its own prompt: R_NK is NaN exactly where a reward does not apply to the prompt.
 
     A value that is not finite where the reward does apply becomes +inf, so that it can be told from a mask. The table does not
@@ -54,15 +78,15 @@ def score_all(scorers: Sequence[Scorer], images_NHWC: np.ndarray, prompts: Seque
     if len(images_NHWC) != len(prompts):
         raise ValueError(f"{len(images_NHWC)} images but {len(prompts)} prompts")
 
-    def begin(scorer: Scorer) -> Call[np.ndarray]:
-        return Call(_columns, scorer, images_NHWC, prompts)
-
-    def end(scorer: Scorer, call: Call[np.ndarray]) -> np.ndarray:
-        return _in_time(scorer, call, f"scoring {len(prompts)} images", max(1.0, len(prompts) / IMAGES_PER_TIMEOUT))
-
-    aside = {k: begin(scorer) for k, scorer in enumerate(scorers) if getattr(scorer, "background", False)}
-    columns = {k: end(scorer, begin(scorer)) for k, scorer in enumerate(scorers) if k not in aside}
-    columns |= {k: end(scorers[k], call) for k, call in aside.items()}
+    if ahead is None:
+        ahead = Ahead(scorers, prompts)
+        ahead.add(images_NHWC)
+    columns = {
+        k: _scored(scorer, Call(_columns, scorer, images_NHWC, prompts), len(prompts))
+        for k, scorer in enumerate(scorers)
+        if k not in ahead.scorers
+    }
+    columns |= ahead.columns()
     R_NK = np.full((len(prompts), len(scorers)), np.nan)
     side: dict[str, np.ndarray] = {}
     for k, scorer in enumerate(scorers):
@@ -146,6 +170,10 @@ def _in_time(scorer: Scorer, call: Call[T], doing: str, share: float = 1.0) -> T
         raise MarbleError(
             f"The reward {scorer.name!r} has not ended {doing} after {limit:g} s: it hangs, or its 'timeout' must be raised."
         ) from error
+
+
+def _scored(scorer: Scorer, call: Call[np.ndarray], images: int) -> np.ndarray:
+    return _in_time(scorer, call, f"scoring {images} images", max(1.0, images / IMAGES_PER_TIMEOUT))
 
 
 def _columns(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:

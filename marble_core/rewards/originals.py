@@ -7,6 +7,7 @@ shape is an error, and those that no reward uses are named in original_keys.py.
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -54,7 +55,10 @@ _UNREADABLE = (
     ValueError,
     TypeError,
     LookupError,
+    ArithmeticError,
+    AssertionError,
     AttributeError,
+    struct.error,
     SafetensorError,
 )
 
