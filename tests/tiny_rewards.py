@@ -39,7 +39,7 @@ def randomised(model, seed=0):
 
 def save_processor(directory):
     """CLIP's tokenizer, with the 256 byte symbols and no merges, and its image processor's fields, for 32 pixels."""
-    symbols = ByteLevel.alphabet()
+    symbols = sorted(ByteLevel.alphabet())  # the order of its list changes from process to process
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[]).save_pretrained(directory)
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(directory)
