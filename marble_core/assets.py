@@ -1,33 +1,111 @@
-"""Where a model, a reward checkpoint or a head lies: demo:// names, local paths, hub ids. No torch."""
+"""Where a model, a reward checkpoint or a head lies, and how it comes to this machine. No torch.
+
+    demo://rewards/clip                            inside this package
+    /models/clip, heads/aesthetic.pth              a directory or a file
+    organisation/name                              a repository of the hub, at its main revision
+    hf://organisation/name@revision/path/file.pt   a revision, or one file of a repository; both may be left out
+    s3://bucket/path                               an object, or all objects below a prefix
+    https://host/path/file.pth                     a published file
+
+What comes from elsewhere lies in the model cache, which is the hub's own (HF_HOME, HF_HUB_CACHE, HF_ASSETS_CACHE). What is
+complete there is used as it is, without the network, also if HF_HUB_OFFLINE is not set; of an object in S3 it is asked whether
+it has changed. ``marble fetch`` brings what a configuration needs.
+"""
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 from marble_core.types import MarbleError
 
 DEMO = "demo://"
+SCHEMES = (DEMO, "hf://", "s3://", "https://", "http://")
 WEIGHTS = Path(__file__).parent / "demo" / "weights"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB_URI = re.compile(r"hf://(?P<repo>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<file>.+[^/]))?/?")
 
 
-def resolve(uri: str) -> Path | str:
-    """The directory or file that ``uri`` names, or ``uri`` itself where it is a hub id (``organisation/name``).
+class Part(StrEnum):
+    """What is read of a repository. A single file is all of itself."""
 
-    ``demo://sd3`` and ``demo://rewards/clip`` lie inside this package. Raises MarbleError for a demo name or a local path
-    that is not there.
+    PIPELINE = "pipeline"  # a diffusers pipeline
+    MODEL = "model"  # a transformers model, with its tokenizer and its image processor's numbers
+    PROCESSOR = "processor"  # the latter two only
+    FILE = "file"
+
+
+class Remote(Protocol):
+    """Something that comes from elsewhere into the model cache."""
+
+    def cached(self) -> Path | None:
+        """Its place in the cache, if it is complete there."""
+
+    def size(self) -> int | None:
+        """Bytes, where the server says so. Raises MarbleError where it cannot be asked."""
+
+    def fetch(self) -> Path:
+        """Bring it, or what has changed of it, and return its place. Raises MarbleError."""
+
+
+def resolve(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path:
+    """The directory or file on this machine that ``uri`` names, brought into the model cache where it is not yet.
+
+    ``revision`` is a hub repository's, unless the uri has one. Raises MarbleError, in one sentence, for a name or a path that
+    there is none of, for a model that is gated, and where the network is needed and not there.
     """
+    found = find(uri, part, revision)
+    return found if isinstance(found, Path) else found.cached() or found.fetch()
+
+
+def find(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path | Remote:
+    """The place on this machine, or what has to be asked for it. Asks nobody."""
     if uri.startswith(DEMO):
-        path = WEIGHTS / uri.removeprefix(DEMO)
-        if not path.exists():
-            known = sorted(p.relative_to(WEIGHTS).as_posix() for p in [*WEIGHTS.glob("*"), *WEIGHTS.glob("rewards/*")])
-            known = [DEMO + name for name in known if name != "rewards"]
-            raise MarbleError(f"There is no {uri!r}; the demo has {', '.join(known) or 'no weights yet'}.")
-        return path
+        return _demo(uri)
+    if uri.startswith("s3://"):
+        from marble_core.downloads import S3Asset
+
+        return S3Asset(uri)
+    if uri.startswith(("https://", "http://")):
+        from marble_core.downloads import WebFile
+
+        return WebFile(uri)
     path = Path(uri).expanduser()
     if path.exists():
         return path
+    return _hub(uri, part, revision)
+
+
+def portable(uri: str) -> str:
+    """How to name it elsewhere: a hub repository by its id, all else by its place here."""
+    found = find(uri)
+    return uri if not isinstance(found, Path) and _HUB_ID.fullmatch(uri) else str(resolve(uri))
+
+
+def _demo(uri: str) -> Path:
+    path = WEIGHTS / uri.removeprefix(DEMO)
+    if not path.exists():
+        known = sorted(p.relative_to(WEIGHTS).as_posix() for p in [*WEIGHTS.glob("*"), *WEIGHTS.glob("rewards/*")])
+        known = [DEMO + name for name in known if name != "rewards"]
+        raise MarbleError(f"There is no {uri!r}; the demo has {', '.join(known) or 'no weights yet'}.")
+    return path
+
+
+def _hub(uri: str, part: Part, revision: str | None) -> Remote:
+    from marble_core.hub import HubFile, HubRepository
+
+    if match := _HUB_URI.fullmatch(uri):
+        repository, revision = match["repo"], match["revision"] or revision
+        if match["file"]:
+            return HubFile(repository, match["file"], revision)
+        return HubRepository(repository, part, revision)
+    if uri.startswith("hf://"):
+        raise MarbleError(f"{uri!r} is not of the form hf://organisation/name@revision/path/of/a/file.")
     if _HUB_ID.fullmatch(uri):
-        return uri
-    raise MarbleError(f"The path {uri!r} does not exist; give a directory, a file or a hub id such as 'organisation/name'.")
+        return HubRepository(uri, part, revision)
+    raise MarbleError(
+        f"The path {uri!r} does not exist; give a directory, a file, a hub id such as 'organisation/name', "
+        "or a uri that begins with hf://, s3:// or https://."
+    )

@@ -6,6 +6,7 @@ Marks: [P] the paper (arXiv 2605.06507), [C] its released code, [N] DiffusionNFT
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -73,6 +74,7 @@ class RewardConfig(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     scorer: str | None = None  # "package.module:Class"
     options: dict[str, Any] = {}
+    timeout: float = Field(1200, gt=0)  # [O] seconds for up to 1000 images; below the processes' patience with each other
 
 
 class LossConfig(Section):
@@ -161,8 +163,10 @@ class OptimizerConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(300, ge=1)
+    processes: int = Field(1, ge=0)  # on one machine; 0: one a GPU
     checkpoint_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
+    start_from: str | None = Field(None, pattern=r"^s3://[^/]+/.+")  # another run's prefix or checkpoint: its LoRA only
 
 
 class EvaluationConfig(Section):
@@ -181,6 +185,10 @@ class RegistryConfig(Section):
 class StorageConfig(Section):
     bucket: str = Field("marble", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
     experiment: str = "marble"
+    local: str = ".marble/runs"  # a directory that outlives the process: checkpoints are written here first, then to S3
+    keep_last: int = Field(3, ge=1)  # checkpoints, here and on S3; the best by evaluation is kept too
+    keep_every: int = Field(0, ge=0)  # every n-th step's is kept as well; 0: none
+    max_unsaved_minutes: float = Field(30, gt=0)  # how long S3 may take nothing before training stops
 
 
 class RunConfig(Section):
@@ -241,7 +249,20 @@ class RunConfig(Section):
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)
 
+    def flat(self) -> dict[str, str]:
+        """Every setting by its dotted name: ``section.key``, and ``rewards.NAME.key`` for the list of rewards."""
+        tree = self.model_dump(mode="json")
+        tree["rewards"] = {reward.pop("name"): reward for reward in tree["rewards"]}
+        return {"reward_names": ",".join(self.reward_names), **_flatten(tree)}
+
     @property
     def digest(self) -> str:
         """Twelve hex digits that name this configuration."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
+    return flat

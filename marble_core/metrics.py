@@ -1,4 +1,4 @@
-"""What a step tells the log, as flat names: reward/NAME/mean, alpha/NAME, cosine/A:B, consistency/NAME, time/sample, ..."""
+"""What a step tells the log, as flat names: reward/NAME/mean, side/NAME/VALUE, alpha/NAME, cosine/A:B, consistency/NAME, time/sample, ..."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from marble_core.types import PromptBatch, RewardTable
 
 
 def reward_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
-    """Mean and std of each reward over the images that it applies to, and its mean by source."""
+    """Mean and std of each reward over the images that it applies to, its mean by source, and the mean of its side values."""
     source_N = np.array([batch.prompts[m].source for m in batch.prompt_N])
     out = {f"reward/{n}/mean": m for n, m in table.means().items()}
+    out |= {f"side/{n}": m for n, m in table.side_means().items()}
     for k, name in enumerate(table.names):
         if table.mask_NK[:, k].any():
             out[f"reward/{name}/std"] = float(np.nanstd(table.R_NK[:, k]))

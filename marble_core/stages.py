@@ -49,6 +49,7 @@ def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Pat
     """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
     as HTML. Returns the run id."""
     with progress.stage("prepare") as result:
+        from marble_core.checkpoints.source import check_beginning
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data import prepare_data
         from marble_core.prompts.report import write_page
@@ -58,7 +59,9 @@ def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Pat
         config = load_config(preset, overrides=overrides)
         check_known(config.rewards)
         run_id = check_run_id(run_id or new_run_id())
-        S3(config.storage.bucket).require_bucket()
+        s3 = S3(config.storage.bucket)
+        s3.require_bucket()
+        check_beginning(config, s3, run_id)
         data = prepare_data(config)
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(config.to_json())
@@ -78,11 +81,18 @@ def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Pat
 def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
     with progress.stage("train") as result:
+        from marble_core.launch import processes_wanted, train_on
         from marble_core.prompts import read_prompts
+        from marble_core.state import read_history
         from marble_core.train import run_training
 
         config, run_id = read_prepared(prepared)
-        metrics = run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
+        if (count := processes_wanted(config)) > 1:
+            train_on(count, prepared, out)
+        else:
+            run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
+        history = read_history(out)
+        metrics = history[-1]["metrics"] if history else {}
         result |= {"adapter": str(out)}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
@@ -90,11 +100,13 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
     """Compare base and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns the gains."""
     with progress.stage("evaluate") as result:
+        from marble_core.checkpoints.remote import Remote
         from marble_core.evaluate import run_evaluation
         from marble_core.prompts import read_prompts
         from marble_core.report import write_report
+        from marble_core.storage import S3
 
-        config, _ = read_prepared(prepared)
+        config, run_id = read_prepared(prepared)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
         run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out)
@@ -103,13 +115,22 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "report.html", report)
         gains = {f"evaluation/{name}/difference": reward.difference.mean for name, reward in evaluation.rewards.items()}
-        gains["evaluation/mean_gain"] = evaluation.mean_gain.mean
+        gains = {"evaluation/mean_gain": evaluation.mean_gain.mean, **gains}
+        step = _trained_steps(adapter)
+        Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
         with _tracked(prepared, "RUNNING") as tracker:
-            tracker.log_metrics(gains)
+            tracker.log_metrics(gains, step)
             tracker.log_artifact(out / "report.html")
             tracker.log_artifact(out / "evaluation.json")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
     return gains
+
+
+def _trained_steps(adapter: Path) -> int:
+    """The step of the last line of train's history; 0 where there is none."""
+    history = adapter / "history.jsonl"
+    lines = history.read_text().splitlines() if history.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def gate(evaluation: Path) -> bool:

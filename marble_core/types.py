@@ -103,10 +103,21 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Raw rewards R_NK (float64); NaN exactly where a reward does not apply to the image's prompt."""
+    """Raw rewards R_NK (float64); NaN exactly where a reward does not apply to the image's prompt.
+
+    ``side`` has what a scorer reports beside its reward, which is logged and evaluated and never trained on: values (N,) by
+    ``REWARD/VALUE``, NaN likewise. Its keys depend on the scorers alone.
+    """
 
     names: tuple[str, ...]
     R_NK: np.ndarray
+    side: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[RewardTable]) -> RewardTable:
+        """One table of the images of several, which have the same scorers."""
+        side = {name: np.concatenate([table.side[name] for table in tables]) for name in tables[0].side}
+        return cls(tables[0].names, np.concatenate([table.R_NK for table in tables]), side)
 
     @property
     def mask_NK(self) -> np.ndarray:
@@ -114,7 +125,15 @@ class RewardTable:
 
     def means(self) -> dict[str, float]:
         """Mean over the images to which a reward applies; a reward that applies to none is left out."""
-        return {n: float(np.nanmean(c)) for n, c in zip(self.names, self.R_NK.T, strict=True) if not np.isnan(c).all()}
+        return _means(dict(zip(self.names, self.R_NK.T, strict=True)))
+
+    def side_means(self) -> dict[str, float]:
+        """The same of the side values."""
+        return _means(self.side)
+
+
+def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.nanmean(column)) for name, column in columns.items() if not np.isnan(column).all()}
 
 
 class Scorer(Protocol):
@@ -122,6 +141,9 @@ class Scorer(Protocol):
 
     ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N finite numbers (float64). ``self_check``
     scores an image with a known answer and raises MarbleError where the answer is wrong.
+
+    A scorer may also have ``side``, the names of S values that it reports beside its reward: ``score`` then returns (N, 1 + S)
+    numbers, the reward first.
     """
 
     name: str

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchjd.autojac import jac
 
 from marble_core import passes
 from marble_core.advantages import Advantages
@@ -93,6 +94,37 @@ def test_two_backward_passes_give_every_reward_gradient(setting, K):
         weight_N = advantages.mask_NK[:, k] / advantages.count_K[k] / T
         theirs = autograd_gradient(policy, rollout, config, weight_N, advantages.A_NK[:, k])
         assert relative_error(ours, theirs) < 1e-5
+
+
+def test_torchjd_finds_the_same_gradients(setting):
+    """Its Jacobian of the K written-out losses: another library's way through autograd."""
+    config, policy, rollout = setting
+    N, T, K = len(rollout.batch), config.loss.timesteps, 5
+    advantages, default = random_advantages(N, K), policy.parameters_of("default")
+    theirs = {n: torch.zeros(K, *p.shape) for n, p in default.items()}
+    for part in passes._micro_batches(rollout, config.loss):
+        with policy.using("old") as model, torch.no_grad():
+            v_old = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        with policy.using("default") as model:
+            for p in default.values():
+                p.requires_grad_(True)
+            v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        at = (v, v_old, part.x_BCHW, part.x0_BCHW, part.t_B)
+        A_BK = torch.as_tensor(advantages.A_NK, dtype=v.dtype)[part.images_B]
+        weight_BK = torch.as_tensor(advantages.mask_NK / np.maximum(advantages.count_K, 1) / T, dtype=v.dtype)[part.images_B]
+        losses = [
+            (weight_BK[:, k] * written_out_loss(*at, A_BK[:, k], config.loss.beta, config.loss.advantage_max)).sum()
+            for k in range(K)
+        ]
+        jacobian = jac(losses, list(default.values()), parallel_chunk_size=1)
+        for n, J in zip(default, jacobian, strict=True):
+            theirs[n] += J
+    for p in default.values():
+        p.requires_grad_(False)
+    ours = passes.per_row(policy, rollout, reward_rows(advantages, None, T), config.loss).gradients
+    for k in range(K):
+        if advantages.mask_NK[:, k].any():
+            assert relative_error(ours.combine(np.eye(K + 1)[k]), {n: J[k] for n, J in theirs.items()}) < 1e-5
 
 
 def test_the_kl_has_a_row_of_its_own_that_no_reward_enters(setting):

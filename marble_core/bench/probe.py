@@ -56,14 +56,15 @@ class Probe:
         """Weights of one LoRA."""
         return sum(p.numel() for p in self.policy.parameters_of("default").values())
 
-    def parts(self, rows: Sequence[int], meter: Meter) -> Parts:
+    def parts(self, rows: Sequence[int], meter: Meter, jacobians: Sequence[int] = ()) -> Parts:
         """Every part once, one after the other."""
         with torch.no_grad():
             forward, _ = meter(lambda: self._velocity("default"))
             reference, _ = meter(lambda: self._velocity("off"))
         taped, v_BCHW = meter(self._taped)
         plain, _ = meter(lambda: self._plain_backward(v_BCHW))
-        return Parts(forward, reference, taped, plain, {R: self._row_backward(R, meter) for R in rows})
+        by_rows = {R: self._row_backward(R, meter) for R in rows}
+        return Parts(forward, reference, taped, plain, by_rows, {K: self._jacobian(K, meter) for K in jacobians})
 
     def plain(self) -> None:
         """A forward and the ordinary backward of one micro-batch."""
@@ -85,6 +86,16 @@ class Probe:
         with gradients.listening():
             v_BCHW = self._velocity("default")
             return meter(lambda: gradients.backward(v_BCHW, planned))[0]
+
+    def _jacobian(self, K: int, meter: Meter) -> float:
+        from torchjd.autojac import jac
+
+        v_BCHW, parameters = self._taped(), list(self.policy.parameters_of("default").values())
+        cotangents = torch.stack([self.q_BCHW * (k + 1) for k in range(K)])
+        work = lambda: jac(v_BCHW, parameters, jac_outputs=cotangents, parallel_chunk_size=1)
+        seconds, _ = meter(work)
+        self.policy.transformer.requires_grad_(False)
+        return seconds
 
     def _taped(self) -> torch.Tensor:
         parameters = self.policy.parameters_of("default").values()

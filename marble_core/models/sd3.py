@@ -5,13 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from marble_core.assets import resolve
+from marble_core.assets import Part, resolve
 from marble_core.config import ModelConfig
 from marble_core.types import Conditioning, MarbleError
 
@@ -67,11 +66,11 @@ class SD3:
 def _load_pipeline(config: ModelConfig) -> Any:
     from diffusers import StableDiffusion3Pipeline
 
-    source = resolve(config.path)
-    if isinstance(source, Path) and not (source / "model_index.json").is_file():
+    source = resolve(config.path, Part.PIPELINE, config.revision)
+    if not (source / "model_index.json").is_file():
         raise MarbleError(f"The base model {config.path} has no model_index.json; give a directory that diffusers saved.")
     with _quiet():
-        pipeline = StableDiffusion3Pipeline.from_pretrained(source, revision=config.revision, torch_dtype=torch.float32)
+        pipeline = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

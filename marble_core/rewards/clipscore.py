@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marble_core.rewards.clip import check_colors, load_clip
-from marble_core.types import Prompt
+from marble_core.catalogue import CLIP_L
+from marble_core.rewards.checks import check_colors
+from marble_core.rewards.clip import BATCH_SIZE, load_clip
+from marble_core.types import MarbleError, Prompt
 
 
 class ClipScore:
@@ -21,18 +23,23 @@ class ClipScore:
 
     def __init__(
         self,
-        checkpoint: str = "openai/clip-vit-large-patch14",
+        checkpoint: str = CLIP_L,
         resample: str = "bilinear",
         device: str | None = None,
+        dtype: str = "fp32",
+        batch_size: int = BATCH_SIZE,
     ) -> None:
-        self.clip = load_clip(checkpoint, device=device)
-        self.resample = resample
+        if resample not in ("bilinear", "bicubic"):
+            raise MarbleError(f"The reward 'clipscore' cannot resample by {resample!r}; choose bilinear or bicubic.")
+        self.clip = load_clip(checkpoint, device=device, dtype=dtype)
+        self.resample, self.batch_size = resample, batch_size
 
     def applies(self, prompt: Prompt) -> bool:
         return True
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-        return self.clip.cosines(images_NHWC, [prompt.text for prompt in prompts], self.resample)
+        texts = [prompt.text for prompt in prompts]
+        return self.clip.cosines(images_NHWC, texts, resample=self.resample, batch_size=self.batch_size)
 
     def self_check(self) -> None:
-        check_colors(self)
+        check_colors(self.name, self.score)

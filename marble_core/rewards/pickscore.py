@@ -6,31 +6,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marble_core.rewards.clip import check_colors, load_clip
+from marble_core.catalogue import CLIP_H_PROCESSOR, PICKSCORE
+from marble_core.rewards.checks import check_colors
+from marble_core.rewards.clip import BATCH_SIZE, load_clip
 from marble_core.types import Prompt
 
 
 class PickScore:
-    """exp(logit_scale) cos / 26, usually 0.70-0.95; applies to every prompt, comparable under one prompt only."""
+    """exp(logit_scale) cos / 26, usually 0.70-0.95; applies to every prompt, comparable under one prompt only.
+
+    The published checkpoint takes its tokenizer and image size from ``processor``, any other brings its own.
+    """
 
     name = "pickscore"
     value_range = (-4.0, 4.0)
 
     def __init__(
         self,
-        checkpoint: str = "yuvalkirstain/PickScore_v1",
+        checkpoint: str = PICKSCORE,
         processor: str | None = None,
         device: str | None = None,
+        dtype: str = "fp32",
+        batch_size: int = BATCH_SIZE,
     ) -> None:
-        if processor is None and checkpoint == "yuvalkirstain/PickScore_v1":
-            processor = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-        self.clip = load_clip(checkpoint, processor, device)
+        if processor is None and checkpoint == PICKSCORE:
+            processor = CLIP_H_PROCESSOR
+        self.clip = load_clip(checkpoint, processor, device, dtype)
+        self.batch_size = batch_size
 
     def applies(self, prompt: Prompt) -> bool:
         return True
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-        return self.clip.logit_scale * self.clip.cosines(images_NHWC, [prompt.text for prompt in prompts]) / 26
+        texts = [prompt.text for prompt in prompts]
+        return self.clip.logit_scale * self.clip.cosines(images_NHWC, texts, batch_size=self.batch_size) / 26
 
     def self_check(self) -> None:
-        check_colors(self)
+        check_colors(self.name, self.score)

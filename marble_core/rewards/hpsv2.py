@@ -1,0 +1,58 @@
+"""HPSv2.1 (arXiv 2306.09341): a CLIP ViT-H/14 trained on human preferences. See shared/rewards.md, section 2b."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+
+from marble_core.catalogue import CLIP_L, HPSV2
+from marble_core.rewards.checks import check_colors
+from marble_core.rewards.clip import BATCH_SIZE, load_clip
+from marble_core.types import MarbleError, Prompt
+
+
+class HPSv2:
+    """Cosine in [-1, 1], usually 0.15-0.40; applies to every prompt.
+
+    ``checkpoint`` is the published file, or a directory that transformers saved. v2.0 and v2.1 have the same tensors and other
+    scores: nothing but the file's name tells them apart. ``processor`` lends its tokenizer, which all CLIPs share, and its
+    image size; the whole picture is fitted in, on black.
+    """
+
+    name = "hpsv2"
+    value_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        checkpoint: str = HPSV2,
+        processor: str = CLIP_L,
+        device: str | None = None,
+        dtype: str = "fp32",
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        self.clip = load_clip(checkpoint, processor, device, dtype)
+        self.batch_size = batch_size
+
+    def applies(self, prompt: Prompt) -> bool:
+        return True
+
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+        texts = [clean(prompt.text) for prompt in prompts]
+        return self.clip.cosines(images_NHWC, texts, pad=True, batch_size=self.batch_size)
+
+    def self_check(self) -> None:
+        check_colors(self.name, self.score)
+
+
+def clean(text: str) -> str:
+    """The prompt as open_clip's tokenizer reads it: mended by ftfy, HTML unescaped twice, blanks collapsed.
+
+    Of 26 450 real prompts 1 % would be read differently without. Lower case is the tokenizer's own doing.
+    """
+    try:
+        import ftfy
+    except ModuleNotFoundError as error:
+        raise MarbleError("The reward 'hpsv2' needs ftfy: pip install 'marble-core[rewards]'.") from error
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())

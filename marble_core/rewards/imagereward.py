@@ -1,0 +1,77 @@
+"""ImageReward (arXiv 2304.05977): BLIP reads prompt and picture together. See shared/rewards.md, section 6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from marble_core.assets import Part, resolve
+from marble_core.catalogue import BERT, IMAGE_REWARD
+from marble_core.rewards.checks import check_colors
+from marble_core.rewards.clip import normalise, resize_and_crop
+from marble_core.rewards.originals import load_image_reward
+from marble_core.rewards.pretrained import default_device, load_tokenizer, place
+from marble_core.types import MarbleError, Prompt
+
+MAX_TEXT_TOKENS = 35  # half of a typical prompt is not seen
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output, as released
+PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageReward:
+    """Standardised preference, usually -2.3 to 2; applies to every prompt, of which it reads 35 tokens.
+
+    ``checkpoint`` is the published ImageReward.pt, ``tokenizer`` the directory or hub id of bert-base-uncased's.
+    """
+
+    name = "imagereward"
+    value_range = (-10.0, 10.0)
+
+    def __init__(
+        self,
+        checkpoint: str = IMAGE_REWARD,
+        tokenizer: str = BERT,
+        device: str | None = None,
+        dtype: str = "fp32",
+        batch_size: int = 32,
+    ) -> None:
+        what, path = f"The ImageReward checkpoint {checkpoint}", resolve(checkpoint, Part.FILE)
+        if path.is_dir():
+            raise MarbleError(f"{what} is a directory: give the file ImageReward.pt.")
+        self.model = place(load_image_reward(path), device or default_device(), dtype, what)
+        self.side = self.model["vision"].config.image_size
+        vocabulary = self.model["text"].config.vocab_size
+        self.tokenizer = load_tokenizer(resolve(tokenizer, Part.PROCESSOR), vocabulary, "ImageReward's tokenizer")
+        self.batch_size = batch_size
+
+    def applies(self, prompt: Prompt) -> bool:
+        return True
+
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+        texts = [prompt.text for prompt in prompts]
+        parts = [slice(i, i + self.batch_size) for i in range(0, len(texts), self.batch_size)]
+        values = torch.cat([self._values(images_NHWC[part], texts[part]) for part in parts])
+        return (values.double().numpy() - MEAN) / STD
+
+    def self_check(self) -> None:
+        check_colors(self.name, self.score)
+
+    @torch.no_grad()
+    def _values(self, images_NHWC: np.ndarray, texts: Sequence[str]) -> torch.Tensor:
+        """The head's output (B,) for pictures with their own texts, on the CPU."""
+        vision, text = self.model["vision"], self.model["text"]
+        pixels = resize_and_crop(images_NHWC, self.side, (self.side, self.side), "bicubic").float() / 255
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", max_length=MAX_TEXT_TOKENS, truncation=True, return_tensors="pt"
+        ).to(vision.device)
+        with torch.autocast(vision.device.type, enabled=False):
+            patches = vision(normalise(pixels, PIXEL_MEAN, PIXEL_STD).to(vision.device, vision.dtype)).last_hidden_state
+            states = text(
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                encoder_hidden_states=patches,
+                encoder_attention_mask=patches.new_ones(patches.shape[:2], dtype=torch.long),
+            ).last_hidden_state
+            return self.model["head"](states[:, 0]).float().cpu()
