@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marble_core.assets import resolve
 from marble_core.config import ModelConfig
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Find = Callable[[str], Path | None]  # a file of the model by its path in there, where it is on this machine
+CLIP_POSITIONS = 77
+_CHUNK = 1000  # texts whose tokens are in memory at once
 # CLIP's words: contractions, runs of letters, single digits, runs of anything else.
 _CLIP_WORD = r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
@@ -31,7 +33,8 @@ class TextEncoder:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """The tokens of each text, special ones included."""
-        return [len(encoding.ids) for encoding in self.tokenizer.encode_batch(list(texts))]
+        chunks = (list(texts[i : i + _CHUNK]) for i in range(0, len(texts), _CHUNK))
+        return [len(encoding.ids) for chunk in chunks for encoding in self.tokenizer.encode_batch_fast(chunk)]
 
 
 def text_encoders(model: ModelConfig) -> list[TextEncoder]:
@@ -41,26 +44,25 @@ def text_encoders(model: ModelConfig) -> list[TextEncoder]:
     broken.
     """
     find = _finder(model)
-    index = find("model_index.json")
-    if index is None:
-        return []
+    parts = _json(find("model_index.json"))
     found: dict[str, TextEncoder] = {}
-    parts = json.loads(index.read_text(encoding="utf-8"))
     for part in sorted(key for key in parts if re.fullmatch(r"tokenizer(_\d)?", key)):
         library_and_class = parts.get(part.replace("tokenizer", "text_encoder")) or [None, None]
         encoder = str(library_and_class[1] or part)
         known = re.match("CLIP|T5|UMT5", encoder)
         name = known[0] if known else encoder
-        settings, tokenizer = find(f"{part}/tokenizer_config.json"), _tokenizer(find, part)
-        if name in found or settings is None or tokenizer is None:
-            continue
-        limit = json.loads(settings.read_text(encoding="utf-8")).get("model_max_length", model.max_sequence_length)
-        found[name] = TextEncoder(name, limit if name == "CLIP" else min(limit, model.max_sequence_length), tokenizer)
+        if name not in found and (tokenizer := _tokenizer(find, part)):
+            most = CLIP_POSITIONS if name == "CLIP" else model.max_sequence_length
+            own = _json(find(f"{part}/tokenizer_config.json")).get("model_max_length", most)
+            found[name] = TextEncoder(name, min(own, most), tokenizer)
     return list(found.values())
 
 
 def _finder(model: ModelConfig) -> Find:
-    place = resolve(model.path)
+    try:
+        place = resolve(model.path)
+    except MarbleError:
+        return lambda relative: None  # it may well be on the machine that trains
     if isinstance(place, Path):
         return lambda relative: path if (path := place / relative).is_file() else None
 
@@ -71,6 +73,15 @@ def _finder(model: ModelConfig) -> Find:
         return Path(path) if isinstance(path, str) else None
 
     return cached
+
+
+def _json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise MarbleError(f"The model's file {path} is not JSON; fetch it anew.") from None
 
 
 def _tokenizer(find: Find, part: str) -> Tokenizer | None:
