@@ -29,7 +29,7 @@ from marble_core.storage import S3
 from marble_core.types import MarbleError
 
 TINY = [
-    "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=2", "loss.timesteps=2", "optimizer.eta_rate=0.2",
+    "rollout.prompts=3", "rollout.images_per_prompt=3", "rollout.steps=2", "loss.timesteps=1", "optimizer.eta_rate=0.2",
     "data.train_size=30", "train.checkpoint_every=1", "storage.keep_every=6",
     ("rewards=[{name: clipscore, options: {checkpoint: 'demo://rewards/clip'}}, "
     "{name: geneval, options: {detector: 'marble_core.demo.shapes:ShapesDetector'}}]"),
