@@ -181,7 +181,8 @@ def run_evaluation(config: RunConfig, prompts: Sequence[Prompt], adapter: Path, 
         prompts,
         e.resamples,
         e.seed,
-        _settings(config, prompts, Path(adapter)) | {"rewards": {s.name: s.settings for s in scorers if hasattr(s, "settings")}},
+        _settings(config, prompts, Path(adapter))
+        | {"rewards": {s.name: s.settings for s in scorers if hasattr(s, "settings")}},
     )
     _save_pictures(Path(out) / "images", prompts, seeds, images, tables)
     evaluation.save(Path(out) / "evaluation.json")
