@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv demo test bench lint
+.PHONY: help venv demo test test-faults bench lint
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,7 +21,7 @@ venv: $(READY)  ## install everything into .venv, once (TORCH="torch==2.13.0 --i
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[train,rewards,pipelines,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[train,rewards,parquet,pipelines,dev]' --constraint constraints.txt
 	touch $@
 
 demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimizer.lr=5e-4 seed=1", RUN=name)
@@ -29,6 +29,9 @@ demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimi
 
 test: $(READY)  ## all tests, no network needed (ARGS="-k pipeline -x")
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers, some ten minutes (ARGS="-k kills")
+	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
 bench: $(READY)  ## what exact balancing costs, counted and measured (ROUNDS=5; 0 counts only)
 	$(BIN)/marble bench $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -28,8 +28,10 @@ class Advantages:
         return self.mask_NK.sum(0)
 
     def clamped(self, maximum: float) -> tuple[Advantages, float]:
-        """Advantages within [-maximum, maximum], and the share of valid entries that this changed."""
-        changed = float((np.abs(self.A_NK) > maximum)[self.mask_NK].mean()) if self.mask_NK.any() else 0.0
+        """Advantages within [-maximum, maximum], and the share of entries that this changed: of the mixed ones where there are
+        any, else of the valid ones."""
+        counted = self.A_N if self.A_N.any() else self.A_NK[self.mask_NK]
+        changed = float((np.abs(counted) > maximum).mean()) if len(counted) else 0.0
         A_NK, A_N = (np.clip(A, -maximum, maximum) for A in (self.A_NK, self.A_N))
         return Advantages(A_NK, self.mask_NK, A_N), changed
 

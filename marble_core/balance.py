@@ -29,12 +29,19 @@ STATIONARY = 1e-6  # ||d|| / nbar below which no direction improves every reward
 
 @dataclass(frozen=True)
 class Balance:
-    """Weights w_K of the raw gradients, the shares a_K they stand for, alpha*_K where it was solved, and what was odd."""
+    """Weights w_K of the raw gradients, the shares a_K they stand for, alpha*_K where it was solved, and what was odd.
+
+    ``star_K`` are the weights of the raw gradients that alpha*_K stands for. ``stationary``: no direction improves every reward;
+    ``failed``: the QP has no solution and the last weights are used. Both are counted in the log.
+    """
 
     w_K: np.ndarray
     share_K: np.ndarray
     active_K: np.ndarray
     solved_K: np.ndarray | None = None
+    star_K: np.ndarray | None = None
+    stationary: bool = False
+    failed: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -50,8 +57,8 @@ class Balancer:
     def needs_gram(self, step: int) -> bool:
         return False
 
-    def weigh(self, halves: Halves, has_signal_K: np.ndarray) -> Balance:
-        """Weights from the step's own gradients. ``has_signal_K``: some image has a non-zero advantage."""
+    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: Halves | None = None) -> Balance:
+        """Weights from the Gram matrix of the step's own gradients. ``has_signal_K``: some image has a non-zero advantage."""
         raise NotImplementedError
 
     def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
@@ -66,9 +73,10 @@ class Balancer:
         """The sources that this step is limited to; empty where it is not."""
         return ()
 
-    def solve_unit(self, C_KK: np.ndarray, active_K: np.ndarray) -> np.ndarray:
-        """Shares of the active rewards for their unit Gram matrix; also what the held-out cosines are measured with."""
-        return np.full(len(C_KK), 1 / len(C_KK))
+    def rethink(self, G_KK: np.ndarray, balance: Balance) -> np.ndarray:
+        """The weights w_K that this Gram matrix would have had instead of the one behind ``balance``, without memory: what the
+        held-out cosines are measured with. Raises ArithmeticError where there are none."""
+        return balance.w_K
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -143,10 +151,10 @@ class MinNorm(Balancer):
     def needs_gram(self, step: int) -> bool:
         return step % self.config.every == 0 and step < self.steps - self.config.final_uniform_steps
 
-    def weigh(self, halves: Halves, has_signal_K: np.ndarray) -> Balance:
+    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: Halves | None = None) -> Balance:
         """A reward without signal, with a non-finite gradient or one that vanishes beside the others is inactive: weight 0,
         its EMAs untouched. Otherwise it would be a normalised noise vector with a share of the update."""
-        norm_K = np.sqrt(np.diag(halves.whole))
+        norm_K = np.sqrt(np.diag(G_KK))
         active = has_signal_K & np.isfinite(norm_K) & (norm_K > 0)
         if active.any():
             active &= norm_K > self.config.dead_norm * np.median(norm_K[active])
@@ -154,14 +162,15 @@ class MinNorm(Balancer):
         if not active.any():
             return Balance(np.zeros(len(active)), np.zeros(len(active)), active, notes=notes)
 
-        S_KK, unit_K = self._signal(halves, norm_K, active)
+        S_KK, unit_K = self._signal(G_KK, norm_K, active) if self.config.gram == "full" else self._cross(halves, norm_K, active)
         C_KK = np.where(np.outer(active, active), S_KK / np.outer(unit_K, unit_K), 0.0)
-        solved_K: np.ndarray | None = None
+        solved_K = star_K = None
         try:
             solved_K = self._solve(C_KK, active)
         except ArithmeticError as error:
             notes += (f"the QP failed ({error}), the last weights are used",)
         else:
+            star_K = solved_K / unit_K
             self.memory.alpha_K = _blend(self.memory.alpha_K, solved_K, active, self.config.rho)
             self.memory.norm_K = _blend(self.memory.norm_K, unit_K, active, self.config.rho)
         latest_K = self.memory.alpha_K if solved_K is None or self.ema_on_solved else solved_K
@@ -169,8 +178,10 @@ class MinNorm(Balancer):
         length = np.sqrt(max(share_K @ C_KK @ share_K, 0.0))
         if length < STATIONARY * (1.0 if self.normalise else norm_K[active].mean()):
             notes += ("Pareto-stationary: no direction improves every reward, the update is the KL's alone",)
-            return Balance(np.zeros(len(active)), share_K, active, solved_K, notes)
-        return Balance(_rescale(share_K, unit_K, active), share_K, active, solved_K, notes)
+            w_K = np.zeros(len(active))
+            return Balance(w_K, share_K, active, solved_K, star_K, stationary=True, failed=solved_K is None, notes=notes)
+        w_K = _rescale(share_K, unit_K, active)
+        return Balance(w_K, share_K, active, solved_K, star_K, failed=solved_K is None, notes=notes)
 
     def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
         """Between two QPs: abar on gradients normalised by the EMA of their norms, or on raw ones. At the end: uniform [P]."""
@@ -181,22 +192,26 @@ class MinNorm(Balancer):
         unit_K = self.memory.norm_K if self.config.normalise_between and self.normalise else np.ones(len(known))
         return Balance(_rescale(share_K, unit_K, known), share_K, known)
 
-    def solve_unit(self, C_KK: np.ndarray, active_K: np.ndarray) -> np.ndarray:
-        return min_norm(C_KK, self.limits.of(active_K))
+    def rethink(self, G_KK: np.ndarray, balance: Balance) -> np.ndarray:
+        if balance.solved_K is None:
+            return balance.w_K
+        active = balance.active_K & (np.diag(G_KK) > 0)
+        S_KK, unit_K = self._signal(G_KK, np.sqrt(np.diag(G_KK)), active)
+        return _rescale(self._share(self._solve(S_KK / np.outer(unit_K, unit_K), active), active), unit_K, active)
 
     def _solve(self, C_KK: np.ndarray, active: np.ndarray) -> np.ndarray:
         alpha_K = np.zeros(len(active))
-        alpha_K[active] = self.solve_unit(C_KK[np.ix_(active, active)], active)
+        alpha_K[active] = min_norm(C_KK[np.ix_(active, active)], self.limits.of(active))
         return alpha_K
 
-    def _signal(self, halves: Halves, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The Gram matrix that is balanced, and the norms that normalise it: of the gradients, or of their signal."""
-        config = self.config
-        if not self.normalise:
-            return halves.whole, np.ones(len(norm_K))
-        if config.gram == "full":
-            return halves.whole, np.where(active, norm_K, 1.0)
-        both = np.outer(active, active)
+    def _signal(self, G_KK: np.ndarray, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The Gram matrix that is balanced, and the norms that normalise it."""
+        return G_KK, np.where(active, norm_K, 1.0) if self.normalise else np.ones(len(norm_K))
+
+    def _cross(self, halves: Halves | None, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the gradients' signal: averaged over steps, made positive semidefinite, with a ridge and a floor."""
+        assert halves is not None  # the configuration sees to it
+        config, both = self.config, np.outer(active, active)
         self.memory.cross_KK = _blend(self.memory.cross_KK, halves.cross, both, config.cross_rho)
         S_KK = np.where(both, self.memory.cross_KK, 0.0)
         unit_K = np.where(active, np.sqrt(np.maximum(np.diag(S_KK), (config.cross_floor * norm_K) ** 2)), 1.0)

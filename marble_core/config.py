@@ -6,6 +6,7 @@ Marks: [P] the paper (arXiv 2605.06507), [C] its released code, [N] DiffusionNFT
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -39,12 +40,15 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Prompt files by source; a demo:// name draws the synthetic world's prompts."""
+    """Prompt files by source (local, s3://); demo://prompts/<source> and generate://<geneval, ocr> make prompts instead."""
 
     train: dict[str, str] = {s: f"demo://prompts/{s}" for s in SOURCES}
     evaluation: dict[str, str] = {s: f"demo://prompts/{s}" for s in SOURCES}
     train_size: int = Field(2000, ge=1)  # prompts a source, where they are generated
     evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
+    keep_repeated: bool = False  # otherwise the first of equal texts in a file stays
+    block_list: str | None = None  # a file (local, s3://) of words and phrases; prompts that hold one are dropped
+    safe_for_work: bool = True  # drop general prompts that hold a word of prompts/checks.py's short list
 
     @model_validator(mode="after")
     def _known_sources(self) -> DataConfig:
@@ -70,6 +74,7 @@ class RewardConfig(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     scorer: str | None = None  # "package.module:Class"
     options: dict[str, Any] = {}
+    timeout: float = Field(1200, gt=0)  # [O] seconds for up to 1000 images; below the processes' patience with each other
 
 
 class LossConfig(Section):
@@ -98,6 +103,7 @@ class StageConfig(Section):
     steps: int = Field(ge=1)
 
 
+BALANCING = ("marble", "mgda")
 METHODS = ("marble", "mgda", "weighted_sum", "equal", "gdpo", "sequential", "single:<reward>")
 
 
@@ -117,6 +123,7 @@ class BalanceConfig(Section):
     wishes: tuple[str, ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
     final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
     observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
+    halves: bool = True  # [O] keep the gradients of two halves of the prompts apart: 2K + 1 accumulators instead of K + 1
     gram: Literal["full", "cross"] = "full"  # [P] full; [O] cross: an unbiased estimate of the signal's Gram matrix
     cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps
     cross_ridge: float = Field(0.1, ge=0)  # [O]
@@ -136,6 +143,11 @@ class BalanceConfig(Section):
             raise ValueError(f"unknown method {self.method!r}, choose one of {', '.join(METHODS)}")
         if (name == "sequential") != bool(self.stages):
             raise ValueError("method 'sequential' needs balance.stages, and no other method has them")
+        wanted = [key for key in ("prior", "floor", "cap", "wishes") if getattr(self, key)]
+        if wanted and name not in BALANCING:
+            raise ValueError(f"method {self.method!r} does not balance, so balance.{wanted[0]} would say nothing; leave it out")
+        if self.gram == "cross" and not (self.halves and name != "mgda"):
+            raise ValueError("gram 'cross' is made of balance.halves and balances normalised gradients, so it needs both")
         return self
 
 
@@ -151,8 +163,10 @@ class OptimizerConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(300, ge=1)
+    processes: int = Field(1, ge=0)  # on one machine; 0: one a GPU
     checkpoint_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
+    start_from: str | None = Field(None, pattern=r"^s3://[^/]+/.+")  # another run's prefix or checkpoint: its LoRA only
 
 
 class EvaluationConfig(Section):
@@ -171,6 +185,10 @@ class RegistryConfig(Section):
 class StorageConfig(Section):
     bucket: str = Field("marble", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
     experiment: str = "marble"
+    local: str = ".marble/runs"  # a directory that outlives the process: checkpoints are written here first, then to S3
+    keep_last: int = Field(3, ge=1)  # checkpoints, here and on S3; the best by evaluation is kept too
+    keep_every: int = Field(0, ge=0)  # every n-th step's is kept as well; 0: none
+    max_unsaved_minutes: float = Field(30, gt=0)  # how long S3 may take nothing before training stops
 
 
 class RunConfig(Section):
@@ -231,7 +249,20 @@ class RunConfig(Section):
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)
 
+    def flat(self) -> dict[str, str]:
+        """Every setting by its dotted name: ``section.key``, and ``rewards.NAME.key`` for the list of rewards."""
+        tree = self.model_dump(mode="json")
+        tree["rewards"] = {reward.pop("name"): reward for reward in tree["rewards"]}
+        return {"reward_names": ",".join(self.reward_names), **_flatten(tree)}
+
     @property
     def digest(self) -> str:
         """Twelve hex digits that name this configuration."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
+    return flat

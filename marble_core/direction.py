@@ -12,17 +12,31 @@ from marble_core.advantages import Advantages
 from marble_core.balance import Balance, Balancer
 from marble_core.config import RunConfig
 from marble_core.halves import Halves, split
+from marble_core.passes import Passes
 from marble_core.policy import Policy
 from marble_core.types import Rollout
 
 
 @dataclass(frozen=True)
+class Seen:
+    """The K gradients of a step as the log sees them: Gram matrix G_KK, and of the two halves where they were kept apart.
+
+    Where the rewards were mixed before there was a gradient, the mixed one is the last entry of all three; w_K are the
+    weights of these gradients that make the update, without the KL.
+    """
+
+    G_KK: np.ndarray
+    halves: Halves | None
+    w_K: np.ndarray
+
+
+@dataclass(frozen=True)
 class Direction:
-    """The gradient to follow by parameter name, the balance behind it, and ``halves`` where the K gradients were computed."""
+    """The gradient to follow by parameter name, the balance behind it, and ``seen`` where the K gradients were computed."""
 
     gradient: dict[str, torch.Tensor]
     balance: Balance
-    halves: Halves | None
+    seen: Seen | None
     forwards: int
     backwards: int
 
@@ -38,23 +52,33 @@ def find(
 
     Every ``observe``-th step the K gradients are computed for the log alone; that changes no bit of the direction.
     """
-    loss = config.loss
-    rows = passes.reward_rows(advantages, split(rollout.batch), loss.timesteps, config.balance.subtract_common)
+    T, keep, subtract = config.loss.timesteps, config.balance, config.balance.subtract_common
+    half_N = split(rollout.batch) if keep.halves else None
     has_signal_K = np.abs(advantages.A_NK).max(0) > 0
-    needs_gram, parameters = balancer.needs_gram(step), policy.parameters_of("default")
-    halves = None
-    if needs_gram or (config.balance.observe and step % config.balance.observe == 0):
-        every = passes.per_row(policy, rollout, rows, loss)
-        halves = Halves(distributed.sum_array(every.gradients.gram())[:-1, :-1])
-        if needs_gram:
-            balance = distributed.on_main(lambda: balancer.weigh(halves, has_signal_K))
-            gradient = every.gradients.combine(np.concatenate([balance.w_K, balance.w_K, [1.0]]))
-            return Direction(distributed.gather_layers(gradient, parameters), balance, halves, every.forwards, every.backwards)
+    parameters = policy.parameters_of("default")
 
-    balance = distributed.on_main(lambda: balancer.between(step, has_signal_K))
+    def all_gradients(with_mixed: bool = False) -> tuple[Passes, np.ndarray, Halves | None]:
+        rows = passes.reward_rows(advantages, half_N, T, subtract, with_mixed)
+        every = passes.per_row(policy, rollout, rows, config.loss)
+        H = distributed.sum_array(every.gradients.gram())[:-1, :-1]
+        halves = Halves(H) if keep.halves else None
+        return every, halves.whole if halves else H, halves
+
+    if balancer.needs_gram(step):
+        every, G_KK, halves = all_gradients()
+        balance = distributed.on_main(lambda: balancer.weigh(G_KK, has_signal_K, halves))
+        w_R = np.concatenate([*[balance.w_K] * (2 if halves else 1), [1.0]])
+        gradient = distributed.gather_layers(every.gradients.combine(w_R), parameters)
+        return Direction(gradient, balance, Seen(G_KK, halves, balance.w_K), every.forwards, every.backwards)
+
+    balance, seen = distributed.on_main(lambda: balancer.between(step, has_signal_K)), None
+    if keep.observe and step % keep.observe == 0:
+        _, G_KK, halves = all_gradients(with_mixed=bool(balancer.mixing))
+        seen = Seen(G_KK, halves, np.eye(len(G_KK))[-1] if balancer.mixing else balance.w_K)
     if balancer.mixing:
-        one = passes.mixed(policy, rollout, passes.mean_row(advantages.A_N, loss.timesteps), np.ones(1), loss)
+        rows, w_R = passes.mean_row(advantages.A_N, T), np.ones(1)
     else:
-        one = passes.mixed(policy, rollout, rows, np.concatenate([balance.w_K, balance.w_K]), loss)
+        rows, w_R = passes.reward_rows(advantages, None, T, subtract), balance.w_K
+    one = passes.mixed(policy, rollout, rows, w_R, config.loss)
     gradient = distributed.gather_layers(one.gradients.combine(np.ones(1)), parameters)
-    return Direction(gradient, balance, halves, one.forwards, one.backwards)
+    return Direction(gradient, balance, seen, one.forwards, one.backwards)

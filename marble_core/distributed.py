@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -72,14 +71,25 @@ def share(batch: PromptBatch) -> range:
     return range(M * rank() // n, M * (rank() + 1) // n)
 
 
+def images_of(batch: PromptBatch) -> np.ndarray:
+    """The images of this process's prompts, as indices into the step's."""
+    mine, G = share(batch), batch.images_per_prompt
+    return np.arange(mine.start * G, mine.stop * G)
+
+
+def rank_of(batch: PromptBatch, m: int) -> int:
+    """Whose share prompt ``m`` is."""
+    return next(r for r in reversed(range(world())) if len(batch.prompts) * r // world() <= m)
+
+
 def gather_table(table: RewardTable) -> RewardTable:
     """The rewards of the whole step, from each process's of its own images."""
     if world() == 1:
         return table
     tables: list[Any] = [None] * world()
     with _together():
-        dist.all_gather_object(tables, table.R_NK)
-    return replace(table, R_NK=np.concatenate(tables))
+        dist.all_gather_object(tables, table)
+    return RewardTable.concatenate(tables)
 
 
 def sum_array(values: np.ndarray) -> np.ndarray:

@@ -84,6 +84,7 @@ class RowGradients:
         self.rows = rows
         self.sums = {n: torch.zeros(rows, *m.weight.shape, device=m.weight.device, dtype=_wide(m)) for n, m in layers.items()}
         self.backwards = 0
+        self.gate = torch.zeros((), requires_grad=True)  # the only thing that asks for gradients: see _Tap
         self._tape = Tape(checkpointed) if checkpointed is not None else None
         self._pass: Pass | None = None
 
@@ -99,21 +100,19 @@ class RowGradients:
             for layer in self.layers.values():
                 del layer.forward
 
-    def backward(self, v_BCHW: torch.Tensor, inputs: Sequence[torch.Tensor], passes: Sequence[Pass]) -> None:
+    def backward(self, v_BCHW: torch.Tensor, passes: Sequence[Pass]) -> None:
         """Add sum_b weights[r, b] J_b^T q_b to every row r, for each pass. To be called within ``listening``, once a forward.
 
-        Both the image and the text input must be among ``inputs``: with the LoRA frozen, the first block's text-side
-        layers see a gradient only if something before them asks for one. Where float16 overflows, the layers that saw it
-        get their share from a repeated pass at half the scale.
+        Where float16 overflows, the layers that saw it get their share from a repeated pass at half the scale.
         """
         while passes:
             self.backwards += len(passes)
             if self._tape:
-                self._tape.backward(v_BCHW, [(one.cotangent, self._collecting(one)) for one in passes])
+                self._tape.backward(v_BCHW, [(one.cotangent, self._collecting(one)) for one in passes], self.gate)
             else:
                 for one in passes:
                     with self._collecting(one):
-                        torch.autograd.grad(v_BCHW, inputs, one.cotangent, retain_graph=True)
+                        torch.autograd.grad(v_BCHW, self.gate, one.cotangent, retain_graph=True, allow_unused=True)
             failed = [one for one in passes if one.overflowed]
             passes = [one.again() for one in failed if one.scale > SMALLEST_SCALE and one.is_finite]
             if len(passes) < len(failed):  # no scale helps: what is not a number must show, or the step would not be skipped
@@ -147,19 +146,22 @@ class RowGradients:
         return G_RR.numpy()
 
     def combine(self, w_R: np.ndarray) -> dict[str, torch.Tensor]:
-        """sum_r w_r g_r by parameter name."""
-        w = torch.as_tensor(w_R)
-        return {n: torch.tensordot(w.to(total), total, 1) for n, total in self.sums.items()}
+        """sum_r w_r g_r by parameter name; a row of weight 0 may hold what is not a number."""
+        used, w = np.flatnonzero(w_R), torch.as_tensor(w_R[np.flatnonzero(w_R)])
+        rows = slice(None) if len(used) == self.rows else torch.as_tensor(used)
+        return {n: torch.tensordot(w.to(total), total[rows], 1) for n, total in self.sums.items()}
 
 
 class _Tap(torch.autograd.Function):
     """A linear layer that shows its input and output gradient on the way back.
 
-    It keeps its input through save_for_backward, not by a hook's closure, so gradient checkpointing can drop it.
+    It keeps its input through save_for_backward, not by a hook's closure, so gradient checkpointing can drop it. The weights
+    are frozen, so something else must ask for gradients, or none would reach a layer: the ``gate``, a number that nothing is
+    computed from. What lies before the first layers then asks for none, and nothing is spent on it.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, rows, name):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, gate, weight, rows, name):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
         ctx.rows, ctx.name = rows, name
         return F.linear(x, weight)
@@ -168,7 +170,7 @@ class _Tap(torch.autograd.Function):
     def backward(ctx, d):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         ctx.rows._collect(ctx.name, x, d)
-        return (d @ weight.to(d.dtype)).to(x.dtype), None, None, None
+        return (d @ weight.to(d.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
 def _wide(layer: torch.nn.Linear) -> torch.dtype:
@@ -178,4 +180,4 @@ def _wide(layer: torch.nn.Linear) -> torch.dtype:
 def _forward(layer: torch.nn.Linear, rows: RowGradients, name: str, x: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
         return F.linear(x, layer.weight)
-    return _Tap.apply(x, layer.weight, rows, name)
+    return _Tap.apply(x, rows.gate, layer.weight, rows, name)

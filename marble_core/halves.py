@@ -18,11 +18,12 @@ SMALLEST = 1e-30
 
 
 def split(batch: PromptBatch) -> np.ndarray:
-    """0 or 1 for each of the N images: two halves of the prompts, balanced by source."""
-    seen: dict[str, int] = {}
+    """0 or 1 for each of the N images: two halves of the groups, balanced by source."""
+    latest: dict[str, int] = {}  # the half that a source's last group went to
     half_M = np.zeros(len(batch.prompts), dtype=int)
-    for m, prompt in enumerate(batch.prompts):
-        half_M[m] = seen[prompt.source] = 1 - seen.get(prompt.source, len(seen) % 2)
+    for m in dict.fromkeys(batch.group_N.tolist()):
+        source = batch.prompts[m].source
+        half_M[m] = latest[source] = 1 - latest.get(source, len(latest) % 2)
     return half_M[batch.group_N]
 
 
@@ -63,18 +64,22 @@ class Halves:
         norm_a, norm_b = (np.sqrt(np.diag(m)) + SMALLEST for m in (self.aa, self.bb))
         return np.diag(self.ab) / (norm_a * norm_b)
 
-    def held_out(self, active_K: np.ndarray, solve: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-        """Cosine of the direction that ``solve`` (unit Gram matrix, active rewards -> alpha) finds on one half with g_k of the other,
-        the mean of both ways; NaN for inactive rewards."""
-        cosines = np.full((2, self.K), np.nan)
-        on = np.flatnonzero(active_K)
-        for row, (own, other, between) in enumerate(((self.aa, self.bb, self.ab), (self.bb, self.aa, self.ab.T))):
-            norm, norm_other = (np.sqrt(np.diag(m))[on] + SMALLEST for m in (own, other))
-            C = own[np.ix_(on, on)] / np.outer(norm, norm)
-            alpha = solve(C, active_K)
-            length = np.sqrt(max(alpha @ C @ alpha, SMALLEST))
-            cosines[row, on] = (alpha / norm) @ between[np.ix_(on, on)] / (length * norm_other)
-        return cosines.mean(0)
+    def held_out(self, weigh: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Cosine of the direction that ``weigh`` (Gram matrix -> weights of the gradients) makes of one half with g_k of the other,
+        the mean of both ways."""
+        ways = ((self.aa, self.bb, self.ab), (self.bb, self.aa, self.ab.T))
+        return np.mean([_cosines_between(weigh(own), own, other, between) for own, other, between in ways], axis=0)
+
+
+def cosines(w_K: np.ndarray, G_KK: np.ndarray) -> np.ndarray:
+    """Cosine of sum_k w_k g_k with each g_k, from their Gram matrix."""
+    return _cosines_between(w_K, G_KK, G_KK, G_KK)
+
+
+def _cosines_between(w_K: np.ndarray, own: np.ndarray, other: np.ndarray, between: np.ndarray) -> np.ndarray:
+    """Cosine of sum_k w_k g_k with each h_k, from <g_j, g_k>, <h_j, h_k> and <g_j, h_k>."""
+    length = np.sqrt(max(w_K @ own @ w_K, SMALLEST**2))
+    return (w_K @ between) / (length * (np.sqrt(np.diag(other)) + SMALLEST))
 
 
 def images_for_half(consistency: float, images: int) -> float:

@@ -1,4 +1,4 @@
-"""What a step tells the log, as flat names: reward/NAME/mean, alpha/NAME, cosine/A:B, consistency/NAME, time/sample, ..."""
+"""What a step tells the log, as flat names: reward/NAME/mean, side/NAME/VALUE, alpha/NAME, cosine/A:B, consistency/NAME, time/sample, ..."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from contextlib import suppress
 import numpy as np
 
 from marble_core.balance import Balance, Balancer
-from marble_core.halves import SMALLEST, Halves, images_for_half
+from marble_core.direction import Seen
+from marble_core.halves import cosines, images_for_half
+from marble_core.minnorm import min_norm
 from marble_core.types import PromptBatch, RewardTable
 
 
 def reward_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
-    """Mean and std of each reward over the images that it applies to, and its mean by source."""
-    source_N = np.array([batch.prompts[g].source for g in batch.group_N])
+    """Mean and std of each reward over the images that it applies to, its mean by source, and the mean of its side values."""
+    source_N = np.array([batch.prompts[m].source for m in batch.prompt_N])
     out = {f"reward/{n}/mean": m for n, m in table.means().items()}
+    out |= {f"side/{n}": m for n, m in table.side_means().items()}
     for k, name in enumerate(table.names):
         if table.mask_NK[:, k].any():
             out[f"reward/{name}/std"] = float(np.nanstd(table.R_NK[:, k]))
@@ -26,43 +29,50 @@ def reward_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
     return out
 
 
-def gradient_metrics(
-    names: tuple[str, ...], halves: Halves, balance: Balance, balancer: Balancer, images: int
-) -> dict[str, float]:
-    """Of the active rewards: norms, cosines with each other and with the update, self-consistency, held-out cosines.
+def gradient_metrics(names: tuple[str, ...], seen: Seen, balance: Balance, balancer: Balancer, images: int) -> dict[str, float]:
+    """Of every reward whose gradient counts: norm, cosines with the others and with the update, self-consistency, held-out cosines.
 
-    ``cosine/worst`` is the least cosine of the update (without the KL) with a reward's gradient; ``held_out/worst`` the same
-    for a direction found on one half of the prompts and gradients of the other, which is what says something of the next
-    batch. ``consistency/NAME`` is near 1 for signal and near 0 for noise; ``images_needed/NAME`` would bring it to .5.
+    ``cosine/worst`` is the least cosine of the update (without the KL) with a reward's gradient, ``cosine/worst_star`` that of
+    alpha* alone, which is logged whatever the method; ``held_out/worst`` the same for a direction found on one half of the
+    prompts and gradients of the other, which is what says something of the next batch. ``consistency/NAME`` is near 1 for
+    signal and near 0 for noise; ``images_needed/NAME`` would bring it to .5.
     """
-    on = np.flatnonzero(balance.active_K)
-    G_KK = halves.whole
-    norm_K = np.sqrt(np.diag(G_KK)) + SMALLEST
-    C_KK = G_KK / np.outer(norm_K, norm_K)
+    G_KK = seen.G_KK
+    counts_K = np.isfinite(np.diag(G_KK)) & (np.diag(G_KK) > 0)
+    on = np.flatnonzero(balance.active_K & counts_K[: len(names)] if balance.solved_K is not None else counts_K[: len(names)])
+    if not len(on):
+        return {}
+    norm_K = np.sqrt(np.where(counts_K, np.diag(G_KK), 1.0))
+    C_KK = np.where(np.outer(counts_K, counts_K), G_KK / np.outer(norm_K, norm_K), 0.0)
     out = {f"grad_norm/{names[k]}": norm_K[k] for k in on}
     out |= {f"cosine/{names[j]}:{names[k]}": C_KK[j, k] for k in on for j in on if j < k}
 
-    towards_K = G_KK @ balance.w_K
-    length = np.sqrt(max(balance.w_K @ towards_K, SMALLEST))
-    if balance.w_K.any() and len(on):
-        cosine_K = towards_K / (length * norm_K)
-        out |= {f"cosine/update:{names[k]}": cosine_K[k] for k in on}
-        out["cosine/worst"] = cosine_K[on].min()
+    if seen.w_K.any():
+        out |= _cosines("cosine", "update:", names, on, cosines(seen.w_K * norm_K, C_KK))
+    with suppress(ArithmeticError):  # the balance has said so
+        alpha_on, star_K = balance.solved_K, balance.star_K
+        if alpha_on is None or star_K is None:
+            alpha_on, star_K = np.zeros(len(names)), np.zeros(len(names))
+            alpha_on[on] = min_norm(C_KK[np.ix_(on, on)])
+            star_K[on] = alpha_on[on] / norm_K[on]
+        out |= {f"alpha_star/{names[k]}": alpha_on[k] for k in on}
+        star_K = np.append(star_K, np.zeros(len(G_KK) - len(star_K)))
+        out["cosine/worst_star"] = cosines(star_K * norm_K, C_KK)[on].min()
 
-    if balance.solved_K is not None:
-        out |= {f"alpha_star/{names[k]}": balance.solved_K[k] for k in on}
-        direction_K = C_KK @ balance.solved_K
-        out["cosine/worst_star"] = direction_K[on].min() / np.sqrt(max(balance.solved_K @ direction_K, SMALLEST))
-
-    consistency_K = halves.consistency()
-    for k in on:
-        out[f"consistency/{names[k]}"] = consistency_K[k]
-        out[f"images_needed/{names[k]}"] = images_for_half(consistency_K[k], images)
-    with suppress(ArithmeticError):  # limits that the active rewards alone cannot meet; the balance has said so
-        held_out_K = halves.held_out(balance.active_K, balancer.solve_unit)
-        out |= {f"held_out/{names[k]}": held_out_K[k] for k in on}
-        out |= {"held_out/worst": held_out_K[on].min()} if len(on) else {}
+    if seen.halves:
+        consistency_K = seen.halves.consistency()
+        for k in on:
+            out[f"consistency/{names[k]}"] = consistency_K[k]
+            out[f"images_needed/{names[k]}"] = images_for_half(consistency_K[k], images)
+        with suppress(ArithmeticError):  # limits that the active rewards alone cannot meet; the balance has said so
+            weigh = (lambda G_KK: balancer.rethink(G_KK, balance)) if balance.solved_K is not None else (lambda _: seen.w_K)
+            out |= _cosines("held_out", "", names, on, seen.halves.held_out(weigh))
     return {name: float(value) for name, value in out.items()}
+
+
+def _cosines(what: str, of: str, names: tuple[str, ...], on: np.ndarray, cosine_K: np.ndarray) -> dict[str, float]:
+    """One metric a reward, and the worst of them."""
+    return {f"{what}/{of}{names[k]}": cosine_K[k] for k in on} | {f"{what}/worst": cosine_K[on].min()}
 
 
 class Clock:

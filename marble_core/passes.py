@@ -47,16 +47,24 @@ class Passes:
     backwards: int
 
 
-def reward_rows(advantages: Advantages, half_N: np.ndarray, timesteps: int, subtract_common: bool = False) -> Rows:
-    """2K rows (reward k over half a; reward k over half b), so that g_k is the sum of its two.
+def reward_rows(
+    advantages: Advantages, half_N: np.ndarray | None, timesteps: int, subtract_common: bool = False, with_mixed: bool = False
+) -> Rows:
+    """2K rows (reward k over half a; reward k over half b), so that g_k is the sum of its two; K rows without halves.
 
     Weights are c_k m_ik / (N T) with c_k = N / n_k over the whole step: a specialist reward is averaged over the images it
-    applies to, not shrunk by those it does not.
+    applies to, not shrunk by those it does not. ``with_mixed`` adds the mixed advantage as if it were the last reward.
     """
     weight_KN = (advantages.mask_NK / np.maximum(advantages.count_K, 1)).T / timesteps
-    in_a_N, N = half_N == 0, len(half_N)
+    A_KN, N = advantages.A_NK.T, len(advantages.A_N)
+    if with_mixed:
+        mean = mean_row(advantages.A_N, timesteps)
+        weight_KN, A_KN = np.concatenate([weight_KN, mean.weight_RN]), np.concatenate([A_KN, mean.A_RN])
     common_N = np.full(N, 1 / (N * timesteps)) if subtract_common else np.zeros(N)
-    return Rows(np.concatenate([weight_KN * in_a_N, weight_KN * ~in_a_N]), np.concatenate([advantages.A_NK.T] * 2), common_N)
+    if half_N is None:
+        return Rows(weight_KN, A_KN, common_N)
+    in_a_N = half_N == 0
+    return Rows(np.concatenate([weight_KN * in_a_N, weight_KN * ~in_a_N]), np.concatenate([A_KN, A_KN]), common_N)
 
 
 def mean_row(A_N: np.ndarray, timesteps: int) -> Rows:
@@ -125,11 +133,10 @@ def _one(policy: Policy, part: _MicroBatch, gradients: RowGradients, plan: Plan,
             with policy.using("off") as model:
                 v_ref = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
     with policy.using("default") as model:
-        x, tokens = (a.clone().requires_grad_(True) for a in (part.x_BCHW, part.conditioning.tokens))
-        v = model.velocity(x, part.t_B, Conditioning(tokens, part.conditioning.pooled))
+        v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
         terms = LOSSES[config.name](Point(v.detach(), v_old, part.x_BCHW, part.x0_BCHW, part.t_B), config)
         kl_BCHW = None if v_ref is None else config.kl_beta * part.kl_scale * kl(v.detach(), v_ref)
-        gradients.backward(v, [x, tokens], plan(part.images_B, terms, kl_BCHW))
+        gradients.backward(v, plan(part.images_B, terms, kl_BCHW))
     return 1 + (v_old is not None) + (v_ref is not None)
 
 
@@ -167,7 +174,7 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
         x0, t_B = rollout.x0_NCHW[images_B - rollout.first], t_NT[images_B, j]
         eps = noise([derive(seed, "eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:]))
         scale = 1 / taken if n in carriers else 0.0  # N T / taken, over N T
-        conditioning = rollout.conditioning[batch.group_N[images_B] - batch.group_N[rollout.first]]
+        conditioning = rollout.conditioning[batch.prompt_N[images_B] - batch.prompt_N[rollout.first]]
         yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, conditioning, scale)
 
 

@@ -57,8 +57,13 @@ class Tape:
         self.calls.append(_Call(block, args, wanted, origins, outputs, autocast))
         return tuple(outputs) if isinstance(result, tuple) else outputs[0]
 
-    def backward(self, v: torch.Tensor, passes: Sequence[tuple[torch.Tensor, AbstractContextManager[None]]]) -> None:
-        """Send each cotangent of ``v`` back through all blocks, within its own context, for the layers that look on."""
+    def backward(
+        self, v: torch.Tensor, passes: Sequence[tuple[torch.Tensor, AbstractContextManager[None]]], gate: torch.Tensor
+    ) -> None:
+        """Send each cotangent of ``v`` back through all blocks, within its own context, for the layers that look on.
+
+        ``gate`` is what those layers' own gradients end in; the first block has no other input that asks for one.
+        """
         flowing = [_send([v], self.calls[-1].outputs, [cotangent]) for cotangent, _ in passes]
         for call in reversed(self.calls):
             args = [
@@ -70,7 +75,7 @@ class Tape:
                 outputs = _as_tuple(call.block(*args))
             for n, (_, context) in enumerate(passes):
                 with context:
-                    sent = _send(outputs, [args[i] for i in call.wanted], flowing[n])
+                    sent = _send(outputs, [*(args[i] for i in call.wanted), gate], flowing[n])[:-1]
                 if call.origins:
                     by_origin = dict(zip(call.origins, sent, strict=True))
                     flowing[n] = [by_origin.get(j) for j in range(max(call.origins) + 1)]

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from marble_core import glossary
 from marble_core.config import RegistryConfig
 from marble_core.evaluate import Estimate, Evaluation, RewardResult
 from marble_core.types import MarbleError
@@ -137,7 +138,7 @@ def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> N
     with _mlflow_client() as client:
         for key, value in _tags(evaluation, decision).items():
             client.set_tag(run_id, key, value)
-        client.set_tag(run_id, "mlflow.note.content", describe(evaluation, decision))
+        client.set_tag(run_id, "mlflow.note.content", f"{describe(evaluation, decision)}\n\n{glossary.as_markdown()}")
 
 
 def describe(evaluation: Evaluation, decision: Decision) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,12 +53,18 @@ def solve(
 
 
 def sample(
-    model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], solver: str, steps: int, batch_size: int
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    solver: str,
+    steps: int,
+    batch_size: int,
+    show: Callable[[np.ndarray], None] = lambda _: None,
 ) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, Conditioning]:
     """N images of M prompts, N a multiple of M (each prompt's images lie together), each prompt encoded once.
 
     Returns x0_NCHW, images_NHWC (uint8), the times t_S and the conditioning of the M prompts. The noise of an image
-    depends on its seed alone, so neither batch size nor order changes it.
+    depends on its seed alone, so neither batch size nor order changes it. ``show`` gets each batch's images once they are there.
     """
     conditioning = model.encode(list(prompts))
     owner_N = torch.arange(len(prompts)).repeat_interleave(len(seeds) // len(prompts))
@@ -69,14 +75,19 @@ def sample(
         x0, t_S = solve(model, x_T, conditioning[owner_N[part]], solver, steps)
         latents.append(x0)
         images.append(model.decode(x0))
+        show(images[-1])
     return torch.cat(latents), np.concatenate(images), t_S, conditioning
 
 
-def collect(policy: Policy, batch: PromptBatch, config: RolloutConfig) -> Rollout:
+def collect(
+    policy: Policy, batch: PromptBatch, config: RolloutConfig, show: Callable[[np.ndarray], None] = lambda _: None
+) -> Rollout:
     """The step's rollout: the policy ``old`` samples each prompt of this process's share ``images_per_prompt`` times."""
-    mine, G = distributed.share(batch), batch.images_per_prompt
-    seeds = [derive(batch.seed, "rollout", batch.step, i) for i in range(mine.start * G, mine.stop * G)]
-    texts = [batch.prompts[m].text for m in mine]
+    index_N = distributed.images_of(batch).tolist()
+    seeds = [derive(batch.seed, "rollout", batch.step, i) for i in index_N]
+    texts = [batch.prompts[m].text for m in distributed.share(batch)]
     with policy.using("old") as model:
-        x0_NCHW, images_NHWC, t_S, conditioning = sample(model, texts, seeds, config.solver, config.steps, config.batch_size)
-    return Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC, mine.start * G)
+        x0_NCHW, images_NHWC, t_S, conditioning = sample(
+            model, texts, seeds, config.solver, config.steps, config.batch_size, show
+        )
+    return Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC, index_N[0])

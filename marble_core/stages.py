@@ -45,41 +45,54 @@ def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
     return config, json.loads((prepared / "run.json").read_text())["run_id"]
 
 
-def prepare(preset: str, overrides: list[str], run_id: str, out: Path) -> str:
-    """Check everything that can be checked without a GPU, and write the prepared directory. Returns the run id."""
+def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Path) -> str:
+    """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
+    as HTML. Returns the run id."""
     with progress.stage("prepare") as result:
-        from marble_core.prompts import check_disjoint, data_report, load_prompts, write_jsonl
+        from marble_core.checkpoints.source import check_beginning
+        from marble_core.prompts import write_jsonl
+        from marble_core.prompts.data import prepare_data
+        from marble_core.prompts.report import write_page
         from marble_core.rewards import check_known
         from marble_core.storage import S3
 
         config = load_config(preset, overrides=overrides)
         check_known(config.rewards)
         run_id = check_run_id(run_id or new_run_id())
-        S3(config.storage.bucket).require_bucket()
-        data = config.data
-        train_prompts = load_prompts(data.train, data.train_size, config.seed, held_out=False)
-        evaluation_prompts = load_prompts(data.evaluation, data.evaluation_size, config.seed, held_out=True)
-        check_disjoint(train_prompts, evaluation_prompts)
+        s3 = S3(config.storage.bucket)
+        s3.require_bucket()
+        check_beginning(config, s3, run_id)
+        data = prepare_data(config)
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(config.to_json())
         (out / "run.json").write_text(json.dumps({"run_id": run_id}))
-        write_jsonl(out / "train.jsonl", train_prompts)
-        write_jsonl(out / "evaluation.jsonl", evaluation_prompts)
-        report = data_report(train_prompts, evaluation_prompts)
-        (out / "data_report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
-        result |= {"run_id": run_id}
-        progress.emit("prepare", note=f"{len(train_prompts)} prompts to train on, {len(evaluation_prompts)} held out")
+        write_jsonl(out / "train.jsonl", data.train)
+        write_jsonl(out / "evaluation.jsonl", data.evaluation)
+        (out / "data_report.json").write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_page(page, data.report)
+        result |= {"run_id": run_id, "data_report": str(page)}
+        progress.emit("prepare", note=f"{len(data.train)} prompts to train on, {len(data.evaluation)} held out")
+        for warning in data.warnings:
+            progress.emit("prepare", note=f"Warning: {warning}")
     return run_id
 
 
 def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
     with progress.stage("train") as result:
-        from marble_core.prompts import read_jsonl
+        from marble_core.launch import processes_wanted, train_on
+        from marble_core.prompts import read_prompts
+        from marble_core.state import read_history
         from marble_core.train import run_training
 
         config, run_id = read_prepared(prepared)
-        metrics = run_training(config, run_id, read_jsonl(prepared / "train.jsonl"), out)
+        if (count := processes_wanted(config)) > 1:
+            train_on(count, prepared, out)
+        else:
+            run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
+        history = read_history(out)
+        metrics = history[-1]["metrics"] if history else {}
         result |= {"adapter": str(out)}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
@@ -87,26 +100,38 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
     """Compare base and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns the gains."""
     with progress.stage("evaluate") as result:
+        from marble_core.checkpoints.remote import Remote
         from marble_core.evaluate import run_evaluation
-        from marble_core.prompts import read_jsonl
+        from marble_core.prompts import read_prompts
         from marble_core.report import write_report
+        from marble_core.storage import S3
 
-        config, _ = read_prepared(prepared)
+        config, run_id = read_prepared(prepared)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
-        run_evaluation(config, read_jsonl(prepared / "evaluation.jsonl"), adapter, out)
+        run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out)
         evaluation, decision, _ = _judge(out)
         write_report(out / "report.html", evaluation, decision, adapter / "history.jsonl", out / "images", config)
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "report.html", report)
-        gains = {f"evaluation/{name}/difference": reward.difference.mean for name, reward in evaluation.rewards.items()}
-        gains["evaluation/mean_gain"] = evaluation.mean_gain.mean
+        results = {**evaluation.rewards, **evaluation.side}
+        gains = {f"evaluation/{name}/difference": result.difference.mean for name, result in results.items()}
+        gains = {"evaluation/mean_gain": evaluation.mean_gain.mean, **gains}
+        step = _trained_steps(adapter)
+        Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
         with _tracked(prepared, "RUNNING") as tracker:
-            tracker.log_metrics(gains)
+            tracker.log_metrics(gains, step)
             tracker.log_artifact(out / "report.html")
             tracker.log_artifact(out / "evaluation.json")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
     return gains
+
+
+def _trained_steps(adapter: Path) -> int:
+    """The step of the last line of train's history; 0 where there is none."""
+    history = adapter / "history.jsonl"
+    lines = history.read_text().splitlines() if history.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def gate(evaluation: Path) -> bool:

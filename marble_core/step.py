@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from marble_core.config import RunConfig
 from marble_core.metrics import Clock, gradient_metrics, reward_metrics
 from marble_core.policy import Policy
 from marble_core.prompts import mix
-from marble_core.rewards import score_all
+from marble_core.rewards import Ahead, score_all
 from marble_core.rollout import collect
 from marble_core.types import Prompt, PromptBatch, RewardTable, Rollout, Scorer, StepReport
 
@@ -42,11 +43,11 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     clock = Clock()
 
     batch = mix(eligible(learner, prompts), config.rollout.prompts, config.rollout.images_per_prompt, learner.step, config.seed)
-    rollout = collect(policy, batch, config.rollout)
+    ahead = Ahead(learner.scorers, batch.prompts_of(distributed.images_of(batch)))
+    rollout = collect(policy, batch, config.rollout, ahead.add)
     clock.lap("sample")
 
-    own = score_all(learner.scorers, rollout.images_NHWC, [batch.prompts[g] for g in batch.group_N[rollout.index_N]])
-    table = distributed.gather_table(own)
+    table = distributed.gather_table(score_all(learner.scorers, rollout.images_NHWC, ahead.prompts, ahead))
     clock.lap("score")
     if faults := _faults(table, batch):
         return _skipped(learner, faults, fault=True)
@@ -57,7 +58,9 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
         return _skipped(learner, ["no reward tells the images of a prompt apart"])
     found = _find_or_forget(learner, rollout, advantages)
     if not found.is_finite:
-        return _skipped(learner, ["the gradient is not finite"], fault=True)
+        return _skipped(learner, [_where_not_finite(found, rollout, table.names)], fault=True)
+    if not found.balance.active_K.any():
+        return _skipped(learner, ["no reward is active", *found.balance.notes])
 
     learner.updating = True
     norm = policy.update(learner.optimizer, found.gradient, learner.updates, config.optimizer)
@@ -69,8 +72,10 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     metrics |= {"passes/forward": found.forwards, "passes/backward": found.backwards}
     if not balancer.mixing:
         metrics |= {f"alpha/{n}": float(a) for n, a in zip(table.names, found.balance.share_K, strict=True)}
-    if found.halves:
-        metrics |= gradient_metrics(table.names, found.halves, found.balance, balancer, len(batch))
+    metrics |= {"stationary": float(found.balance.stationary), "qp_failed": float(found.balance.failed)}
+    metrics["inactive"] = float((~found.balance.active_K).sum())
+    if found.seen:
+        metrics |= gradient_metrics(table.names, found.seen, found.balance, balancer, len(batch))
     return _recorded(learner, StepReport(learner.step, metrics, found.balance.notes))
 
 
@@ -86,7 +91,8 @@ def _find_or_forget(learner: Learner, rollout: Rollout, advantages: Advantages) 
 
 
 def _recorded(learner: Learner, report: StepReport) -> StepReport:
-    learner.history.append({"step": report.step, "metrics": dict(report.metrics), "notes": list(report.notes)})
+    line = {"step": report.step, "time": time.time(), "metrics": dict(report.metrics), "notes": list(report.notes)}
+    learner.history.append(line)
     learner.updating = False
     return report
 
@@ -102,9 +108,26 @@ def eligible(learner: Learner, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def _faults(table: RewardTable, batch: PromptBatch) -> list[str]:
     return [
-        f"reward {table.names[k]} is not finite for the prompt {batch.prompts[batch.group_N[i]].text!r}"
+        f"reward {table.names[k]} is not finite for {_prompt(batch, batch.prompt_N[i])}"
         for i, k in np.argwhere(np.isinf(table.R_NK))[:3]
     ]
+
+
+def _where_not_finite(found: direction.Direction, rollout: Rollout, names: Sequence[str]) -> str:
+    """The rewards whose own gradients are not finite, where those were computed, and the prompts whose latents are not."""
+    batch, index_N = rollout.batch, rollout.index_N
+    bad_M = np.zeros(len(batch.prompts))
+    np.add.at(bad_M, batch.prompt_N[index_N], [float(not x0.isfinite().all()) for x0 in rollout.x0_NCHW])
+    said = [f"latents of {_prompt(batch, m)}" for m in np.flatnonzero(distributed.sum_array(bad_M))[:3]]
+    if found.seen:
+        squares_K = np.diag(found.seen.G_KK)
+        said = [f"reward {name}" for name, square in zip(names, squares_K, strict=False) if not np.isfinite(square)] + said
+    return f"the gradient is not finite{': ' if said else ''}{', '.join(said)}"
+
+
+def _prompt(batch: PromptBatch, m: int) -> str:
+    on = f" on rank {distributed.rank_of(batch, m)}" if distributed.world() > 1 else ""
+    return f"the prompt {batch.prompts[m].text!r}{on}"
 
 
 def _skipped(learner: Learner, why: list[str], fault: bool = False) -> StepReport:

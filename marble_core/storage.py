@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
@@ -22,6 +23,8 @@ from marble_core.types import MarbleError
 _MISSING = {"404", "NoSuchBucket", "NoSuchKey", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _KEYS = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken", "InvalidToken"}
+# The interpreter would wait for boto3's own threads before it ends, minutes where a server has gone silent.
+_IN_THIS_THREAD = TransferConfig(use_threads=False)
 
 
 class S3:
@@ -58,7 +61,7 @@ class S3:
 
     def upload_file(self, local: Path, key: str) -> str:
         with self._sentences("written"):
-            self._client.upload_file(str(local), self.bucket, key)
+            self._client.upload_file(str(local), self.bucket, key, Config=_IN_THIS_THREAD)
         return self.uri(key)
 
     def upload_dir(self, local: Path, prefix: str) -> str:
@@ -87,28 +90,38 @@ class S3:
             files.append(target)
         return files
 
-    def put_json(self, key: str, value: Any, *, once: bool = False) -> bool:
-        """Writes JSON; with ``once`` only if the key is not there yet. Returns whether it was written."""
-        condition = {"IfNoneMatch": "*"} if once else {}
-        body = json.dumps(value, indent=2, sort_keys=True).encode()
+    def put(self, key: str, body: bytes) -> None:
+        with self._sentences("written"):
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=body)
+
+    def put_json(self, key: str, value: Any) -> None:
+        self.put(key, json.dumps(value, indent=2, sort_keys=True).encode())
+
+    def swap(self, key: str, body: bytes, etag: str | None) -> str | None:
+        """Writes the object if its ETag is still this one (None: if it is not there yet). Returns the new ETag, None if too late."""
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         with self._sentences("written"):
             try:
-                self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition)
+                return str(self._client.put_object(Bucket=self.bucket, Key=key, Body=body, **condition)["ETag"])
             except ClientError as error:
-                if once and _code(error) in _TAKEN:
-                    return False
+                if _code(error) in _TAKEN or (etag is not None and _code(error) == "NoSuchKey"):
+                    return None
                 raise
-        return True
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        """The object's content and ETag, or None if it is not there."""
+        with self._sentences("read", key):
+            try:
+                found = self._client.get_object(Bucket=self.bucket, Key=key)
+                return found["Body"].read(), str(found["ETag"])
+            except self._client.exceptions.NoSuchKey:
+                return None
 
     def get_json(self, key: str) -> Any:
         """The parsed JSON, or None if the key is not there."""
-        with self._sentences("read", key):
-            try:
-                body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-            except self._client.exceptions.NoSuchKey:
-                return None
+        found = self.get(key)
         try:
-            return json.loads(body)
+            return None if found is None else json.loads(found[0])
         except ValueError:
             raise MarbleError(f"The object {self.uri(key)} is not JSON; remove it or write it anew.") from None
 

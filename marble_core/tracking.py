@@ -1,7 +1,8 @@
 """Metrics, parameters, pictures and files of a run in MLflow; the only module that imports it for metrics.
 
 A run is found again by its tag ``marble.run_id``, so a stage that is restarted, and the next stage, go on in the same one.
-Nothing here stops a training: after ``start`` every failure is counted and logged, and metrics are sent in the background.
+Nothing here stops a training or holds it up: after ``start`` every failure is counted and logged, and metrics are sent in
+the background, in order, as often as it takes.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import logging
 import math
 import os
 import re
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core.types import MarbleError, StepReport
+from marble_core.sending import Batch, Sender
+from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
-    from mlflow.utils.async_logging.run_operations import RunOperations
+    from mlflow.entities import Run
 
     from marble_core.config import RunConfig
 
@@ -37,17 +39,20 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """One MLflow run. Give the server by MLFLOW_TRACKING_URI.
-
-    ``failures`` counts what could not be sent; a batch of metrics that failed is sent once more by ``end``.
-    """
+    """One MLflow run. Give the server by MLFLOW_TRACKING_URI."""
 
     def __init__(self, client: MlflowClient, run: Run) -> None:
         self._client = client
         self.mlflow_run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
-        self.failures = 0
-        self._sent: list[tuple[list[Metric], RunOperations]] = []
+        self._failures = 0
+        self._logged = 0
+        self._sender = Sender(self._send, self._known)
+
+    @property
+    def failures(self) -> int:
+        """Attempts that failed."""
+        return self._failures + self._sender.failures
 
     @classmethod
     def start(
@@ -86,16 +91,22 @@ class Tracker:
             ) from None
         return cls(client, run)
 
-    def log_step(self, report: StepReport) -> None:
-        """All metrics of one step in one request, in the background. Infinities are sent as NaN, MLflow has no other word."""
-        self.log_metrics(report.metrics, report.step)
+    def log_history(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """The metrics of all steps behind us; those from an earlier call, or that MLflow has already, are not sent again.
+
+        A step is known by its metric ``skipped``, which every step has.
+        """
+        for line in history[self._logged :]:
+            self._put({"skipped": 0.0, **line["metrics"]}, line["step"], line["time"])
+        self._logged = len(history)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        from mlflow.entities import Metric
+        """In the background; nothing where the first of them has the same value at this step already."""
+        self._put(metrics, step, time.time())
 
-        now = int(time.time() * 1000)
-        batch = [Metric(_name(key), _finite(value), now, step) for key, value in metrics.items()]
-        self._attempt("metrics", lambda: self._submit(batch))
+    def flush(self, seconds: float) -> int:
+        """Waits for the metrics that are on their way. Returns how many steps' are still not sent after so many seconds."""
+        return self._sender.flush(seconds)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
@@ -110,29 +121,37 @@ class Tracker:
         """A picture (uint8, RGB) of a series: MLflow shows it with a slider over the steps."""
         self._attempt(f"image {key}", lambda: self._client.log_image(self.mlflow_run_id, image_HWC, key=_name(key), step=step))
 
-    def end(self, status: str = "FINISHED") -> None:
-        """Waits for what is on its way, sends once more what failed, and sets the status: FINISHED, FAILED, KILLED, or
-        RUNNING where another stage goes on in the run."""
-        lost = [batch for batch, operation in self._sent if not self._arrived(operation)]
-        self._sent = []
-        if lost:
-            self._attempt("metrics", lambda: self._client.log_batch(self.mlflow_run_id, [m for batch in lost for m in batch]))
+    def end(self, status: str = "FINISHED", seconds: float = 20.0) -> None:
+        """Waits for what is on its way, and sets the status: FINISHED, FAILED, KILLED, or RUNNING where another stage goes on
+        in the run. For a server that is gone it waits no longer than twice these seconds."""
+        if unsent := self._sender.flush(seconds):
+            _log.warning("MLflow has not taken the metrics of %d steps", unsent)
+        self._sender.close()
         close = self._client.update_run if status == "RUNNING" else self._client.set_terminated
-        self._attempt("status", lambda: close(self.mlflow_run_id, status))
+        closing = threading.Thread(
+            target=self._attempt, args=("status", lambda: close(self.mlflow_run_id, status)), daemon=True
+        )
+        closing.start()
+        closing.join(seconds)
 
-    def _submit(self, batch: list[Metric]) -> None:
-        operation = self._client.log_batch(self.mlflow_run_id, batch, synchronous=False)
-        if operation is not None:
-            self._sent.append((batch, operation))
+    def _put(self, metrics: Mapping[str, float], step: int, seconds: float) -> None:
+        """Infinities are sent as NaN, MLflow has no other word."""
+        self._sender.put(Batch({_name(k): _finite(v) for k, v in metrics.items()}, step, int(1000 * seconds)))
 
-    def _arrived(self, operation: RunOperations) -> bool:
-        return self._attempt("metrics", operation.wait)
+    def _send(self, batches: Sequence[Batch]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(key, value, batch.time_ms, batch.step) for batch in batches for key, value in batch.metrics.items()]
+        self._client.log_batch(self.mlflow_run_id, metrics)
+
+    def _known(self, key: str) -> set[tuple[int, float]]:
+        return {(metric.step, metric.value) for metric in self._client.get_metric_history(self.mlflow_run_id, key)}
 
     def _attempt(self, what: str, action: Callable[[], Any]) -> bool:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - a tracking server must not end a training
-            self.failures += 1
+            self._failures += 1
             _log.warning("MLflow did not take the %s: %s", what, " ".join(str(error).split())[:200])
             return False
         return True
@@ -146,20 +165,8 @@ def find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | Non
 
 
 def run_params(config: RunConfig) -> dict[str, str]:
-    """The configuration as MLflow parameters: ``section.key``, and ``rewards.NAME.key`` for the list of rewards."""
-    tree = config.model_dump(mode="json")
-    tree["rewards"] = {reward.pop("name"): reward for reward in tree["rewards"]}
-    return {"reward_names": ",".join(config.reward_names), **_flatten(tree)}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[_name(prefix + key)] = str(value)
-    return flat
+    """The configuration as MLflow parameters."""
+    return {_name(key): value for key, value in config.flat().items()}
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from marble_core import distributed
 from marble_core.assets import portable
 from marble_core.balance import make_balancer
-from marble_core.config import RunConfig
+from marble_core.checkpoints import Away, CheckpointStore
+from marble_core.checkpoints.source import fetched
+from marble_core.config import BALANCING, RunConfig
 from marble_core.policy import Policy
 from marble_core.rewards import load_scorers
+from marble_core.state import HISTORY, load_state, load_weights, save_state, write_history
 from marble_core.step import Learner, optimizer_step
+from marble_core.storage import S3
 from marble_core.types import MarbleError, Prompt, StepReport
 
-HISTORY = "history.jsonl"
+_log = logging.getLogger(__name__)
+LAST_SECONDS = 12.0  # for the upload of the last state after SIGTERM, of the 30 s that a cluster gives us
 
 
 class Checkpoints(Protocol):
-    def save(self, step: int, write: Callable[[Path], None]) -> str: ...
+    def save(self, step: int, write: Callable[[Path], None]) -> Path: ...
 
-    def latest(self) -> Path | None: ...
+    def newest(self) -> str | None: ...
+
+    def fetch(self, name: str) -> Path: ...
+
+    def check(self) -> None: ...
+
+    def flush(self, seconds: float | None = None) -> bool: ...
 
 
 class Terminated(Exception):
@@ -53,107 +64,77 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
     """Train to ``config.train.steps``, going on from the newest checkpoint of this run where there is one.
 
     ``report`` is called after each step, of several processes on rank 0, which alone writes checkpoints; all of them load.
-    Raises MarbleError when ``max_bad_steps`` steps in a row had a fault.
+    Raises MarbleError when ``max_bad_steps`` steps in a row had a fault, or S3 stays away; the state is then saved on the disk.
     """
-    with distributed.local_main_first():
-        directory = checkpoints.latest()
-    if directory:
-        load_state(learner, directory)
-    distributed.require_same(learner.step, "the step that they go on from")
+    _go_on(learner, checkpoints)
+    limits, bad, first = learner.config.train, 0, distributed.rank() == 0
 
-    def save() -> None:
-        if distributed.rank() == 0:
-            checkpoints.save(learner.step, lambda directory: save_state(learner, directory))
+    def save() -> Path | None:
+        """The state before the bad steps at its end, which changed nothing: they are tried again when the run goes on."""
+        step, history = learner.step - bad, learner.history[: len(learner.history) - bad]
+        state = replace(learner, step=step, history=history)
+        return checkpoints.save(step, lambda directory: save_state(state, directory)) if first else None
 
-    limits, bad = learner.config.train, 0
     with _terminable(learner) as termination:
         try:
             while learner.step < limits.steps:
                 done = optimizer_step(learner, prompts)
-                if distributed.rank() == 0:
-                    report(done)
-                termination.check()
                 bad = bad + 1 if done.fault else 0
+                with termination.deferred():
+                    if first:
+                        report(done)
+                        checkpoints.check()
+                    if bad == 0 and (learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps):
+                        save()
                 if bad >= limits.max_bad_steps:
                     raise MarbleError(
-                        f"{bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}."
+                        f"{bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}; "
+                        f"the state before them is saved as {save()}."
                     )
-                if learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps:
-                    save()
+            if bad:
+                save()
+            if first:
+                checkpoints.flush()
+        except Away as error:
+            raise MarbleError(f"{error}; the state after step {learner.step - bad} is saved as {save()}.") from None
         except Terminated:
             save()
+            if first:
+                checkpoints.flush(LAST_SECONDS)
             raise
 
 
-def save_state(learner: Learner, directory: Path) -> None:
-    """Everything the next step depends on, as safetensors and JSON."""
-    policy = learner.policy
-    names = list(policy.parameters_of("default"))
-    tensors: dict[str, torch.Tensor] = {
-        f"{adapter}/{n}": p for adapter in ("default", "old") for n, p in policy.parameters_of(adapter).items()
-    }
-    tensors |= {f"ema/{n}": p for n, p in policy.ema.items()}
-    for n, p in policy.parameters_of("default").items():
-        tensors |= {f"adam/{key}/{n}": value for key, value in learner.optimizer.state[p].items()}
-    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, directory / "state.safetensors")
-    state = {
-        "step": learner.step,
-        "updates": learner.updates,
-        "old_is_default": policy.old_is_default,
-        "balancer": learner.balancer.state(),
-        "config": learner.config.digest,
-        "method": learner.config.balance.method,
-        "rewards": list(learner.config.reward_names),
-        "parameters": names,
-    }
-    (directory / "state.json").write_text(json.dumps(state, indent=2))
-    (directory / "config.json").write_text(learner.config.to_json())
-    write_history(learner.history, directory / HISTORY)
-
-
-def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """One JSON line a step: step, metrics, notes."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in history))
-
-
-def load_state(learner: Learner, directory: Path) -> None:
-    """The inverse of ``save_state``. Raises MarbleError if the checkpoint belongs to another configuration."""
-    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
-    tensors = load_file(directory / "state.safetensors")
-    policy = learner.policy
-    default = policy.parameters_of("default")
-    if state["parameters"] != list(default) or any(tensors[f"default/{n}"].shape != p.shape for n, p in default.items()):
-        raise MarbleError(f"The checkpoint {directory} belongs to another model or LoRA rank; start with another run id.")
-    ours = {"method": learner.config.balance.method, "rewards": list(learner.config.reward_names)}
-    for key, value in ours.items():
-        if state[key] != value:
-            raise MarbleError(
-                f"The checkpoint {directory} was made with {key} {state[key]}, not {value}; start with another run id."
-            )
-    with torch.no_grad():
-        for adapter in ("default", "old"):
-            for n, p in policy.parameters_of(adapter).items():
-                p.copy_(tensors[f"{adapter}/{n}"])
-    policy.ema = {n: tensors[f"ema/{n}"].clone() for n in default}
-    for n, p in default.items():
-        if f"adam/step/{n}" in tensors:
-            learner.optimizer.state[p] = {key: tensors[f"adam/{key}/{n}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-    policy.old_is_default = state["old_is_default"]
-    learner.balancer.load_state(state["balancer"])
-    learner.step, learner.updates = state["step"], state["updates"]
-    learner.history = [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
+def _go_on(learner: Learner, checkpoints: Checkpoints) -> None:
+    """From the newest checkpoint of this run, else from another run's weights, else from the beginning."""
+    name = distributed.on_main(checkpoints.newest)
+    with distributed.local_main_first():
+        if name:
+            for note in load_state(learner, checkpoints.fetch(name)):
+                _log.warning("Going on may not give the same bits: %s", note)
+        elif learner.config.train.start_from:
+            with fetched(learner.config.train.start_from) as directory:
+                load_weights(learner, directory)
+    distributed.require_same(learner.step, "the step that they go on from")
 
 
 class _Termination:
-    """SIGTERM drops the unfinished step at once, but never in the middle of an update of the weights."""
+    """SIGTERM drops the unfinished step at once, but never in the middle of an update of the weights, nor of a checkpoint."""
 
     def __init__(self, learner: Learner) -> None:
-        self.learner, self.asked = learner, False
+        self.learner, self.asked, self.waits = learner, False, False
 
     def __call__(self, signum: int, frame: object) -> None:
         again, self.asked = self.asked, True
-        if not self.learner.updating and not again:  # a second signal must not break off the saving
+        if not (self.learner.updating or self.waits or again):  # a second signal must not break off the saving
             raise Terminated
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Until the end of the block, where the step is complete and being reported and saved."""
+        self.waits = True
+        yield
+        self.waits = False
+        self.check()
 
     def check(self) -> None:
         if self.asked:
@@ -170,36 +151,50 @@ def _terminable(learner: Learner) -> Iterator[_Termination]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out: Path) -> dict[str, float]:
+def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out: Path) -> None:
     """The train stage: ``out`` becomes the adapter's directory (the EMA of ``default``), with the history beside it.
 
     Checkpoints go to the run's prefix in S3, metrics to its MLflow run; a run that was begun before goes on where it was.
-    Returns the last step's metrics. Of several processes (called within ``distributed.processes()``) rank 0 does all this.
+    Of several processes (called within ``distributed.processes()``) rank 0 does all this.
     """
-    from marble_core import progress, registry
-    from marble_core.checkpoint import CheckpointStore
-    from marble_core.storage import S3
-    from marble_core.tracking import Tracker, run_params
-
     s3 = S3(config.storage.bucket)
     s3.require_bucket()
     with distributed.local_main_first():
-        checkpoints = CheckpointStore(out.parent / "checkpoints", s3, run_id)
+        checkpoints = CheckpointStore(Path(config.storage.local) / run_id / "checkpoints", s3, run_id, config.storage)
     if distributed.rank() > 0:
         train(start(config), prompts, checkpoints, lambda _: None)
-        return {}
-    tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config))
+        return
+    with checkpoints.owned():
+        _tracked_training(config, run_id, prompts, checkpoints, out)
+
+
+def _tracked_training(
+    config: RunConfig, run_id: str, prompts: Sequence[Prompt], checkpoints: CheckpointStore, out: Path
+) -> None:
+    from marble_core import glossary, progress, registry
+    from marble_core.tracking import Tracker, run_params
+
+    said = {"mlflow.note.content": glossary.as_markdown()}
+    tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config), said)
+    if config.balance.method in BALANCING or config.balance.observe:
+        progress.emit("train", note=glossary.of_the_progress_line())
     status = "FAILED"
     try:
         learner = start(config)
 
         def report(done: StepReport) -> None:
-            tracker.log_step(done)
+            tracker.log_history(learner.history)
             progress.emit("train", done.step, config.train.steps, "; ".join(done.notes), done.metrics)
 
         train(learner, prompts, checkpoints, report)
         learner.policy.save_adapter(out, learner.policy.ema)
         write_history(learner.history, out / HISTORY)
+        tracker.log_history(learner.history)
+        if unsent := tracker.flush(60 * config.storage.max_unsaved_minutes):
+            raise MarbleError(
+                f"MLflow has not taken the metrics of {unsent} steps; they are in the run's checkpoint: "
+                f"start the run {run_id} again when MLflow answers."
+            )
         tracker.log_artifact(out / HISTORY)
         metadata = {"rewards": list(config.reward_names), "method": config.balance.method, "config": config.digest}
         registry.log_adapter(out, portable(config.model.path), tracker.mlflow_run_id, learner.step, metadata)
@@ -208,5 +203,4 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
         status = "KILLED"
         raise
     finally:
-        tracker.end(status)
-    return dict(learner.history[-1]["metrics"]) if learner.history else {}
+        tracker.end(status, 3.0 if status == "KILLED" else 20.0)

@@ -42,7 +42,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """M prompts of one optimizer step, each sampled G times: image i belongs to prompt ``group_N[i]``."""
+    """M prompts of one optimizer step, each sampled G times: image i was made for prompt ``prompt_N[i]``.
+
+    ``group_N`` names the first prompt of the same text: what is drawn twice in a step is one group of 2G images.
+    """
 
     prompts: tuple[Prompt, ...]
     images_per_prompt: int
@@ -50,8 +53,17 @@ class PromptBatch:
     seed: int
 
     @property
-    def group_N(self) -> np.ndarray:
+    def prompt_N(self) -> np.ndarray:
         return np.repeat(np.arange(len(self.prompts)), self.images_per_prompt)
+
+    @property
+    def group_N(self) -> np.ndarray:
+        texts = [p.text for p in self.prompts]
+        return np.array([texts.index(text) for text in texts])[self.prompt_N]
+
+    def prompts_of(self, index_N: np.ndarray) -> list[Prompt]:
+        """The prompt of each of these images."""
+        return [self.prompts[m] for m in self.prompt_N[index_N]]
 
     def __len__(self) -> int:
         return len(self.prompts) * self.images_per_prompt
@@ -91,10 +103,21 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Raw rewards R_NK (float64); NaN exactly where a reward does not apply to the image's prompt."""
+    """Raw rewards R_NK (float64); NaN exactly where a reward does not apply to the image's prompt.
+
+    ``side`` has what a scorer reports beside its reward, which is logged and evaluated and never trained on: values (N,) by
+    ``REWARD/VALUE``, NaN likewise. Its keys depend on the scorers alone.
+    """
 
     names: tuple[str, ...]
     R_NK: np.ndarray
+    side: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[RewardTable]) -> RewardTable:
+        """One table of the images of several, which have the same scorers."""
+        side = {name: np.concatenate([table.side[name] for table in tables]) for name in tables[0].side}
+        return cls(tables[0].names, np.concatenate([table.R_NK for table in tables]), side)
 
     @property
     def mask_NK(self) -> np.ndarray:
@@ -102,7 +125,15 @@ class RewardTable:
 
     def means(self) -> dict[str, float]:
         """Mean over the images to which a reward applies; a reward that applies to none is left out."""
-        return {n: float(np.nanmean(c)) for n, c in zip(self.names, self.R_NK.T, strict=True) if not np.isnan(c).all()}
+        return _means(dict(zip(self.names, self.R_NK.T, strict=True)))
+
+    def side_means(self) -> dict[str, float]:
+        """The same of the side values."""
+        return _means(self.side)
+
+
+def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.nanmean(column)) for name, column in columns.items() if not np.isnan(column).all()}
 
 
 class Scorer(Protocol):
@@ -110,6 +141,9 @@ class Scorer(Protocol):
 
     ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N finite numbers (float64). ``self_check``
     scores an image with a known answer and raises MarbleError where the answer is wrong.
+
+    A scorer may also have ``side``, the names of S values that it reports beside its reward: ``score`` then returns (N, 1 + S)
+    numbers, the reward first. And it may have ``settings``, a mapping that the evaluation's record states with its numbers.
     """
 
     name: str

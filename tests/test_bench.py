@@ -40,9 +40,7 @@ def test_weighting_by_rewards_is_next_to_nothing_beside_the_backward(parts):
 
 def test_exact_balancing_costs_three_tenths_of_a_plain_step_whatever_the_number_of_rewards(parts):
     found = {t.name: t for t in targets.counted(parts)}
-    missed = {"exact / plain, KL everywhere in both"}
-    assert all(t.reached for name, t in found.items() if name not in missed), found
-    assert all(found[name].value <= 1.002 * found[name].limit for name in missed)
+    assert all(t.reached for t in found.values()), found
 
 
 def test_a_pass_for_each_reward_costs_what_exact_balancing_saves(parts):
@@ -70,7 +68,8 @@ def test_what_is_counted_without_numbers_is_what_is_computed_with_them():
 def test_measured_parts_compose_to_the_same_table_as_counted_ones():
     shape = replace(demo(), images=2)
     found = targets.ratios(measure(shape, ROWS, rounds=1), shape.schedule)
-    assert found.keys() == targets.ratios(count(shape, ROWS), shape.schedule).keys()
+    counted = targets.ratios(count(shape, ROWS), shape.schedule).keys()
+    assert found.keys() - counted == {"TorchJD's autojac, K = 2", "TorchJD's autojac, K = 5"} and not counted - found.keys()
     assert all(value > 0 for value in found.values())
 
 

@@ -1,15 +1,28 @@
-"""A checkpoint is there as a whole or not at all, on the disk and on a real S3 server."""
+"""A checkpoint is there as a whole or not at all, on the disk and on a real S3 server, and one process at a time writes."""
 
 import json
+import multiprocessing
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from marble_core.checkpoint import MANIFEST, CheckpointStore
+from conftest import eventually
+from marble_core.checkpoints import Away, CheckpointStore, Taken
+from marble_core.checkpoints.files import MANIFEST, Broken, name_of, read_manifest, seal, step_of
+from marble_core.checkpoints.lease import Lease
+from marble_core.checkpoints.retention import superfluous
+from marble_core.checkpoints.source import fetched, locate
+from marble_core.config import StorageConfig
 from marble_core.storage import S3
 from marble_core.types import MarbleError
+
+QUICK = {"beat": 0.1, "patience": 0.6}
 
 
 def content(text: str) -> Callable[[Path], None]:
@@ -20,125 +33,277 @@ def content(text: str) -> Callable[[Path], None]:
     return write
 
 
-def text_of(checkpoint: Path | None) -> str:
-    assert checkpoint is not None
-    return str(json.loads((checkpoint / "state.json").read_text())["text"])
+def found(local: Path, s3: S3 | None, run_id: str = "run-1") -> tuple[str | None, list[str]]:
+    """What a process that only reads takes for the newest, and what it skipped."""
+    store = CheckpointStore(local, s3, run_id)
+    name = store.newest()
+    return (json.loads((store.fetch(name) / "state.json").read_text())["text"] if name else None), store.broken
 
 
-def test_a_checkpoint_lies_under_its_run_with_a_manifest_of_every_file(bucket: S3, tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, bucket, "run-1")
-    assert store.latest() is None
-    assert store.save(10, content("ten")) == f"s3://{bucket.bucket}/runs/run-1/checkpoints/step-000010"
-    prefix = "runs/run-1/checkpoints/step-000010"
-    assert set(bucket.keys(prefix)) == {f"{prefix}/{n}" for n in ("state.safetensors", "state.json", MANIFEST)}
-    manifest = bucket.get_json(f"{prefix}/{MANIFEST}")
-    assert set(manifest["files"]) == {"state.safetensors", "state.json"}
-    assert manifest["files"]["state.safetensors"]["size"] == 3000
-    assert text_of(store.latest()) == "ten"
+def write_run(local: Path, s3: S3, *texts: str, run_id: str = "run-1", **settings: object) -> list[str]:
+    """Checkpoints 1, 2, ... of a run, on the disk and on S3; returns their names."""
+    store = CheckpointStore(local, s3, run_id, StorageConfig(**settings))
+    with store.owned(**QUICK):
+        names = []
+        for step, text in enumerate(texts, 1):
+            names.append(store.save(step, content(text)).name)
+            assert store.flush(10)
+    return names
 
 
-def test_the_newest_checkpoint_of_this_run_is_found_after_the_disk_is_lost(bucket: S3, tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "a", bucket, "run-1")
-    for step, text in ((2, "two"), (10, "ten"), (9, "nine")):
-        store.save(step, content(text))
-    CheckpointStore(tmp_path / "b", bucket, "run-2").save(99, content("another run"))
+def test_a_checkpoint_lies_under_its_run_with_a_manifest_of_every_file_and_latest_names_it(bucket: S3, tmp_path: Path) -> None:
+    (name,) = write_run(tmp_path / "a", bucket, "one")
+    prefix = "runs/run-1/checkpoints"
+    files = {f"{prefix}/{name}/{n}" for n in ("state.safetensors", "state.json", MANIFEST)}
+    assert set(bucket.keys(prefix)) == {*files, f"{prefix}/latest"}
+    body, _ = bucket.get(f"{prefix}/{name}/{MANIFEST}") or (b"", "")
+    assert read_manifest(body, "run-1", name)["state.safetensors"]["size"] == 3000
+    latest = bucket.get_json(f"{prefix}/latest")
+    assert latest["checkpoint"] == name and latest["owner"] is None
     shutil.rmtree(tmp_path / "a")
-    again = CheckpointStore(tmp_path / "a", bucket, "run-1")
-    assert text_of(again.latest()) == "ten"
-    assert again.broken == []
+    assert found(tmp_path / "a", bucket) == ("one", [])
 
 
 def test_without_s3_the_disk_alone_serves(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, None, "run-1")
-    assert store.save(3, content("three")).startswith("file://")
-    assert text_of(CheckpointStore(tmp_path, None, "run-1").latest()) == "three"
+    assert found(tmp_path, None)[0] is None
+    CheckpointStore(tmp_path, None, "run-1").save(3, content("three"))
+    assert found(tmp_path, None) == ("three", [])
 
 
-def test_a_write_that_fails_leaves_nothing(bucket: S3, tmp_path: Path) -> None:
+def test_a_write_that_fails_or_is_killed_leaves_nothing_that_counts(bucket: S3, tmp_path: Path) -> None:
     def fails(directory: Path) -> None:
         (directory / "half").write_text("half")
         raise RuntimeError("out of memory")
 
     store = CheckpointStore(tmp_path, bucket, "run-1")
-    with pytest.raises(RuntimeError):
-        store.save(1, fails)
-    assert list(tmp_path.iterdir()) == [] and list(bucket.keys("runs")) == []
     (tmp_path / ".draft-killed").mkdir()
-    assert CheckpointStore(tmp_path, bucket, "run-1").latest() is None
-    assert list(tmp_path.iterdir()) == []
+    with store.owned(**QUICK):
+        with pytest.raises(RuntimeError):
+            store.save(1, fails)
+        assert store.newest() is None
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    assert list(bucket.keys("runs")) == ["runs/run-1/checkpoints/latest"]
 
 
 def test_files_without_a_manifest_are_no_checkpoint(bucket: S3, tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path / "a", bucket, "run-1")
-    store.save(1, content("one"))
-    store.save(2, content("two"))
-    bucket.delete(f"runs/run-1/checkpoints/step-000002/{MANIFEST}")
-    other = CheckpointStore(tmp_path / "b", bucket, "run-1")
-    assert text_of(other.latest()) == "one"
-    (tmp_path / "a" / "step-000002" / MANIFEST).unlink()
-    assert text_of(store.latest()) == "one"
-
-
-@pytest.mark.parametrize("harm", ["changed", "cut", "missing", "no json"])
-def test_a_broken_checkpoint_is_named_and_the_one_before_is_used(bucket: S3, tmp_path: Path, harm: str) -> None:
-    prefix = "runs/run-1/checkpoints/step-000002"
-    writer = CheckpointStore(tmp_path / "a", bucket, "run-1")
-    writer.save(1, content("one"))
-    writer.save(2, content("two"))
-    if harm == "missing":
-        bucket.delete(f"{prefix}/state.safetensors")
-    else:
-        bad = {"changed": b"owt" * 1000, "cut": b"two" * 999, "no json": b"{"}[harm]
-        (tmp_path / "bad").write_bytes(bad)
-        bucket.upload_file(tmp_path / "bad", f"{prefix}/{MANIFEST if harm == 'no json' else 'state.safetensors'}")
-    reader = CheckpointStore(tmp_path / "b", bucket, "run-1")
-    assert text_of(reader.latest()) == "one"
-    (named,) = reader.broken
-    assert prefix in named and ("manifest.json" if harm == "no json" else "state.safetensors") in named
-    reader.save(2, content("two again"))  # the run comes to this step once more
-    assert text_of(CheckpointStore(tmp_path / "c", bucket, "run-1").latest()) == "two again"
+    _, second = write_run(tmp_path / "a", bucket, "one", "two")
+    bucket.delete(f"runs/run-1/checkpoints/{second}/{MANIFEST}")
+    assert found(tmp_path / "b", bucket)[0] == "one"
+    (tmp_path / "a" / second / MANIFEST).unlink()
+    assert found(tmp_path / "a", bucket)[0] == "one"
 
 
 def test_a_local_copy_that_is_broken_is_fetched_again(bucket: S3, tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, bucket, "run-1")
-    store.save(1, content("one"))
-    (tmp_path / "step-000001" / "state.json").write_text("{}")
-    assert text_of(store.latest()) == "one"
-    assert len(store.broken) == 1
+    (name,) = write_run(tmp_path, bucket, "one")
+    (tmp_path / name / "state.json").write_text("{}")
+    text, broken = found(tmp_path, bucket)
+    assert text == "one" and len(broken) == 1
+    assert found(tmp_path, bucket) == ("one", [])
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/etc/passwd", "deep/er", "..", ".hidden", "nul\0"])
+def test_a_manifest_that_names_a_path_is_refused(bucket: S3, tmp_path: Path, name: str) -> None:
+    first, second = write_run(tmp_path / "a", bucket, "one", "two")
+    key = f"runs/run-1/checkpoints/{second}/{MANIFEST}"
+    directory = tmp_path / "forged"
+    directory.mkdir()
+    (directory / "state").write_text("x")
+    seal(directory, "run-1", second)
+    files = json.loads((directory / MANIFEST).read_text())
+    files["files"] = {name: files["files"]["state"]}
+    from marble_core.checkpoints.files import _canonical  # as a forger would
+
+    del files["sha256"]
+    forged = _canonical(files)
+    with pytest.raises(Broken, match="no plain file name"):
+        read_manifest(forged, "run-1", second)
+    bucket.put(key, forged)
+    before = set(tmp_path.rglob("*"))
+    assert found(tmp_path / "b", bucket)[0] == "one"
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "b", *(tmp_path / "b").rglob("*")}
+    assert first in {p.name for p in (tmp_path / "b").iterdir()}
 
 
 def test_wherever_an_upload_stops_the_next_process_finds_a_whole_checkpoint_and_completes_it(
-    bucket: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: S3, tmp_path: Path
 ) -> None:
-    for stop in range(3):
+    for stop in range(4):  # two files, the manifest, latest
         run_id, local = f"run-{stop}", tmp_path / str(stop)
-        store = CheckpointStore(local, bucket, run_id)
-        store.save(1, content("one"))
-        left = [stop]
-
-        def put(what: Callable[..., object], left: list[int] = left) -> Callable[..., object]:
-            def attempt(*args: object, **options: object) -> object:
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-                left[0] -= 1
-                return what(*args, **options)
-
-            return attempt
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(bucket, "upload_file", put(bucket.upload_file))
-            patch.setattr(bucket, "put_json", put(bucket.put_json))
+        write_run(local, bucket, "one", run_id=run_id)
+        store = CheckpointStore(local, Stopping(bucket.bucket, stop), run_id)
+        with store.owned(**QUICK):
             store.save(2, content("two"))
-        assert text_of(CheckpointStore(tmp_path / f"elsewhere-{stop}", bucket, run_id).latest()) == "one"
-        assert text_of(CheckpointStore(local, bucket, run_id).latest()) == "two"
-        assert text_of(CheckpointStore(tmp_path / f"later-{stop}", bucket, run_id).latest()) == "two"
+            assert not store.flush(0.5)
+        assert found(tmp_path / f"elsewhere-{stop}", bucket, run_id)[0] == "one"
+        again = CheckpointStore(local, bucket, run_id)
+        with again.owned(**QUICK):
+            assert step_of(str(again.newest())) == 2
+        assert found(tmp_path / f"later-{stop}", bucket, run_id)[0] == "two"
 
 
-def test_a_second_process_on_the_same_run_is_told_and_spoils_nothing(bucket: S3, tmp_path: Path) -> None:
-    first = CheckpointStore(tmp_path / "a", bucket, "run-1")
+class Stopping(S3):
+    """Lets so many writes of a checkpoint through, and answers no more."""
+
+    def __init__(self, name: str, writes: int) -> None:
+        super().__init__(name)
+        self.left = writes
+
+    def _write(self) -> None:
+        if self.left == 0:
+            raise MarbleError("S3 is away.")
+        self.left -= 1
+
+    def upload_file(self, local: Path, key: str) -> str:
+        self._write()
+        return super().upload_file(local, key)
+
+    def put(self, key: str, body: bytes) -> None:
+        self._write()
+        super().put(key, body)
+
+    def swap(self, key: str, body: bytes, etag: str | None) -> str | None:
+        if b"step-000002" in body:
+            self._write()
+        return super().swap(key, body, etag)
+
+
+def test_saving_waits_for_no_server_and_the_newest_is_uploaded_when_it_is_back(bucket: S3, tmp_path: Path) -> None:
+    away = Stopping(bucket.bucket, 0)
+    store = CheckpointStore(tmp_path / "a", away, "run-1", StorageConfig(max_unsaved_minutes=0.5 / 60))
+    with store.owned(**QUICK):
+        began = time.monotonic()
+        for step in range(1, 9):
+            store.save(step, content(str(step)))
+        assert time.monotonic() - began < 2.0
+        assert len(list((tmp_path / "a").glob("step-*"))) <= 5, "the disk does not fill up meanwhile"
+        with pytest.raises(Away, match=r"S3 has taken no checkpoint for .* minutes \(S3 is away"):
+            store.flush()
+        away.left = -1
+        assert store.flush(30)
+        store.check()
+    assert found(tmp_path / "b", bucket) == ("8", [])
+
+
+def work(local: Path, name: str, environment: dict[str, str], ready: object, go_on: object) -> None:
+    os.environ |= environment  # conftest.py has cleared it
+    store = CheckpointStore(local, S3(name), "run-1")
+    with store.owned(**QUICK):
+        store.save(1, content("first"))
+        store.flush(10)
+        ready.set()  # type: ignore[attr-defined]
+        go_on.wait()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def other(bucket: S3, tmp_path: Path) -> Iterator[multiprocessing.context.SpawnProcess]:
+    """Another process that owns the run, in the directory ``a``."""
+    context = multiprocessing.get_context("spawn")
+    ready, go_on = context.Event(), context.Event()
+    environment = {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+    process = context.Process(target=work, args=(tmp_path / "a", bucket.bucket, environment, ready, go_on))
+    process.start()
+    assert ready.wait(60)
+    yield process
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize("where", ["a", "b"], ids=["same directory", "other machine"])
+def test_of_two_processes_on_a_run_the_second_stops_with_a_sentence(other, bucket: S3, tmp_path: Path, where: str) -> None:
+    said = r"The run run-1 is being worked on by .* wait until that has ended, or start"
+    with pytest.raises(Taken, match=said) as error, CheckpointStore(tmp_path / where, bucket, "run-1").owned(**QUICK):
+        pass
+    assert "\n" not in str(error.value)
+    assert other.is_alive()
+
+
+def test_a_killed_owner_blocks_the_same_machine_not_at_all_and_another_for_its_patience(
+    other, bucket: S3, tmp_path: Path
+) -> None:
+    other.kill()
+    other.join()
+    began = time.monotonic()
+    with CheckpointStore(tmp_path / "a", bucket, "run-1").owned(beat=5.0, patience=60.0):
+        assert time.monotonic() - began < 3.0
+        os.kill(os.getpid(), 0)
+    body, etag = bucket.get("runs/run-1/checkpoints/latest") or (b"", "")
+    bucket.swap("runs/run-1/checkpoints/latest", body.replace(b'"owner": null', b'"owner": "dead"'), etag)
+    began = time.monotonic()
+    with CheckpointStore(tmp_path / "b", bucket, "run-1").owned(**QUICK):
+        assert 0.6 <= time.monotonic() - began < 5.0
+
+
+def test_an_owner_that_was_taken_for_dead_stops_and_what_it_writes_is_never_the_runs(other, bucket: S3, tmp_path: Path) -> None:
+    os.kill(other.pid, signal.SIGSTOP)  # for longer than the patience: a false takeover
     second = CheckpointStore(tmp_path / "b", bucket, "run-1")
-    first.save(1, content("first"))
-    first.save(1, content("first"))  # the same once more is no conflict
-    with pytest.raises(MarbleError, match=r"Another process has written s3://.*step-000001"):
-        second.save(1, content("second"))
-    assert text_of(CheckpointStore(tmp_path / "c", bucket, "run-1").latest()) == "first"
+    with second.owned(**QUICK):
+        second.save(2, content("second"))
+        assert second.flush(10)
+        os.kill(other.pid, signal.SIGCONT)
+        lease = Lease(bucket, "runs/run-1/checkpoints/latest", "run-1", "elsewhere", **QUICK)
+        with pytest.raises(Taken):
+            lease.claim()
+        second.save(3, content("third"))
+        assert second.flush(10)
+        second.check()
+    assert found(tmp_path / "c", bucket) == ("third", [])
+
+
+def test_an_owner_that_was_overtaken_hears_of_it_and_its_finished_upload_does_not_count(bucket: S3, tmp_path: Path) -> None:
+    write_run(tmp_path / "a", bucket, "one")
+    slept = CheckpointStore(tmp_path / "a", bucket, "run-1")
+    with slept.owned(beat=3600.0):
+        body, etag = bucket.get("runs/run-1/checkpoints/latest") or (b"", "")
+        bucket.swap("runs/run-1/checkpoints/latest", json.dumps({**json.loads(body), "owner": "another"}).encode(), etag)
+        slept.save(2, content("two"))
+        assert not slept.flush(5.0)
+        with pytest.raises(Taken):
+            slept.check()
+    complete, _ = slept.remote.names()  # type: ignore[union-attr]
+    assert [step_of(n) for n in complete] == [2, 1]
+    assert found(tmp_path / "c", bucket) == ("one", [])
+
+
+def test_retention_keeps_the_last_each_nth_the_best_and_what_is_in_use(bucket: S3, tmp_path: Path) -> None:
+    names = [name_of(step, "0" * 8) for step in range(1, 21)]
+    gone = superfluous(names, last=2, every=5, best=7, in_use={names[8]})
+    assert [step_of(n) for n in sorted(set(names) - set(gone))] == [5, 7, 9, 10, 15, 19, 20]
+    local = tmp_path / "a"
+    store = CheckpointStore(local, bucket, "run-1", StorageConfig(keep_last=2))
+    with store.owned(**QUICK):
+        store.remote.record_gain(2, 0.3)  # type: ignore[union-attr]
+        store.remote.record_gain(4, 0.1)  # type: ignore[union-attr]
+        for step in range(1, 7):
+            store.save(step, content(str(step)))
+            assert store.flush(10)
+    complete, unfinished = store.remote.names()  # type: ignore[union-attr]
+    assert [step_of(n) for n in complete] == [6, 5, 2] and unfinished == []
+    assert sorted(step_of(p.name) for p in local.glob("step-*")) == [5, 6]
+
+
+def test_what_killed_uploads_left_is_cleared_away_by_the_next_owner(bucket: S3, tmp_path: Path) -> None:
+    bucket.put("runs/run-1/checkpoints/step-000009-deadbeef/state.json", b"{}")
+    write_run(tmp_path, bucket, "one")
+    assert not [key for key in bucket.keys("runs/run-1") if "deadbeef" in key]
+
+
+def test_another_runs_checkpoint_is_found_by_its_address_and_a_wrong_one_is_one_sentence(bucket: S3, tmp_path: Path) -> None:
+    first, second = write_run(tmp_path, bucket, "one", "two")
+    run = f"s3://{bucket.bucket}/runs/run-1"
+    for address, text in ((run, "two"), (f"{run}/checkpoints/{first}", "one"), (f"{run}/checkpoints/{second}/", "two")):
+        with fetched(address) as directory:
+            assert json.loads((directory / "state.json").read_text())["text"] == text
+    for address, part in (
+        (f"s3://{bucket.bucket}/run-1", "names no run"),
+        (f"{run}/checkpoints/../x", "names no run"),
+        (f"s3://{bucket.bucket}/runs/none", "it has none"),
+        (f"{run}/checkpoints/step-000009-00000000", first),
+    ):
+        with pytest.raises(MarbleError, match=r"train\.start_from") as error:
+            locate(address)
+        assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_uploads_thread_does_not_outlive_its_block(bucket: S3, tmp_path: Path) -> None:
+    write_run(tmp_path, bucket, "one")
+    assert eventually(lambda: not {"upload", "lease"} & {thread.name for thread in threading.enumerate()})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 
 from conftest import ROOT
 from marble_core import stages
+from marble_core.glossary import GLOSSARY, as_markdown
 
 TINY = [
     "train.steps=2", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
@@ -69,6 +71,7 @@ def test_one_command_ends_with_the_table_the_decision_and_a_report(done):
     said, directory = done
     for word in ("clipscore", "pickscore", "aesthetic", "ocr", "geneval", "worst cosine", "Mean gain", "Gate:"):
         assert word in said
+    assert GLOSSARY["held_out/worst"] in said
     page = (directory / "report.html").read_text()
     assert "data:image/png;base64," in page and "<svg" in page
 
@@ -81,13 +84,15 @@ def test_mlflow_has_the_run_with_the_metrics_of_each_step(done, services):
     for name in ("reward/ocr/mean", "alpha/geneval", "cosine/worst", "consistency/clipscore", "held_out/worst", "time/sample"):
         assert [m.step for m in client.get_metric_history(found.info.run_id, name)] == [1, 2], name
     assert {a.path for a in client.list_artifacts(found.info.run_id)} >= {"report.html", "history.jsonl"}
+    assert as_markdown() in found.data.tags["mlflow.note.content"] and as_markdown() in (ROOT / "README.md").read_text()
 
 
-def test_s3_has_a_checkpoint_of_each_step_with_its_manifest(done, services):
-    listed = boto3.client("s3").list_objects_v2(Bucket="marble", Prefix="runs/tiny/checkpoints/")["Contents"]
-    keys = {item["Key"].removeprefix("runs/tiny/checkpoints/") for item in listed}
-    assert {f"step-00000{n}/{f}" for n in (1, 2) for f in ("manifest.json", "state.json", "state.safetensors")} <= keys
-    assert not [key for key in keys if key.endswith((".pt", ".pkl", ".bin"))]
+def test_s3_has_a_checkpoint_of_each_step_with_its_manifest_and_how_good_the_last_is(done, services):
+    listed = boto3.client("s3").list_objects_v2(Bucket="marble", Prefix="runs/tiny/")["Contents"]
+    keys = {re.sub(r"(?<=step-\d{6})-[0-9a-f]{8}", "", item["Key"].removeprefix("runs/tiny/")) for item in listed}
+    files = ("manifest.json", "state.json", "state.safetensors", "config.json", "history.jsonl")
+    steps = {f"checkpoints/step-00000{n}/{file}" for n in (1, 2) for file in files}
+    assert keys == {*steps, "checkpoints/latest", "evaluations/step-000002.json"}
 
 
 def test_plain_diffusers_loads_the_registered_lora_and_gives_the_evaluations_pictures(done, services, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchjd.autojac import jac
 
 from marble_core import passes
 from marble_core.advantages import Advantages
@@ -95,6 +96,37 @@ def test_two_backward_passes_give_every_reward_gradient(setting, K):
         assert relative_error(ours, theirs) < 1e-5
 
 
+def test_torchjd_finds_the_same_gradients(setting):
+    """Its Jacobian of the K written-out losses: another library's way through autograd."""
+    config, policy, rollout = setting
+    N, T, K = len(rollout.batch), config.loss.timesteps, 5
+    advantages, default = random_advantages(N, K), policy.parameters_of("default")
+    theirs = {n: torch.zeros(K, *p.shape) for n, p in default.items()}
+    for part in passes._micro_batches(rollout, config.loss):
+        with policy.using("old") as model, torch.no_grad():
+            v_old = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        with policy.using("default") as model:
+            for p in default.values():
+                p.requires_grad_(True)
+            v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        at = (v, v_old, part.x_BCHW, part.x0_BCHW, part.t_B)
+        A_BK = torch.as_tensor(advantages.A_NK, dtype=v.dtype)[part.images_B]
+        weight_BK = torch.as_tensor(advantages.mask_NK / np.maximum(advantages.count_K, 1) / T, dtype=v.dtype)[part.images_B]
+        losses = [
+            (weight_BK[:, k] * written_out_loss(*at, A_BK[:, k], config.loss.beta, config.loss.advantage_max)).sum()
+            for k in range(K)
+        ]
+        jacobian = jac(losses, list(default.values()), parallel_chunk_size=1)
+        for n, J in zip(default, jacobian, strict=True):
+            theirs[n] += J
+    for p in default.values():
+        p.requires_grad_(False)
+    ours = passes.per_row(policy, rollout, reward_rows(advantages, None, T), config.loss).gradients
+    for k in range(K):
+        if advantages.mask_NK[:, k].any():
+            assert relative_error(ours.combine(np.eye(K + 1)[k]), {n: J[k] for n, J in theirs.items()}) < 1e-5
+
+
 def test_the_kl_has_a_row_of_its_own_that_no_reward_enters(setting):
     config, policy, rollout = setting
     advantages = random_advantages(len(rollout.batch), 2)
@@ -124,6 +156,16 @@ def test_backward_passes_do_not_grow_with_the_number_of_rewards(setting):
     micro_batches = 2 * 3
     expected = (2, 2) if policy.old_is_default else (3, 3)  # with the KL on every micro-batch
     assert counts == {tuple(micro_batches * n for n in expected)}
+
+
+def test_a_row_of_weight_0_may_hold_what_is_not_a_number(setting):
+    config, policy, rollout = setting
+    advantages = random_advantages(len(rollout.batch), 3)
+    gradients = passes.per_row(policy, rollout, reward_rows(advantages, None, 3), config.loss).gradients
+    before = gradients.combine(np.array([0.5, 0.0, 0.0, 1.0]))
+    for total in gradients.sums.values():
+        total[1] = torch.nan
+    assert relative_error(gradients.combine(np.array([0.5, 0.0, 0.0, 1.0])), before) < 1e-12
 
 
 def test_the_gram_matrix_is_that_of_the_gradients(setting):

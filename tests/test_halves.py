@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from marble_core.halves import Halves, images_for_half, split
+from marble_core.halves import Halves, cosines, images_for_half, split
 from marble_core.types import Prompt, PromptBatch
 
 SIGNAL = np.array([[3.0, 0.0, 0.0, 0.0], [0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.5]])  # three rewards in four dimensions
@@ -62,13 +62,30 @@ def test_the_number_of_images_that_is_named_brings_the_consistency_to_a_half():
 
 def test_held_out_cosines_are_near_zero_for_noise_where_in_sample_ones_are_not():
     rng = np.random.default_rng(4)
-    equal = lambda C, active: np.full(len(C), 1 / len(C))
     rows = rng.normal(size=(300, 6, 50))
-    held_out = [Halves(r @ r.T).held_out(np.ones(3, bool), equal).mean() for r in rows]
+    held_out = [Halves(r @ r.T).held_out(lambda G: np.ones(3)).mean() for r in rows]
     assert abs(np.mean(held_out)) < 0.02
     whole = [Halves(r @ r.T).whole for r in rows]
-    in_sample = [np.mean((G @ np.ones(3)) / np.sqrt(np.ones(3) @ G @ np.ones(3) * np.diag(G))) for G in whole]
+    in_sample = [cosines(np.ones(3), G).mean() for G in whole]
     assert np.mean(in_sample) > 0.4
+
+
+def test_cosines_are_those_of_the_vectors():
+    rng = np.random.default_rng(5)
+    g, w, rows = rng.normal(size=(3, 50)), rng.random(3), rng.normal(size=(6, 50))
+    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert np.allclose(cosines(w, g @ g.T), [cosine(w @ g, row) for row in g])
+    expected = [(cosine(w @ rows[:3], rows[3 + k]) + cosine(w @ rows[3:], rows[k])) / 2 for k in range(3)]
+    assert np.allclose(Halves(rows @ rows.T).held_out(lambda _: w), expected)
+
+
+def test_prompts_of_the_same_text_are_one_group_and_stay_in_one_half():
+    texts = ["a", "b", "a", "c", "b", "d"]
+    batch = PromptBatch(tuple(Prompt(t, "general") for t in texts), 2, step=0, seed=0)
+    assert batch.group_N.tolist() == [0, 0, 1, 1, 0, 0, 3, 3, 1, 1, 5, 5]
+    half_N = split(batch)
+    assert all(len({half_N[i] for i in np.flatnonzero(batch.group_N == g)}) == 1 for g in set(batch.group_N))
+    assert {half_N[batch.group_N == g][0] for g in set(batch.group_N)} == {0, 1}
 
 
 def test_the_split_keeps_prompts_whole_and_sources_balanced():

@@ -28,11 +28,16 @@ def test_a_prefix_is_a_directory_and_not_a_beginning(bucket: S3) -> None:
     assert list(bucket.keys("runs/x")) == ["runs/x/1"]
 
 
-def test_of_many_who_write_once_one_wins(bucket: S3) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda i: bucket.put_json("once", i, once=True), range(8)))
-    assert sum(won) == 1
-    assert bucket.get_json("once") == won.index(True)
+def test_of_many_who_write_on_the_same_condition_one_wins(bucket: S3) -> None:
+    etag = None
+    for attempt in ("new", "replaced"):
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(lambda i: bucket.swap("one", f"{attempt} {i}".encode(), etag), range(8)))  # noqa: B023
+        (winner,) = [i for i, new in enumerate(made) if new]
+        etag = made[winner]
+        assert bucket.get("one") == (f"{attempt} {winner}".encode(), etag)
+    bucket.delete("one")
+    assert bucket.swap("one", b"too late", etag) is None and bucket.get("one") is None
 
 
 def test_json_that_is_not_there_is_none(bucket: S3) -> None:

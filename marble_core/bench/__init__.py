@@ -83,7 +83,7 @@ def _table(console: Console, title: str, columns: Mapping[str, Mapping[str, floa
     for heading in columns:
         table.add_column(heading, justify="right")
     for name in next(iter(columns.values())):
-        table.add_row(name, *(f"{column[name]:.3f}" for column in columns.values()))
+        table.add_row(name, *(f"{column[name]:.3f}" if name in column else "-" for column in columns.values()))
     console.print(table)
 
 

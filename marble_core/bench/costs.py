@@ -7,10 +7,11 @@ rewards, QP, optimizer. So is the saving of the first two steps, where ``old`` e
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 REWARDS = (2, 5, 16, 64)  # K
+JACOBIANS = (2, 5)  # K for which another library's Jacobian is measured beside
 SOLVE_EVERY = 10  # of the amortised mode
 
 Recompute = Literal["none", "each pass", "once"]
@@ -29,7 +30,8 @@ def without_halves(K: int) -> int:
 class Parts:
     """Costs of one micro-batch: velocities with the LoRA, without it, and with a graph; backward passes over that graph.
 
-    ``plain`` is autograd's own backward to the LoRA's weights, ``rows[R]`` one pass of ``RowGradients`` with R rows.
+    ``plain`` is autograd's own backward to the LoRA's weights, ``rows[R]`` one pass of ``RowGradients`` with R rows,
+    ``jacobian[K]`` the K gradients by TorchJD's autojac (only where it was measured).
     """
 
     forward: float
@@ -37,6 +39,7 @@ class Parts:
     taped: float
     plain: float
     rows: Mapping[int, float]
+    jacobian: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Schedule:
     """Velocities of a step's sampling and training, for one image.
 
     ``recompute``: gradient checkpointing, where a backward first runs its forward again, in each pass of a micro-batch or
-    once for all of them. It is a formula (a recompute costs a forward), not a count of the code.
+    once for all of them. That is a formula (a recompute costs a forward); how often blocks are run is counted in a test.
     """
 
     kl_fraction: float = 1 / 8
@@ -72,6 +75,10 @@ class Schedule:
         """K + 1 ordinary backward passes: one a reward, and the KL's share."""
         passes = K + self.kl_fraction
         return self._step(parts, passes * parts.plain, passes)
+
+    def jacobian(self, parts: Parts, K: int) -> float:
+        """The K gradients by TorchJD's autojac, and the KL's share of an ordinary backward."""
+        return self._step(parts, parts.jacobian[K] + self.kl_fraction * parts.plain, passes=K + self.kl_fraction)
 
     def _step(self, parts: Parts, backward: float, passes: float) -> float:
         recomputes = {"none": 0.0, "each pass": passes, "once": 1.0}[self.recompute]

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from marble_core.bench.costs import Parts
+from marble_core.bench.costs import JACOBIANS, Parts
 from marble_core.bench.probe import Probe
 from marble_core.bench.shapes import SD35_MEDIUM_CUT, Shape
 from marble_core.minnorm import min_norm
@@ -28,13 +28,14 @@ def measure(shape: Shape, rows: Sequence[int], rounds: int) -> Parts:
     """Seconds of a micro-batch. A round runs every part in turn, so that a slow minute is every part's; the first, which
     touches all memory for the first time, does not count."""
     probe = Probe(shape, "cpu")
-    taken = [probe.parts(rows, seconds) for _ in range(rounds + 1)][1:]
+    taken = [probe.parts(rows, seconds, JACOBIANS) for _ in range(rounds + 1)][1:]
     return Parts(
         forward=median(p.forward for p in taken),
         reference=median(p.reference for p in taken),
         taped=median(p.taped for p in taken),
         plain=median(p.plain for p in taken),
         rows={R: median(p.rows[R] for p in taken) for R in rows},
+        jacobian={K: median(p.jacobian[K] for p in taken) for K in JACOBIANS},
     )
 
 

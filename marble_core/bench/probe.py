@@ -56,14 +56,15 @@ class Probe:
         """Weights of one LoRA."""
         return sum(p.numel() for p in self.policy.parameters_of("default").values())
 
-    def parts(self, rows: Sequence[int], meter: Meter) -> Parts:
+    def parts(self, rows: Sequence[int], meter: Meter, jacobians: Sequence[int] = ()) -> Parts:
         """Every part once, one after the other."""
         with torch.no_grad():
             forward, _ = meter(lambda: self._velocity("default"))
             reference, _ = meter(lambda: self._velocity("off"))
         taped, v_BCHW = meter(self._taped)
         plain, _ = meter(lambda: self._plain_backward(v_BCHW))
-        return Parts(forward, reference, taped, plain, {R: self._row_backward(R, meter) for R in rows})
+        by_rows = {R: self._row_backward(R, meter) for R in rows}
+        return Parts(forward, reference, taped, plain, by_rows, {K: self._jacobian(K, meter) for K in jacobians})
 
     def plain(self) -> None:
         """A forward and the ordinary backward of one micro-batch."""
@@ -82,29 +83,38 @@ class Probe:
         planned = [Pass(self.q_BCHW, weights_RB) for _ in range(passes)]
         for one in planned:
             one.q_BCHW = self.q_BCHW.to(self.x_BCHW.device)
-        inputs = [self.x_BCHW.clone().requires_grad_(), self.tokens.clone().requires_grad_()]
         with gradients.listening():
-            v_BCHW = self._velocity("default", *inputs)
-            return meter(lambda: gradients.backward(v_BCHW, inputs, planned))[0]
+            v_BCHW = self._velocity("default")
+            return meter(lambda: gradients.backward(v_BCHW, planned))[0]
+
+    def _jacobian(self, K: int, meter: Meter) -> float:
+        from torchjd.autojac import jac
+
+        v_BCHW, parameters = self._taped(), list(self.policy.parameters_of("default").values())
+        cotangents = torch.stack([self.q_BCHW * (k + 1) for k in range(K)])
+        work = lambda: jac(v_BCHW, parameters, jac_outputs=cotangents, parallel_chunk_size=1)
+        seconds, _ = meter(work)
+        self.policy.transformer.requires_grad_(False)
+        return seconds
 
     def _taped(self) -> torch.Tensor:
         parameters = self.policy.parameters_of("default").values()
         with self.policy.using("default"):
             for p in parameters:
                 p.requires_grad_(True)
-            return self._call(self.x_BCHW, self.tokens)
+            return self._call()
 
     def _plain_backward(self, v_BCHW: torch.Tensor) -> None:
         parameters = list(self.policy.parameters_of("default").values())
         torch.autograd.grad(v_BCHW, parameters, self.q_BCHW.to(v_BCHW.device), allow_unused=True)
         self.policy.transformer.requires_grad_(False)
 
-    def _velocity(self, adapter: str, *inputs: torch.Tensor) -> torch.Tensor:
+    def _velocity(self, adapter: str) -> torch.Tensor:
         with self.policy.using(adapter):
-            return self._call(*(inputs or (self.x_BCHW, self.tokens)))
+            return self._call()
 
-    def _call(self, x_BCHW: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return self.policy.transformer(x_BCHW, tokens, self.pooled, self.t_B * 1000, return_dict=False)[0]
+    def _call(self) -> torch.Tensor:
+        return self.policy.transformer(self.x_BCHW, self.tokens, self.pooled, self.t_B * 1000, return_dict=False)[0]
 
 
 def _unmetered(work: Callable[[], T]) -> tuple[float, T]:

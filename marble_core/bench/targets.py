@@ -71,6 +71,7 @@ def ratios(parts: Parts, schedule: Schedule) -> dict[str, float]:
     table |= {f"exact, K = {K}": schedule.exact(parts, with_halves(K)) for K in REWARDS}
     table |= {f"amortised, K = {K}": schedule.amortised(parts, with_halves(K)) for K in REWARDS}
     table |= {f"{K} + 1 separate passes": schedule.separate(parts, K) for K in REWARDS}
+    table |= {f"TorchJD's autojac, K = {K}": schedule.jacobian(parts, K) for K in parts.jacobian}
     return {name: cost / plain for name, cost in table.items()}
 
 

@@ -48,18 +48,20 @@ def run(
 def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
     """Check a configuration and its prompt files, and print what a step will do."""
     settings, _ = load(preset, config, set_)
-    from marble_core.prompts import check_disjoint, load_prompts
+    from marble_core.prompts.data import prepare_data
     from marble_core.rewards import check_known
 
     check_known(settings.rewards)
-    data, rollout, loss = settings.data, settings.rollout, settings.loss
-    train = load_prompts(data.train, data.train_size, settings.seed, held_out=False)
-    held_out = load_prompts(data.evaluation, data.evaluation_size, settings.seed, held_out=True)
-    check_disjoint(train, held_out)
+    rollout, loss = settings.rollout, settings.loss
+    data = prepare_data(settings)
     images = rollout.prompts * rollout.images_per_prompt
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
-    print(f"prompts      {len(train)} to train on, {len(held_out)} held out; sources {', '.join(data.train)}")
+    print(
+        f"prompts      {len(data.train)} to train on, {len(data.evaluation)} held out; sources {', '.join(settings.data.train)}"
+    )
+    for warning in data.warnings:
+        print(f"warning      {warning}")
     print(f"a step       {rollout.prompts} prompts x {rollout.images_per_prompt} images = {images} images")
     print(f"sampling     {rollout.steps} steps of {rollout.solver}, {-(-images // rollout.batch_size)} batches")
     print(f"gradients    {loss.timesteps} timesteps an image, {-(-images // loss.micro_batch) * loss.timesteps} micro-batches")

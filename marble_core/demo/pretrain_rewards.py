@@ -1,4 +1,4 @@
-"""Trains the demo's three small reward models: ``python -m marble_core.demo.pretrain_rewards`` (some 15 minutes on two cores).
+"""Trains the demo's three small reward models: ``marble demo pretrain-rewards`` (some 15 minutes on two cores).
 
 - clip: a CLIPModel on pictures of the world and their prompts, with hard negatives: each picture has a counterexample (a scene
   that the prompt does not describe, or a spoiled picture) and each prompt a false description.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
-from marble_core.assets import WEIGHTS, resolve
+from marble_core.assets import resolve
 from marble_core.demo.pictures import DemoModel, Pictures, as_pixels, choose, make_pictures
 from marble_core.demo.scenes import SIZE
 from marble_core.rewards.head import Head
@@ -229,7 +229,8 @@ def report(name: str, accuracies: dict[str, float]) -> None:
     print(f"{name} held out: " + ", ".join(f"{what} {value:.3f}" for what, value in accuracies.items()), flush=True)
 
 
-def main(target: Path = WEIGHTS / "rewards") -> None:
+def pretrain_rewards(target: Path) -> None:
+    """Train the three and write them to ``target``, each to the directory of its name."""
     torch.manual_seed(SEED)
     start = time.monotonic()
 
@@ -263,7 +264,3 @@ def main(target: Path = WEIGHTS / "rewards") -> None:
     report("pickscore", pick_accuracy(model.eval(), held_out, held_truths))
     save_clip(model, tokenizer, target / "pickscore")
     say("done")
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ A third of the texts is held out by a hash of the text, so that training and hel
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ from random import Random
 from typing import Any
 
 from marble_core.demo.scenes import COLORS, COLUMN, PALETTE, ROW, SHAPES, Pattern, Point, Scene, Shapes, Thing, Word
+from marble_core.prompts.generate import apportion, is_held_out
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -135,7 +135,7 @@ def entries(source: str, count: int, seed: int, held_out: bool) -> list[Entry]:
         raise MarbleError(f"The demo has no source {source!r}; choose one of {', '.join(SOURCES)}.")
     rng = Random(f"{source}/{seed}/{held_out}")
     chosen: list[Entry] = []
-    for kind, wanted in _apportion(SHARES[source], count).items():
+    for kind, wanted in apportion(SHARES[source], count).items():
         texts = [entry for entry in catalogue(source)[kind] if is_held_out(entry.prompt.text) == held_out]
         while wanted > 0:
             drawn = rng.sample(texts, min(wanted, len(texts)))
@@ -143,10 +143,6 @@ def entries(source: str, count: int, seed: int, held_out: bool) -> list[Entry]:
             wanted -= len(drawn)
     rng.shuffle(chosen)
     return chosen
-
-
-def is_held_out(text: str) -> bool:
-    return zlib.crc32(text.encode()) % 3 == 0
 
 
 @cache
@@ -157,15 +153,6 @@ def catalogue(source: str) -> dict[str, tuple[Entry, ...]]:
     for kind, entry in everything():
         kinds[kind][entry.prompt.text] = entry
     return {kind: tuple(found.values()) for kind, found in kinds.items()}
-
-
-def _apportion(shares: dict[str, float], count: int) -> dict[str, int]:
-    """Whole numbers that sum to ``count``, by largest remainder."""
-    exact = {kind: count * share / sum(shares.values()) for kind, share in shares.items()}
-    whole = {kind: int(number) for kind, number in exact.items()}
-    for kind in sorted(exact, key=lambda kind: whole[kind] - exact[kind])[: count - sum(whole.values())]:
-        whole[kind] += 1
-    return whole
 
 
 def _with_article(noun: str) -> str:

@@ -61,13 +61,17 @@ class Clip:
         key = (hashlib.sha256(images_NHWC.tobytes()).digest(), images_NHWC.shape, resized and resample, pad)
         if self._last is None or self._last[0] != key:
             prepare = self.fit if pad else self.preprocess
-            found = []
-            for i in range(0, len(images_NHWC), batch_size):
-                pixels = prepare(images_NHWC[i : i + batch_size], resample).to(self.device, self.dtype)
-                with torch.autocast(self.device.type, enabled=False):
-                    found.append(self.model.get_image_features(pixel_values=pixels).pooler_output.float())
-            self._last = (key, F.normalize(torch.cat(found), dim=-1).cpu())
+            parts = [images_NHWC[i : i + batch_size] for i in range(0, len(images_NHWC), batch_size)]
+            self._last = (key, torch.cat([self.encode(prepare(part, resample)) for part in parts]))
         return self._last[1]
+
+    @torch.no_grad()
+    def encode(self, pixels_NCHW: Tensor) -> Tensor:
+        """Unit features (N, D) of normalised pixels, on the CPU."""
+        pixels = pixels_NCHW.to(self.device, self.dtype)
+        with torch.autocast(self.device.type, enabled=False):
+            features = self.model.get_image_features(pixel_values=pixels).pooler_output.float()
+        return F.normalize(features, dim=-1).cpu()
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:

@@ -6,9 +6,10 @@ names their colours. ``partial`` is what flow_grpo, DiffusionNFT and MARBLE trai
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from marble_core.types import MarbleError, Prompt
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
-SCORE, COUNTING_SCORE = 0.3, 0.9
-MAX_OBJECTS = 16  # of a class
+RULES = ("partial", "strict", "official")
+MASK2FORMER, CLIP_COLORS = "marble_core.rewards.mask2former:Mask2Former", "marble_core.rewards.colors:ClipColors"
 POSITION_SLACK = 0.1
 
 
@@ -33,6 +34,9 @@ class Detection:
 
 
 class Detector(Protocol):
+    """It may also have ``detect_many`` (images_NHWC -> an iterable of each picture's objects), which is then used, and
+    ``classes``, all that it knows: a prompt that wants another is refused."""
+
     def detect(self, image_HWC: np.ndarray) -> list[Detection]:
         """Objects of every class it knows in a uint8 RGB picture; what fits no class may come as a class of its own."""
         ...
@@ -44,8 +48,10 @@ class Detector(Protocol):
 
 class ColorClassifier(Protocol):
     def colors(self, image_HWC: np.ndarray, detections: Sequence[Detection]) -> list[str]:
-        """The colour of each detection."""
+        """The colour of each detection, all of one class."""
         ...
+
+    def self_check(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -141,64 +147,133 @@ def relations(box: Box, other: Box) -> set[str]:
     return {relation for relation, holds in found.items() if holds}
 
 
-class GenEval:
-    """Partial score, in [0, 1] with ``clip``; applies to prompts that have ``include``.
+def iou(box: Box, other: Box) -> float:
+    """Intersection over union as GenEval counts it, with a pixel more on each side's length."""
 
-    ``detector`` and ``colors`` are import paths of a Detector and a ColorClassifier, constructed with their options; without
-    ``colors`` the detector names the colours itself. ``rule`` may be ``strict`` or ``official`` to report those instead.
+    def area(left: float, top: float, right: float, bottom: float) -> float:
+        return max(right - left + 1, 0.0) * max(bottom - top + 1, 0.0)
+
+    shared = area(max(box[0], other[0]), max(box[1], other[1]), min(box[2], other[2]), min(box[3], other[3]))
+    return shared / (area(*box) + area(*other) - shared)
+
+
+class GenEval:
+    """Partial score, in [0, 1] with ``clip``, and beside it ``strict`` and ``official``; applies to prompts that have ``include``.
+
+    ``detector`` and ``colors`` are import paths of a Detector and a ColorClassifier, constructed with their options. Colours are
+    named by ``colors``, else by the detector where it can, else by CLIP. ``rule`` makes another of the three the reward.
+
+    ``published`` restores what flow_grpo, DiffusionNFT and MARBLE released: no ``clip``, no ``fix_position``, ``swap_channels``
+    (their detector sees red as blue), no ``quick_gelu`` in the colours' CLIP, and clutter that costs nothing; the first three,
+    and ClipColors' ``quick_gelu``, can also be set one by one. Objects count above ``threshold`` (``counting_threshold`` under the tag counting), the best
+    ``max_objects`` of a class, without those that overlap a better one by an IoU of ``max_overlap`` (1: all stay).
     """
 
     name = "geneval"
 
     def __init__(
         self,
-        detector: str,
+        detector: str = MASK2FORMER,
         detector_options: Mapping[str, Any] | None = None,
         colors: str | None = None,
         colors_options: Mapping[str, Any] | None = None,
-        rule: Literal["partial", "strict", "official"] = "partial",
-        clip: bool = True,
-        fix_position: bool = True,
+        rule: str = "partial",
+        published: bool = False,
+        clip: bool | None = None,
+        fix_position: bool | None = None,
+        swap_channels: bool | None = None,
+        threshold: float = 0.3,
+        counting_threshold: float = 0.9,
+        max_objects: int = 16,
+        max_overlap: float = 1.0,
     ) -> None:
-        if rule not in ("partial", "strict", "official"):
-            raise MarbleError(f"The reward 'geneval' has no rule {rule!r}; choose partial, strict or official.")
+        if rule not in RULES:
+            raise MarbleError(f"The reward 'geneval' has no rule {rule!r}; choose {', '.join(RULES[:-1])} or {RULES[-1]}.")
+        self.rule, self.published = rule, published
+        self.side = tuple(other for other in RULES if other != rule)
+        self.clip = not published if clip is None else clip
+        self.fix_position = not published if fix_position is None else fix_position
+        self.swap_channels = published if swap_channels is None else swap_channels
+        self.threshold, self.counting_threshold = threshold, counting_threshold
+        self.max_objects, self.max_overlap = max_objects, max_overlap
+        self.value_range = (0.0 if self.clip or rule != "partial" else 1.0 - max_objects, 1.0)
         self.detector: Detector = _plugin(detector, detector_options, "detector")
-        self.colors: ColorClassifier = _plugin(colors, colors_options, "colors") if colors else self.detector
-        self.rule, self.clip, self.fix_position = rule, clip, fix_position
-        self.value_range = (0.0 if clip or rule != "partial" else 1.0 - MAX_OBJECTS, 1.0)
+        self.colors: Any = self.detector  # a ColorClassifier
+        if colors or not hasattr(self.detector, "colors"):
+            released = {"quick_gelu": False} if published and colors is None else {}
+            self.colors = _plugin(colors or CLIP_COLORS, released | dict(colors_options or {}), "colors")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Where this run stands on the points in which ours differs from the released code, for its record."""
+        names = ("rule", "published", "clip", "fix_position", "swap_channels", "threshold", "counting_threshold")
+        own = {name: getattr(self, name) for name in (*names, "max_objects", "max_overlap")}
+        return own | getattr(self.detector, "settings", {}) | getattr(self.colors, "settings", {})
 
     def applies(self, prompt: Prompt) -> bool:
         return bool(prompt.include)
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-        return np.array([self._score(image, prompt) for image, prompt in zip(images_NHWC, prompts, strict=True)])
+        """(N, 3): the reward, and the two other rules' values."""
+        for prompt in prompts:
+            self._check_classes(prompt)
+        seen_NHWC = images_NHWC[..., ::-1] if self.swap_channels else images_NHWC
+        many = getattr(self.detector, "detect_many", None)
+        detected = many(seen_NHWC) if many else map(self.detector.detect, seen_NHWC)
+        rows = [
+            self._values(prompt, self.find(image, prompt, detections))
+            for image, prompt, detections in zip(images_NHWC, prompts, detected, strict=True)
+        ]
+        return np.array(rows)
 
     def self_check(self) -> None:
         self.detector.self_check()
+        if self.colors is not self.detector:
+            self.colors.self_check()
 
-    def _score(self, image_HWC: np.ndarray, prompt: Prompt) -> float:
-        objects = self.find(image_HWC, prompt)
-        match self.rule:
-            case "strict":
-                return strict(prompt.include, objects)
-            case "official":
-                return official(prompt.include, prompt.exclude, objects)
-        return partial(prompt.include, objects, prompt.exclude, self.clip, self.fix_position)
-
-    def find(self, image_HWC: np.ndarray, prompt: Prompt) -> dict[str, list[Found]]:
-        """The objects that count: surer than the threshold, the best of each class, colours only where they are asked for."""
-        least = COUNTING_SCORE if prompt.tag == "counting" else SCORE
+    def find(self, image_HWC: np.ndarray, prompt: Prompt, detections: Sequence[Detection]) -> dict[str, list[Found]]:
+        """The objects that count, by class, the best first; colours only where they are asked for."""
+        least = self.counting_threshold if prompt.tag == "counting" else self.threshold
         colored = {wish["class"] for wish in prompt.include if "color" in wish}
         by_class: dict[str, list[Detection]] = {}
-        for detection in sorted(self.detector.detect(image_HWC), key=lambda d: -d.score):
-            kept = by_class.setdefault(detection.label, [])
-            if detection.score > least and len(kept) < MAX_OBJECTS:
-                kept.append(detection)
+        for detection in sorted(detections, key=lambda d: -d.score):
+            if detection.score > least:
+                by_class.setdefault(detection.label, []).append(detection)
         objects = {}
-        for label, kept in by_class.items():
-            names = self.colors.colors(image_HWC, kept) if label in colored and kept else [None] * len(kept)
+        for label, everything in by_class.items():
+            kept = self._without_overlaps(everything[: self.max_objects])
+            names = self.colors.colors(image_HWC, kept) if label in colored else [None] * len(kept)
             objects[label] = [Found(d.box, color) for d, color in zip(kept, names, strict=True)]
         return objects
+
+    def _without_overlaps(self, detections: Sequence[Detection]) -> list[Detection]:
+        if self.max_overlap >= 1:
+            return list(detections)
+        kept: list[Detection] = []
+        for detection in detections:
+            if all(iou(detection.box, better.box) < self.max_overlap for better in kept):
+                kept.append(detection)
+        return kept
+
+    def _values(self, prompt: Prompt, objects: Objects) -> list[float]:
+        clutter = () if self.published else prompt.exclude
+        values = {
+            "partial": partial(prompt.include, objects, clutter, self.clip, self.fix_position),
+            "strict": strict(prompt.include, objects),
+            "official": official(prompt.include, prompt.exclude, objects),
+        }
+        return [values[rule] for rule in (self.rule, *self.side)]
+
+    def _check_classes(self, prompt: Prompt) -> None:
+        """A class that the detector cannot find would score 0 for ever."""
+        classes = getattr(self.detector, "classes", None)
+        wanted = [wish["class"] for wish in prompt.include]
+        if classes is not None and (unknown := [name for name in wanted if name not in classes]):
+            near = difflib.get_close_matches(unknown[0], classes, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(list(classes)[:3])}, ..."
+            raise MarbleError(
+                f"The prompt {prompt.text!r} wants {unknown[0]!r}, which the detector of {self.name!r} does not know: {hint}"
+            )
 
 
 def _plugin(path: str, options: Mapping[str, Any] | None, field: str) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from marble_core.rewards.calls import Call
 from marble_core.types import MarbleError, Prompt
 
 Reader = Callable[[Sequence[np.ndarray]], list[str]]  # pictures (H, W, C) uint8 RGB -> what is read in each
@@ -22,33 +23,63 @@ MIN_ROWS, MARGIN = 16, 4
 
 
 class Ocr:
-    """1 - distance / len(target) in [0, 1]; applies to prompts that have a target.
+    """1 - distance / len(target) in [0, 1], where text around the target costs nothing; beside it ``whole_text``, where it does.
 
-    ``detection: false`` reads each picture as one line of text, cropped to its rows: for small pictures of one word, ten times
-    faster. ``workers`` threads read at once. ``reader`` replaces the engine (tests).
+    Applies to prompts that have a target. ``detection: false`` reads each picture as one line of text, cropped to its rows: for
+    small pictures of one word, ten times faster. ``workers`` threads read at once, one a CPU unless told otherwise.
+
+    ``published`` restores what MARBLE released: ``any_quote`` (a target is also what follows the first quotation mark of any
+    prompt, up to the next or the end) and ``failure_is_zero`` (a picture on which the engine fails scores 0, where ours stops
+    the run). Either can be set by itself. ``reader`` replaces the engine (tests).
     """
 
     name = "ocr"
     value_range = (0.0, 1.0)
+    side = ("whole_text",)
     background = True
 
-    def __init__(self, detection: bool = True, workers: int = 2, reader: Reader | None = None) -> None:
+    def __init__(
+        self,
+        detection: bool = True,
+        workers: int | None = None,
+        published: bool = False,
+        any_quote: bool | None = None,
+        failure_is_zero: bool | None = None,
+        reader: Reader | None = None,
+    ) -> None:
         self.reader = reader or (read_texts if detection else read_lines)
-        self.workers = workers
+        self.workers = workers or _cpus()
+        self.any_quote = published if any_quote is None else any_quote
+        self.failure_is_zero = published if failure_is_zero is None else failure_is_zero
+        self.settings = {"detection": detection, "any_quote": self.any_quote, "failure_is_zero": self.failure_is_zero}
 
     def applies(self, prompt: Prompt) -> bool:
-        return bool(prompt.target and prompt.target.replace(" ", ""))
+        return bool(_normal(self._target(prompt)))
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+        """(N, 2): the reward and ``whole_text``."""
         parts = [part for part in np.array_split(np.arange(len(prompts)), self.workers) if len(part)]
-        with ThreadPoolExecutor(self.workers) as pool:
-            texts = [text for found in pool.map(lambda part: self.reader(list(images_NHWC[part])), parts) for text in found]
-        return np.array([similarity(text, prompt.target or "") for text, prompt in zip(texts, prompts, strict=True)])
+        calls = [Call(self._read, list(images_NHWC[part])) for part in parts]
+        texts = [text for call in calls for text in call.result()]
+        targets = [self._target(prompt) for prompt in prompts]
+        return np.array([(similarity(*pair), whole_similarity(*pair)) for pair in zip(texts, targets, strict=True)])
+
+    def _target(self, prompt: Prompt) -> str:
+        quoted = prompt.text.split('"')[1] if self.any_quote and '"' in prompt.text else ""
+        return prompt.target or quoted
+
+    def _read(self, images: Sequence[np.ndarray]) -> list[str]:
+        try:
+            return self.reader(images)
+        except Exception:
+            if not self.failure_is_zero:
+                raise
+            return [""] if len(images) == 1 else [text for image in images for text in self._read([image])]
 
     def self_check(self) -> None:
         picture = Image.new("RGB", (256, 128), "white")
         ImageDraw.Draw(picture).text((24, 24), "HELLO", fill="black", font=ImageFont.load_default(64), stroke_width=1)
-        value = self.score(np.asarray(picture)[None], [Prompt("", "ocr", target="HELLO")])[0]
+        value = self.score(np.asarray(picture)[None], [Prompt("", "ocr", target="HELLO")])[0, 0]
         if value != 1:
             raise MarbleError(
                 f"The reward {self.name!r} reads a clear 'HELLO' at {value:.2f} of 1: check rapidocr and onnxruntime."
@@ -59,9 +90,26 @@ def similarity(text: str, target: str) -> float:
     """The released reward: blanks and case do not count, and text around the target costs nothing."""
     from rapidfuzz.distance import Levenshtein
 
-    text, target = (value.replace(" ", "").lower() for value in (text, target))
+    text, target = _normal(text), _normal(target)
     distance = 0 if target in text else min(Levenshtein.distance(text, target), len(target))
     return 1 - distance / len(target)
+
+
+def whole_similarity(text: str, target: str) -> float:
+    """1 - distance / length of the longer: 1 only where nothing else is written, so that writing much is no way to it."""
+    from rapidfuzz.distance import Levenshtein
+
+    return Levenshtein.normalized_similarity(_normal(text), _normal(target))
+
+
+def _normal(text: str) -> str:
+    return text.replace(" ", "").lower()
+
+
+def _cpus() -> int:
+    """Those that this process may use, shared with the others that torchrun started on this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def read_texts(images: Sequence[np.ndarray]) -> list[str]:

@@ -1,0 +1,105 @@
+"""One checkpoint as a directory: its name, its manifest, and whether it is whole. Knows nothing of S3, nor of what it holds.
+
+A checkpoint exists when its manifest exists: written last, with the size and SHA-256 of every file and its own. The name
+carries who wrote it, so that two processes never write to the same place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{6,})-[0-9a-f]{8}")  # the step, and the process that wrote it
+_FILE = re.compile(r"\w[\w.-]*")
+
+
+class Broken(Exception):
+    """What is wrong with a checkpoint, in words that follow its address."""
+
+
+def name_of(step: int, writer: str) -> str:
+    """``step-000010-3fa9c1d2``, where ``writer`` is eight hex digits."""
+    return f"step-{step:06d}-{writer}"
+
+
+def is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
+def step_of(name: str) -> int:
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    return int(match[1])
+
+
+def seal(directory: Path, run_id: str, name: str) -> None:
+    """Makes the directory a checkpoint: everything reaches the disk, the manifest last, so that it cannot outlive its files."""
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    manifest = {"name": name, "run_id": run_id, "files": {p.name: _describe(p) for p in sorted(directory.iterdir())}}
+    with (directory / MANIFEST).open("wb") as file:
+        file.write(_canonical(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(directory)
+
+
+def read_manifest(text: bytes, run_id: str, name: str) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file. Raises Broken unless it is, byte for byte, a manifest that ``seal`` wrote for this name.
+
+    A file's name is a plain one, so that nothing can be read or written outside of the checkpoint.
+    """
+    try:
+        manifest = json.loads(text)
+        claimed = manifest.pop("sha256")
+        files = manifest["files"]
+        whole = _canonical(manifest) == text and bool(claimed)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Broken(f"{MANIFEST} was changed since it was written") from None
+    if not whole:
+        raise Broken(f"{MANIFEST} was changed since it was written")
+    if bad := sorted(file for file in files if not _FILE.fullmatch(file)):
+        raise Broken(f"{MANIFEST} names {bad[0]!r}, which is no plain file name")
+    if (manifest["name"], manifest["run_id"]) != (name, run_id):
+        raise Broken(f"it is {manifest['name']} of the run {manifest['run_id']}, in another's place")
+    return dict(files)
+
+
+def verify(directory: Path, run_id: str, name: str) -> None:
+    """Raises Broken unless every file is there as it was written."""
+    try:
+        files = read_manifest((directory / MANIFEST).read_bytes(), run_id, name)
+    except OSError as error:
+        raise Broken(f"{MANIFEST} cannot be read: {error.strerror}") from None
+    for file, wanted in files.items():
+        try:
+            found = _describe(directory / file)
+        except OSError as error:
+            raise Broken(f"{file} cannot be read: {error.strerror}") from None
+        if found != wanted:
+            raise Broken(f"{file} was changed since it was written")
+
+
+def sync_directory(directory: Path) -> None:
+    """A new name in a directory survives a power cut only after this."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _canonical(manifest: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps(manifest | {"sha256": digest}, indent=2, sort_keys=True).encode()

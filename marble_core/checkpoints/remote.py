@@ -1,0 +1,70 @@
+"""A run's checkpoints on S3: s3://BUCKET/runs/RUN_ID/checkpoints/NAME/. Files first, the manifest last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from marble_core.checkpoints.files import MANIFEST, Broken, is_name, read_manifest, step_of, verify
+from marble_core.checkpoints.lease import latest_of
+from marble_core.storage import S3
+
+
+class Remote:
+    """All methods raise MarbleError where S3 does not answer."""
+
+    def __init__(self, s3: S3, run_id: str) -> None:
+        self.s3, self.run_id = s3, run_id
+        self.prefix = f"runs/{run_id}/checkpoints"
+        self.latest_key = f"{self.prefix}/latest"
+
+    def uri(self, name: str) -> str:
+        return self.s3.uri(f"{self.prefix}/{name}")
+
+    def latest(self) -> str | None:
+        return latest_of(self.s3, self.latest_key)
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """The checkpoints that have a manifest, newest first, and what lies there without one: unfinished uploads."""
+        found: dict[str, bool] = {}
+        for key in self.s3.keys(self.prefix):
+            name, _, file = key.removeprefix(f"{self.prefix}/").partition("/")
+            if is_name(name):
+                found[name] = found.get(name, False) or file == MANIFEST
+        ordered = sorted(found, key=lambda name: (step_of(name), name), reverse=True)
+        return [n for n in ordered if found[n]], [n for n in ordered if not found[n]]
+
+    def upload(self, directory: Path) -> None:
+        """The directory's name is the checkpoint's. Again is harmless: only the process that wrote a checkpoint has its name."""
+        text = (directory / MANIFEST).read_bytes()
+        for file in read_manifest(text, self.run_id, directory.name):
+            self.s3.upload_file(directory / file, f"{self.prefix}/{directory.name}/{file}")
+        self.s3.put(f"{self.prefix}/{directory.name}/{MANIFEST}", text)
+
+    def download(self, name: str, into: Path) -> None:
+        """Fills the directory. Raises Broken unless every file is as it was written."""
+        found = self.s3.get(f"{self.prefix}/{name}/{MANIFEST}")
+        if found is None:
+            raise Broken(f"{MANIFEST} is not there")
+        stored = set(self.s3.keys(f"{self.prefix}/{name}"))
+        for file in read_manifest(found[0], self.run_id, name):
+            key = f"{self.prefix}/{name}/{file}"
+            if key not in stored:
+                raise Broken(f"{file} is not there")
+            self.s3.download_file(key, into / file)
+        (into / MANIFEST).write_bytes(found[0])
+        verify(into, self.run_id, name)
+
+    def delete(self, name: str) -> None:
+        """The manifest first: from then on it is no checkpoint, wherever this stops."""
+        self.s3.delete(f"{self.prefix}/{name}/{MANIFEST}")
+        for key in list(self.s3.keys(f"{self.prefix}/{name}")):
+            self.s3.delete(key)
+
+    def record_gain(self, step: int, gain: float) -> None:
+        """What an evaluation after this many steps found: retention keeps the best."""
+        self.s3.put_json(f"runs/{self.run_id}/evaluations/step-{step:06d}.json", {"step": step, "mean_gain": gain})
+
+    def best_step(self) -> int | None:
+        """The step whose evaluation had the largest mean gain; None before any evaluation."""
+        found = [self.s3.get_json(key) for key in self.s3.keys(f"runs/{self.run_id}/evaluations")]
+        return max(found, key=lambda one: one["mean_gain"])["step"] if found else None

@@ -1,0 +1,73 @@
+"""``train.start_from``: another run's checkpoint by its s3:// address."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from marble_core.changes import require_same_run
+from marble_core.checkpoints.files import Broken, is_name
+from marble_core.checkpoints.remote import Remote
+from marble_core.config import RunConfig
+from marble_core.storage import S3
+from marble_core.types import MarbleError
+
+_ADDRESS = re.compile(r"s3://([^/]+)/runs/([^/]+)(?:/checkpoints(?:/([^/]+))?)?/?")
+
+
+def locate(address: str) -> tuple[Remote, str]:
+    """The run and the name of the checkpoint: the one that the address names, else the run's latest.
+
+    Raises MarbleError where the address names no run, or the run has no checkpoint.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if not match or (match[3] and not is_name(match[3])):
+        raise MarbleError(
+            f"train.start_from = {address!r} names no run: write s3://BUCKET/runs/RUN_ID, for its latest checkpoint, "
+            "or s3://BUCKET/runs/RUN_ID/checkpoints/step-..., for one of them."
+        )
+    remote = Remote(S3(match[1]), match[2])
+    complete, _ = remote.names()
+    name = match[3] or remote.latest()
+    if name not in complete:
+        known = f"it has {', '.join(complete)}" if complete else "it has none"
+        raise MarbleError(f"train.start_from = {address!r}: there is no complete checkpoint; {known}.")
+    assert name is not None
+    return remote, name
+
+
+@contextmanager
+def fetched(address: str) -> Iterator[Path]:
+    """A directory with the whole checkpoint, for as long as the block lasts."""
+    remote, name = locate(address)
+    with tempfile.TemporaryDirectory(prefix="marble-") as directory:
+        try:
+            remote.download(name, Path(directory))
+        except Broken as error:
+            raise MarbleError(f"train.start_from: {remote.uri(name)} is broken: {error}; name another checkpoint.") from None
+        yield Path(directory)
+
+
+def check_beginning(config: RunConfig, s3: S3, run_id: str) -> None:
+    """What training will begin from, before a GPU is asked for: this run's own checkpoint, else ``train.start_from``.
+
+    Raises MarbleError where the run was begun with settings that may not change, or the address names no checkpoint.
+    """
+    own = Remote(s3, run_id)
+    if run_id and (name := own.latest()):
+        if before := _begun_with(own, name):
+            require_same_run(before, config, own.uri(name))
+    elif config.train.start_from:
+        locate(config.train.start_from)
+
+
+def _begun_with(run: Remote, name: str) -> RunConfig | None:
+    """Not verified: what is broken here, training names and skips."""
+    found = run.s3.get(f"{run.prefix}/{name}/config.json")
+    with contextlib.suppress(ValueError):
+        return RunConfig.model_validate_json(found[0]) if found else None
+    return None

@@ -1,0 +1,122 @@
+"""Commands on the demo's own models: train them from nothing, score them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from marble_core.cli.options import ROOT
+from marble_core.demo.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+app = typer.Typer(help="The demo's own models: train them from nothing, score them.", no_args_is_help=True)
+
+Work = typer.Option(file_okay=False, help="Where the state is kept; a second start goes on from it.")
+Count = typer.Option(min=1)
+
+
+@app.callback()
+def quietly() -> None:
+    """What transformers has to say of packages that nothing here uses is no news to the user."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="The new directory of the StableDiffusion3Pipeline.")],
+    work: Annotated[Path, Work] = ROOT / "pretrain",
+    seed: Annotated[int, typer.Option(help="What all randomness is drawn from.")] = Recipe.seed,
+    pictures: Annotated[int, typer.Option(min=10, help="How many to draw and learn from.")] = Recipe.pictures,
+    vae_steps: Annotated[int, Count] = Recipe.vae_steps,
+    text_to_image_steps: Annotated[int, Count] = Recipe.text_to_image_steps,
+    decoder_steps: Annotated[int, Count] = Recipe.decoder_steps,
+) -> None:
+    """Train the demo's text-to-image model. Killed, it goes on when started again, and ends with the same weights."""
+    from rich.console import Console
+
+    from marble_core.demo.pretrain import pretrain as train
+
+    console = Console(highlight=False)
+    with Watch(console) as watch:
+        train(out, work, Recipe(seed, pictures, vae_steps, text_to_image_steps, decoder_steps), watch.show)
+    console.print(f"The model is in {out}.", markup=False, soft_wrap=True)
+
+
+class Watch:
+    """Draws a training's phases: bars on a terminal, elsewhere a line at each checkpoint."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        loss = TextColumn("{task.fields[loss]}")
+        self._draws = console.is_terminal
+        self._bars = Progress(*columns, loss, console=console, speed_estimate_period=600, disable=not self._draws)
+        self._tasks: dict[str, TaskID] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # of each phase: when its first step was done, and which that was
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, phase: str, done: int, steps: int, loss: float | None) -> None:
+        from marble_core.demo.phase import is_checkpoint
+
+        said = "" if loss is None else f"loss {loss:.4f}"
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=steps, completed=done, loss=said)
+            self._first[phase] = time.monotonic(), done
+        self._bars.update(self._tasks[phase], completed=done, loss=said)
+        if not self._draws and is_checkpoint(done, steps):
+            began, first = self._first[phase]
+            left = (time.monotonic() - began) / max(1, done - first) * (steps - done)
+            words = filter(None, [said, f"{left / 60:.1f} min left" if done < steps else "done"])
+            print(f"{phase} {done}/{steps}: {', '.join(words)}", flush=True)
+
+
+@app.command()
+def score(
+    models: Annotated[list[str] | None, typer.Argument(help="Directories, or demo://sd3 (the default).")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Held-out prompts of each source.")] = 96,
+    guidance: Annotated[list[float] | None, typer.Option(help="May be repeated; 1 is none. Default: 1 and 3.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 12,
+    seed: Annotated[int, typer.Option(help="What prompts and noise are drawn from.")] = 0,
+) -> None:
+    """How well models write and draw: words read by OCR, shapes by GenEval's rules (partial, strict, strict by tag)."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from marble_core.demo.score import load
+    from marble_core.demo.score import score as score_model
+
+    found = {}
+    for name in models or ["demo://sd3"]:
+        model = load(name)
+        for scale in guidance or [1.0, 3.0]:
+            found[name, scale] = score_model(model, n, scale, steps, seed).columns()
+    table = Table("model", "guidance", title=f"{n} held-out prompts a source, {steps} steps; mean ± half of a 95 % interval")
+    for heading, values in next(iter(found.values())).items():
+        table.add_column(f"{heading}\n({len(values)})", justify="right")
+    for (name, scale), columns in found.items():
+        means = [f"{v.mean():.2f} ± {1.96 * v.std() / len(v) ** 0.5:.2f}" for v in columns.values()]
+        table.add_row(name, f"{scale:g}", *means)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@app.command("pretrain-rewards")
+def pretrain_rewards(out: Annotated[Path, typer.Option(help="The directory of the three models.")]) -> None:
+    """Train the demo's reward models (clip, pickscore, aesthetic) on its text-to-image model."""
+    from marble_core.demo.pretrain_rewards import pretrain_rewards as train
+
+    train(out)

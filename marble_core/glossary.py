@@ -1,0 +1,25 @@
+"""What the logged numbers of the balance say, in one sentence each: the same words in the progress, in MLflow and in the README."""
+
+GLOSSARY = {
+    "alpha/NAME": "the share of the update that a reward steers",
+    "alpha_star/NAME": "the share that the min-norm point of this very step gives it, before averages, priors and limits",
+    "cosine/worst": "least cosine of the update with a reward's gradient: positive means that no reward is contradicted, on this very batch",
+    "held_out/worst": "the same for a direction found on half of the prompts against gradients of the other half: what holds for the next batch",
+    "consistency/NAME": "cosine of a reward's gradients from two halves of the prompts: near 1 signal, near 0 noise",
+    "images_needed/NAME": "pictures a step at which that cosine would reach .5: which reward needs more pictures",
+    "clamped": "share of the advantages that were cut to the range in which the loss is affine",
+    "inactive": "rewards without a usable gradient in this step: their weight is 0, and their averages stay as they are",
+    "stationary": "1 where no direction improves every reward, and the update is the KL's alone",
+    "qp_failed": "1 where no weights meet the limits or the solver failed, and the last weights are used",
+}
+
+
+def as_markdown() -> str:
+    """A table, for MLflow's page of a run and for the README."""
+    return "\n".join(["| name | says |", "|---|---|", *(f"| `{name}` | {says} |" for name, says in GLOSSARY.items())])
+
+
+def of_the_progress_line() -> str:
+    """What stands in the line that is printed after each step."""
+    shown = {"(.20)": "alpha/NAME", "worst cosine": "cosine/worst", "held out": "held_out/worst"}
+    return "; ".join(f"{mark}: {GLOSSARY[name]}" for mark, name in shown.items())

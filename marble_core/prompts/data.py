@@ -1,0 +1,63 @@
+"""From a configuration to the prompts that a run trains on and is judged by, checked and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from marble_core.config import DataConfig, RunConfig
+from marble_core.prompts.checks import UNSAFE, check_disjoint, read_block_list, split_blocked, split_repeated
+from marble_core.prompts.reading import Placed
+from marble_core.prompts.report import SourceData, data_report, warnings
+from marble_core.prompts.sources import is_made, load, local_file
+from marble_core.prompts.tokens import text_encoders
+from marble_core.types import SOURCES, MarbleError, Prompt
+
+
+@dataclass(frozen=True)
+class Data:
+    """The prompts by set, the report of them (ready for JSON), and what the user should be told, a sentence each."""
+
+    train: list[Prompt]
+    evaluation: list[Prompt]
+    report: dict[str, Any]
+    warnings: list[str]
+
+
+def prepare_data(config: RunConfig) -> Data:
+    """Read or make the prompts of every source in the order of SOURCES, drop what the configuration wants dropped, and check.
+
+    Raises MarbleError for a file that cannot be read or has an invalid line, for a held-out prompt that is trained on, and
+    for a source of which nothing is left.
+    """
+    data, seed = config.data, config.seed
+    blocked: list[str] = []
+    if data.block_list:
+        with local_file(data.block_list) as path:
+            blocked = read_block_list(path, data.block_list)
+
+    def loaded(spec: dict[str, str], size: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[SourceData]:
+        sources = [s for s in SOURCES if s in spec]
+        return [_clean(s, spec[s], load(spec[s], s, size, seed, held_out, avoid), data, blocked) for s in sources]
+
+    evaluation = loaded(data.evaluation, data.evaluation_size, held_out=True)
+    judged_by = [prompt for own in evaluation for prompt in own.prompts]
+    train = loaded(data.train, data.train_size, held_out=False, avoid=judged_by)
+    check_disjoint([p for own in train for p in own.kept], [p for own in evaluation for p in own.kept])
+    report = data_report({"train": train, "evaluation": evaluation}, text_encoders(config.model))
+    return Data([p for own in train for p in own.prompts], judged_by, report, warnings(report))
+
+
+def _clean(source: str, uri: str, prompts: list[Placed], data: DataConfig, blocked: Sequence[str]) -> SourceData:
+    """What was made for the run may repeat a text, to keep the proportions of its kinds; what was read may not, by default."""
+    unsafe = UNSAFE if data.safe_for_work and source == "general" else ()
+    kept, dropped = split_blocked(prompts, (*blocked, *unsafe))
+    if not kept:
+        raise MarbleError(
+            f"All {len(dropped)} prompts of {uri} hold blocked words; see data.block_list and data.safe_for_work."
+        )
+    repeated: list[Placed] = []
+    if not (data.keep_repeated or is_made(uri)):
+        kept, repeated = split_repeated(kept)
+    return SourceData(source, uri, tuple(kept), tuple(dropped), tuple(repeated))

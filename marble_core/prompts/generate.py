@@ -1,0 +1,115 @@
+"""Prompts that are made, not read: ``generate://geneval`` and ``generate://ocr``.
+
+A kind of prompt is a space of choices, every one of which is one text or none. Prompts are drawn from it without replacement
+and without listing it, since GenEval's colours of two objects alone are half a million texts. A third of the texts is held out
+by a hash, so that training and held-out prompts are disjoint for every seed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from math import prod
+from random import Random
+from typing import Any
+
+from marble_core.prompts.checks import normal
+from marble_core.types import MarbleError, Prompt
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``make`` takes one of each of ``choices``, and returns None where these do not go together."""
+
+    choices: tuple[Sequence[Any], ...]
+    make: Callable[..., Prompt | None]
+
+    def __len__(self) -> int:
+        return prod(map(len, self.choices))
+
+    def __getitem__(self, index: int) -> Prompt | None:
+        chosen = []
+        for options in self.choices:
+            index, digit = divmod(index, len(options))
+            chosen.append(options[digit])
+        return self.make(*chosen)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """``shares`` of the kinds, in any unit; ``meaning`` is equal for prompts that ask for the same picture.
+
+    ``is_test`` says whether a meaning is one of a public test set's, which is never generated.
+    """
+
+    kinds: Mapping[str, Kind]
+    shares: Mapping[str, float]
+    meaning: Callable[[Prompt], str]
+    is_test: Callable[[str], bool]
+
+
+def generate(source: str, count: int, seed: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[Prompt]:
+    """``count`` prompts of ``geneval`` or ``ocr``, the same for the same arguments.
+
+    None means what a prompt of the public test set or of ``avoid`` means. Kinds come in the proportions of the generator's
+    shares; a text is repeated only where its kind has fewer than are asked for, and then all of that kind equally often, up
+    to one. Raises MarbleError for another source, and where ``avoid`` leaves nothing of a kind.
+    """
+    generator = _generator(source)
+    rng = Random(f"generate/{source}/{seed}/{held_out}")
+    avoided = {normal(p.text) for p in avoid} | {generator.meaning(p) for p in avoid if p.source == source}
+
+    def fits(prompt: Prompt) -> bool:
+        meaning = generator.meaning(prompt)
+        return (
+            is_held_out(meaning) == held_out
+            and not generator.is_test(meaning)
+            and meaning not in avoided
+            and normal(prompt.text) not in avoided
+        )
+
+    chosen: list[Prompt] = []
+    for name, wanted in apportion(generator.shares, count).items():
+        kind = generator.kinds[name]
+        made = (prompt for i in _shuffled(len(kind), rng) if (prompt := kind[i]) is not None)
+        found = list(islice(filter(fits, made), wanted))
+        if wanted and not found:
+            raise MarbleError(f"The held-out prompts leave nothing to generate of the kind {name!r} of {source!r}; use a file.")
+        chosen += islice(cycle(found), wanted)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def is_held_out(text: str) -> bool:
+    return zlib.crc32(text.encode()) % 3 == 0
+
+
+def apportion(shares: Mapping[str, float], count: int) -> dict[str, int]:
+    """Whole numbers that sum to ``count``, by largest remainder."""
+    exact = {kind: count * share / sum(shares.values()) for kind, share in shares.items()}
+    whole = {kind: int(number) for kind, number in exact.items()}
+    for kind in sorted(exact, key=lambda kind: whole[kind] - exact[kind])[: count - sum(whole.values())]:
+        whole[kind] += 1
+    return whole
+
+
+def _generator(source: str) -> Generator:
+    match source:
+        case "geneval":
+            from marble_core.prompts.geneval import GENERATOR
+        case "ocr":
+            from marble_core.prompts.ocr import GENERATOR
+        case _:
+            raise MarbleError(f"There is no generator for the source {source!r}; generate geneval or ocr, or name a file.")
+    return GENERATOR
+
+
+def _shuffled(size: int, rng: Random) -> Iterator[int]:
+    """0 .. size - 1 in random order, made as it is asked for (Fisher and Yates on a sparse array)."""
+    moved: dict[int, int] = {}
+    for i in range(size):
+        j = rng.randrange(i, size)
+        yield moved.get(j, j)
+        moved[j] = moved.get(i, i)

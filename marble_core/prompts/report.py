@@ -1,0 +1,101 @@
+"""The data report: how many prompts of what kind and length a run has, and what was left out. As JSON and as one page.
+
+The page fetches nothing and runs no script; how it looks is in data_report.html.j2.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from marble_core.prompts.checks import normal
+from marble_core.prompts.reading import Placed
+from marble_core.prompts.tokens import TextEncoder
+from marble_core.types import Prompt
+
+NAMED = 3  # places in a warning; the report has all
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """One source of one set: the prompts that stay, and those that hold blocked words or came before."""
+
+    source: str
+    uri: str
+    kept: tuple[Placed, ...]
+    blocked: tuple[Placed, ...] = ()
+    repeated: tuple[Placed, ...] = ()
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [placed.prompt for placed in self.kept]
+
+
+def data_report(sets: Mapping[str, Sequence[SourceData]], encoders: Sequence[TextEncoder]) -> dict[str, Any]:
+    """By set and source, ready for JSON: counts, tags, lengths in characters and in tokens, examples, and the places of what
+    is cut by a text encoder or was dropped."""
+    return {name: {own.source: _describe(own, encoders) for own in sources} for name, sources in sets.items()}
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """A sentence for each thing that the user should know of."""
+    said = []
+    for name, sources in report.items():
+        for source, d in sources.items():
+            of = f"{source} prompts of {name} ({d['from']})"
+            if d["blocked"]:
+                said.append(f"{len(d['blocked'])} {of} hold blocked words and were dropped: {_listed(d['blocked'])}.")
+            if d["dropped_repeated"]:
+                said.append(
+                    f"{len(d['dropped_repeated'])} {of} came before and were dropped: {_listed(d['dropped_repeated'])}."
+                )
+            for encoder, t in d["tokens"].items():
+                if over := [f"{p['where']} ({p['tokens'][encoder]})" for p in d["over_long"] if encoder in p["tokens"]]:
+                    said.append(f"{len(over)} {of} have more than {t['limit']} {encoder} tokens and are cut: {_listed(over)}.")
+    return said
+
+
+def write_page(path: Path, report: Mapping[str, Any]) -> None:
+    """Write the report as one HTML page."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    source = files("marble_core.prompts").joinpath("data_report.html.j2").read_text(encoding="utf-8")
+    path.write_text(environment.from_string(source).render(report=report, warnings=warnings(report)), encoding="utf-8")
+
+
+def _describe(own: SourceData, encoders: Sequence[TextEncoder]) -> dict[str, Any]:
+    texts = [prompt.text for prompt in own.prompts]
+    counts = {encoder.name: encoder.count(texts) for encoder in encoders}
+    limits = {encoder.name: encoder.limit for encoder in encoders}
+    over_long = []
+    for i, placed in enumerate(own.kept):
+        if over := {name: n[i] for name, n in counts.items() if n[i] > limits[name]}:
+            over_long.append({"where": placed.where, "tokens": over})
+    return {
+        "from": own.uri,
+        "read": len(own.kept) + len(own.blocked) + len(own.repeated),
+        "prompts": len(texts),
+        "distinct": len({normal(text) for text in texts}),
+        "tags": dict(sorted(Counter(p.tag for p in own.prompts if p.tag).items())),
+        "characters": _spread([len(text) for text in texts]),
+        "tokens": {name: {"limit": limits[name], **_spread(n)} for name, n in counts.items()},
+        "examples": texts[:: max(1, len(texts) // 4)][:4],
+        "over_long": over_long,
+        "blocked": [placed.where for placed in own.blocked],
+        "dropped_repeated": [placed.where for placed in own.repeated],
+    }
+
+
+def _spread(numbers: Sequence[int]) -> dict[str, float]:
+    return {"min": min(numbers), "median": statistics.median(numbers), "max": max(numbers)}
+
+
+def _listed(places: Sequence[str]) -> str:
+    more = len(places) - NAMED
+    return ", ".join(places[:NAMED]) + (f" and {more} more, see the data report" if more > 0 else "")

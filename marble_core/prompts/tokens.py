@@ -1,0 +1,120 @@
+"""How many tokens the model's own text encoders see in a prompt, by ``tokenizers``: what is longer is cut without a word."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marble_core.assets import resolve
+from marble_core.config import ModelConfig
+from marble_core.types import MarbleError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Find = Callable[[str], Path | None]  # a file of the model by its path in there, where it is on this machine
+CLIP_POSITIONS = 77
+_CHUNK = 1000  # texts whose tokens are in memory at once
+# CLIP's words: contractions, runs of letters, single digits, runs of anything else.
+_CLIP_WORD = r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder's name ("CLIP", "T5"), and how many tokens it reads, its special ones included."""
+
+    name: str
+    limit: int
+    tokenizer: Tokenizer
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, special ones included."""
+        chunks = (list(texts[i : i + _CHUNK]) for i in range(0, len(texts), _CHUNK))
+        return [len(encoding.ids) for chunk in chunks for encoding in self.tokenizer.encode_batch_fast(chunk)]
+
+
+def text_encoders(model: ModelConfig) -> list[TextEncoder]:
+    """The model's text encoders, one of each name; none where the model's files are not on this machine (no network is used).
+
+    T5 reads ``model.max_sequence_length`` tokens, at most what its tokenizer allows. Raises MarbleError for files that are
+    broken.
+    """
+    find = _finder(model)
+    parts = _json(find("model_index.json"))
+    found: dict[str, TextEncoder] = {}
+    for part in sorted(key for key in parts if re.fullmatch(r"tokenizer(_\d)?", key)):
+        library_and_class = parts.get(part.replace("tokenizer", "text_encoder")) or [None, None]
+        encoder = str(library_and_class[1] or part)
+        known = re.match("CLIP|T5|UMT5", encoder)
+        name = known[0] if known else encoder
+        if name not in found and (tokenizer := _tokenizer(find, part)):
+            most = CLIP_POSITIONS if name == "CLIP" else model.max_sequence_length
+            own = _json(find(f"{part}/tokenizer_config.json")).get("model_max_length", most)
+            found[name] = TextEncoder(name, min(own, most), tokenizer)
+    return list(found.values())
+
+
+def _finder(model: ModelConfig) -> Find:
+    try:
+        place = resolve(model.path)
+    except MarbleError:
+        return lambda relative: None  # it may well be on the machine that trains
+    if isinstance(place, Path):
+        return lambda relative: path if (path := place / relative).is_file() else None
+
+    def cached(relative: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(place, relative, revision=model.revision)
+        return Path(path) if isinstance(path, str) else None
+
+    return cached
+
+
+def _json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise MarbleError(f"The model's file {path} is not JSON; fetch it anew.") from None
+
+
+def _tokenizer(find: Find, part: str) -> Tokenizer | None:
+    """From tokenizer.json, or from vocab.json and merges.txt, as which CLIP's are published."""
+    from tokenizers import Tokenizer
+
+    whole, vocabulary, merges = (find(f"{part}/{name}") for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if whole:
+            tokenizer = Tokenizer.from_file(str(whole))
+        elif vocabulary and merges:
+            tokenizer = _clip_tokenizer(vocabulary, merges)
+        else:
+            return None
+    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more special
+        reason = " ".join(str(error).split()).rstrip(".")[:160]
+        raise MarbleError(f"The model's {part} at {(whole or vocabulary)} cannot be read ({reason}); fetch it anew.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _clip_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    end = "<|endoftext|>"
+    bpe = models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token=end)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    words = pre_tokenizers.Split(Regex(_CLIP_WORD), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    ids = [(name, tokenizer.token_to_id(name)) for name in ("<|startoftext|>", end)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{ids[0][0]} $A {end}", special_tokens=ids)
+    return tokenizer

@@ -1,0 +1,116 @@
+"""A learner's state <-> a directory: everything the next step depends on, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from marble_core import __version__
+from marble_core.changes import require_same_run
+from marble_core.loading import read_config
+from marble_core.step import Learner
+from marble_core.types import MarbleError
+
+HISTORY, CONFIG, TENSORS = "history.jsonl", "config.json", "state.safetensors"
+
+
+def save_state(learner: Learner, directory: Path) -> None:
+    """Everything the next step depends on, and the history: the metrics that MLflow may not have yet are in it."""
+    policy = learner.policy
+    default = policy.parameters_of("default")
+    tensors: dict[str, torch.Tensor] = {
+        f"{adapter}/{n}": p for adapter in ("default", "old") for n, p in policy.parameters_of(adapter).items()
+    }
+    tensors |= {f"ema/{n}": p for n, p in policy.ema.items()}
+    for n, p in default.items():
+        tensors |= {f"adam/{key}/{n}": value for key, value in learner.optimizer.state[p].items()}
+    save_file({n: t.detach().contiguous() for n, t in tensors.items()}, directory / TENSORS)
+    state = {
+        "step": learner.step,
+        "updates": learner.updates,
+        "old_is_default": policy.old_is_default,
+        "balancer": learner.balancer.state(),
+        "config": learner.config.digest,
+        "versions": versions(),
+        "parameters": list(default),
+    }
+    (directory / "state.json").write_text(json.dumps(state, indent=2))
+    (directory / CONFIG).write_text(learner.config.to_json())
+    write_history(learner.history, directory / HISTORY)
+
+
+def versions() -> dict[str, str]:
+    """Of what a step's bits depend on besides the state."""
+    return {"marble": __version__, **{name: version(name) for name in ("torch", "diffusers", "peft")}}
+
+
+def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """One JSON line a step: step, metrics, notes."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in history))
+
+
+def read_history(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
+
+
+def load_state(learner: Learner, directory: Path) -> list[str]:
+    """The inverse of ``save_state``. Returns what is worth a note: other versions than those that wrote it.
+
+    Raises MarbleError if it belongs to another model, or to a configuration that this run may not have been begun with.
+    """
+    require_same_run(read_config(directory / CONFIG), learner.config, directory)
+    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+    tensors = load_file(directory / TENSORS)
+    _load_lora(learner, tensors, directory)
+    default = learner.policy.parameters_of("default")
+    for n, p in default.items():
+        if f"adam/step/{n}" in tensors:
+            moments = {key: tensors[f"adam/{key}/{n}"].to(p.device, copy=True) for key in ("exp_avg", "exp_avg_sq")}
+            learner.optimizer.state[p] = {"step": tensors[f"adam/step/{n}"].clone(), **moments}
+    learner.policy.old_is_default = state["old_is_default"]
+    learner.balancer.load_state(state["balancer"])
+    learner.step, learner.updates = state["step"], state["updates"]
+    learner.history = read_history(directory)
+    then, now = state["versions"], versions()
+    return [f"{n} is {now[n]} now, not {v} as before step {learner.step}" for n, v in then.items() if now.get(n) != v]
+
+
+def load_weights(learner: Learner, directory: Path) -> None:
+    """Begin from another run's LoRA (default, old and EMA), with an optimizer, balancer and step of our own.
+
+    Raises MarbleError where model, rank, alpha or target layers are not the same.
+    """
+    theirs, ours = read_config(directory / CONFIG), learner.config
+    for name, value, wanted in (
+        ("lora.rank", theirs.lora.rank, ours.lora.rank),
+        ("lora.alpha", theirs.lora.alpha, ours.lora.alpha),
+        ("model.path", theirs.model.path, ours.model.path),
+    ):
+        if value != wanted:
+            raise MarbleError(
+                f"train.start_from = {ours.train.start_from!r} was trained with {name} = {value}, not {wanted}: set it so."
+            )
+    _load_lora(learner, load_file(directory / TENSORS), str(ours.train.start_from))
+    learner.policy.old_is_default = False
+
+
+def _load_lora(learner: Learner, tensors: Mapping[str, torch.Tensor], where: object) -> None:
+    policy = learner.policy
+    default = policy.parameters_of("default")
+    found = {n.removeprefix("ema/"): t.shape for n, t in tensors.items() if n.startswith("ema/")}
+    for name in sorted(found.keys() | default.keys()):
+        have, want = found.get(name), default[name].shape if name in default else None
+        if have != want:
+            shapes = " not ".join("missing," if s is None else f"{tuple(s)}," for s in (have, want)).rstrip(",")
+            raise MarbleError(f"The checkpoint {where} belongs to another model or LoRA: its layer {name} is {shapes}.")
+    with torch.no_grad():
+        for adapter in ("default", "old"):
+            for n, p in policy.parameters_of(adapter).items():
+                p.copy_(tensors[f"{adapter}/{n}"])
+    policy.ema = {n: tensors[f"ema/{n}"].to(p.device, copy=True) for n, p in default.items()}

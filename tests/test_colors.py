@@ -1,0 +1,111 @@
+"""GenEval's colour classifier: how objects are cut out, the zero-shot classifier against its definition, its CLIP's activation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+from marble_core.rewards.checks import known_picture
+from marble_core.rewards.clip import load_clip
+from marble_core.rewards.colors import COLORS, ClipColors, cut_out
+from marble_core.rewards.geneval import Detection
+from marble_core.types import MarbleError
+from tiny_rewards import clip_config, noise, randomised, save_clip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+def objects(count=6, seed=0):
+    """Objects of any shape in a picture of 40 x 50, with boxes between pixels, as a detector of boxes has them."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        left, top = rng.uniform(0, 30, 2)
+        box = (left, top, left + rng.uniform(3, 18), top + rng.uniform(3, 9))
+        found.append(Detection("cup", 1.0, box, rng.random((40, 50)) < 0.7 if i % 3 else None))
+    return found
+
+
+def by_pil(image, detection):
+    """GenEval's cutting out, by PIL's own paste and crop."""
+    picture = Image.fromarray(image)
+    if detection.mask is not None:
+        ground = Image.new("RGB", picture.size, "#999")
+        ground.paste(picture, mask=Image.fromarray(detection.mask))
+        picture = ground
+    return picture.crop(detection.box)
+
+
+def test_an_object_is_pasted_on_plain_grey_through_its_mask_and_cropped_to_its_box():
+    (image,) = noise(1, (40, 50))
+    for detection in objects(30):
+        assert np.array_equal(cut_out(image, detection), np.asarray(by_pil(image, detection)))
+
+
+def plainly(checkpoint, image, detections, activation="quick_gelu"):
+    """The zero-shot classifier by the model card's road, one object and one text at a time."""
+    model = CLIPModel(clip_config(activation))
+    model.load_state_dict(randomised(CLIPModel(clip_config())).state_dict())
+    model.eval()
+    processor, tokenizer = CLIPImageProcessorPil.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+
+    def feature(text):
+        tokens = tokenizer([text], return_tensors="pt", truncation=True, max_length=77)
+        value = model.get_text_features(**tokens).pooler_output[0]
+        return value / value.norm()
+
+    names = []
+    with torch.no_grad():
+        weights = []
+        for color in COLORS:
+            texts = f"a photo of a {color} cup", f"a photo of a {color}-colored cup", f"a photo of a {color} object"
+            mean = sum(map(feature, texts)) / 3
+            weights.append(mean / mean.norm())
+        for detection in detections:
+            pixels = processor(images=by_pil(image, detection), return_tensors="pt").pixel_values
+            names.append(COLORS[int(torch.stack(weights).mv(model.get_image_features(pixels).pooler_output[0]).argmax())])
+    return names
+
+
+@pytest.mark.parametrize(("quick_gelu", "activation"), [(True, "quick_gelu"), (False, "gelu")])
+def test_a_colour_is_the_zero_shot_classifiers_whatever_the_activation(checkpoint, quick_gelu, activation):
+    (image,) = noise(1, (40, 50))
+    wanted = plainly(checkpoint, image, objects(40), activation)
+    assert len(set(wanted)) > 2
+    assert ClipColors(checkpoint, quick_gelu=quick_gelu).colors(image, objects(40)) == wanted
+
+
+def test_the_colours_share_the_clip_of_the_other_scorers_and_keep_its_picture(tmp_path):
+    checkpoint = save_clip(tmp_path)
+    shared = load_clip(checkpoint)
+    step = noise(2, 32, seed=3)
+    kept = shared.image_features(step)
+    plain, changed = ClipColors(checkpoint), ClipColors(checkpoint, quick_gelu=False)
+    assert plain.clip is shared and changed.clip is not shared
+    assert changed.clip is ClipColors(checkpoint, quick_gelu=False).clip, "one copy, not one a scorer"
+    plain.colors(noise(1, (40, 50))[0], objects())
+    assert shared.image_features(step) is kept, "the step's own features are not driven out"
+    shared._last = None
+    assert torch.equal(shared.image_features(step), kept), "and the shared weights' activation is what it was"
+
+
+def test_each_class_is_encoded_once(checkpoint, monkeypatch):
+    colors, passes = ClipColors(checkpoint), []
+    forward = colors.clip.model.get_text_features
+    monkeypatch.setattr(colors.clip.model, "get_text_features", lambda **inputs: passes.append(1) or forward(**inputs))
+    dogs = [Detection("dog", d.score, d.box, d.mask) for d in objects()]
+    for _ in range(3):
+        assert colors.colors(noise(1, (40, 50))[0], dogs) and colors.colors(noise(1, (40, 50))[0], []) == []
+    assert len(passes) == 1
+
+
+def test_red_is_red_to_a_clip_that_knows_it_and_the_check_says_so(checkpoint):
+    colors = ClipColors("demo://rewards/clip")
+    colors.self_check()
+    assert colors.colors(known_picture("red"), [Detection("square", 1.0, (16, 16, 48, 48))]) == ["red"]
+    with pytest.raises(MarbleError, match=r"take a red square for .* and a blue one for .*: check the CLIP checkpoint"):
+        ClipColors(checkpoint).self_check()

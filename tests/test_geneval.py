@@ -1,0 +1,318 @@
+"""GenEval's rules: the released ones' vectors, generated scenes against a plain reading of the rules, options, the demo's world."""
+
+import itertools
+import math
+from random import Random
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marble_core.demo.draw import draw
+from marble_core.demo.prompts import entries
+from marble_core.rewards import score_all
+from marble_core.rewards.geneval import Detection, Found, GenEval, iou, official, partial, relations, strict
+from marble_core.types import MarbleError, Prompt
+
+SHAPES_DETECTOR = "marble_core.demo.shapes:ShapesDetector"
+BOX = (0, 0, 10, 10)
+DOG, CAT = Found((0, 0, 10, 10)), Found((40, 0, 50, 10))
+POSITION = ({"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["right of", 0]})
+COLOR = ({"class": "cup", "count": 1, "color": "red"},)
+COUNT, SURPLUS = ({"class": "cup", "count": 3},), ({"class": "cup", "count": 4},)
+RED, BLUE = Found(BOX, "red"), Found(BOX, "blue")
+
+VECTORS = [  # include, exclude, objects, then the released partial, strict, official (shared/rewards.md, section 4)
+    (COLOR, (), {"cup": [RED]}, 1, 1, 1),
+    (COLOR, (), {"cup": [BLUE]}, 0.5, 0, 0),
+    (COLOR, (), {"cup": [RED, RED]}, 0, 0, 1),
+    (COLOR, (), {}, 0, 0, 0),
+    (COUNT, SURPLUS, {}, 0, 0, 0),
+    (COUNT, SURPLUS, {"cup": [RED] * 2}, 2 / 3, 0, 0),
+    (COUNT, SURPLUS, {"cup": [RED] * 3}, 1, 1, 1),
+    (COUNT, SURPLUS, {"cup": [RED] * 4}, 2 / 3, 0, 0),
+    (COUNT, SURPLUS, {"cup": [RED] * 6}, 0, 0, 0),
+    (COUNT, SURPLUS, {"cup": [RED] * 8}, -2 / 3, 0, 0),
+    (POSITION, (), {"dog": [DOG], "cat": [CAT]}, 1, 1, 1),
+    (POSITION, (), {"dog": [CAT], "cat": [DOG]}, 0.75, 0, 0),
+    (POSITION, (), {"cat": [CAT]}, 1 / 3, 0, 0),
+    (POSITION, (), {"dog": [DOG]}, 1 / 3, 0, 0),
+    (POSITION, (), {"dog": [DOG, DOG], "cat": [CAT]}, 1 / 3, 0, 1),
+]
+
+
+@pytest.mark.parametrize(("include", "exclude", "objects", "part", "all_right", "correct"), VECTORS)
+def test_the_rules_are_the_released_ones(include, exclude, objects, part, all_right, correct):
+    assert partial(include, objects, exclude, clip=False, fix_position=False) == pytest.approx(part)
+    assert strict(include, objects) == all_right
+    assert official(include, exclude, objects) == correct
+
+
+def test_clip_and_the_position_fix_change_only_what_they_name():
+    for include, exclude, objects, released, *_ in VECTORS:
+        ours = partial(include, objects, exclude)
+        wrong_side = include is POSITION and released == 0.75
+        assert ours == pytest.approx(2 / 3 if wrong_side else max(0, released))
+
+
+def test_clutter_lowers_the_partial_score_and_its_absence_raises_nothing():
+    clutter = ({"class": "blob", "count": 1},)
+    assert partial(COLOR, {"cup": [RED]}, clutter) == 1
+    assert partial(COLOR, {}, clutter) == 0
+    assert partial(COLOR, {"cup": [RED], "blob": [BLUE]}, clutter) == pytest.approx(2 / 3)
+
+
+def test_relations_of_boxes():
+    assert relations((0, 0, 10, 10), (5, 0, 15, 10)) == {"left of"}
+    assert relations((1, 0, 11, 10), (0, 0, 10, 10)) == set()
+    assert relations((20, 20, 30, 30), (40, 40, 50, 50)) == {"left of", "above"}
+    assert relations((0, 40, 10, 50), (0, 60, 10, 70)) == {"above"}
+    assert relations((40, 0, 50, 10), (0, 0, 10, 10)) == {"right of"}
+
+
+class Planted:
+    """A detector that finds what a test planted: picture i is filled with i, and ``colour`` knows each planted detection."""
+
+    scenes = ()
+    colour = MappingProxyType({})
+    classes = ("cup", "dog", "cat", "blob")
+
+    def detect(self, image_HWC):
+        return self.scenes[image_HWC[0, 0, 0]]
+
+    def colors(self, image_HWC, detections):
+        return [self.colour[d.label, d.score] for d in detections]
+
+    def self_check(self):
+        pass
+
+
+PLANTED = f"{__name__}:Planted"
+
+
+def scored(detections, prompt, **options):
+    """(partial, strict, official) of one planted picture."""
+    Planted.scenes = [detections]
+    return GenEval(PLANTED, **options).score(np.zeros((1, 4, 4, 3), np.uint8), [prompt])[0].tolist()
+
+
+def cups(*scores):
+    return [Detection("cup", score, (20.0 * i, 0.0, 20.0 * i + 10, 10.0)) for i, score in enumerate(scores)]
+
+
+# A plain reading of shared/rewards.md, section 4, for the generated scenes: recursive and by enumeration, unlike the code.
+def standing(relation, a, b):
+    def along(axis):
+        sizes = (a[axis + 2] - a[axis]) + (b[axis + 2] - b[axis])
+        offset = (a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2
+        return offset, math.copysign(max(abs(offset) - 0.1 * sizes, 0), offset)
+
+    (ox, rx), (oy, ry) = along(0), along(1)
+    if max(abs(rx), abs(ry)) < 1e-3:
+        return False
+    x, y = rx / math.hypot(ox, oy), ry / math.hypot(ox, oy)
+    return {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}[relation]
+
+
+def kept(scene, label, tag, most, overlap):
+    """The detections of a class that count, best first; those that overlap a better one that stays are out."""
+    least = 0.9 if tag == "counting" else 0.3
+    sure = sorted((d for d in scene if d.label == label and d.score > least), key=lambda d: d.score, reverse=True)[:most]
+    if overlap == 1 or not sure:
+        return sure
+
+    def pixels(d):
+        (x0, y0, x1, y1) = map(int, d.box)
+        return {(x, y) for x in range(x0, x1 + 1) for y in range(y0, y1 + 1)}
+
+    best, *rest = sure
+    free = [d for d in rest if len(pixels(d) & pixels(best)) / len(pixels(d) | pixels(best)) < overlap]
+    return [best, *kept(free, label, tag, most, overlap)]
+
+
+def plainly(prompt, scene, published, most, overlap):
+    """(partial, strict, official)."""
+    here = {label: kept(scene, label, prompt.tag, most, overlap) for label in Planted.classes}
+    wishes, colour = prompt.include, Planted.colour
+
+    def stand(i, chosen):
+        relation, j = wishes[i]["position"]
+        return all(standing(relation, a.box, b.box) for a, b in itertools.product(chosen[i], chosen[j]))
+
+    def coloured(i, chosen):
+        return sum(colour[d.label, d.score] == wishes[i].get("color", colour[d.label, d.score]) for d in chosen[i])
+
+    def right(i, enough):
+        """Whether wish i is fulfilled, and all that its position refers to."""
+        chosen = [here[w["class"]][: w["count"]] for w in wishes]
+        wanted = wishes[i]["count"]
+        if not enough(len(here[wishes[i]["class"]]), wanted) or coloured(i, chosen) < wanted:
+            return False
+        return "position" not in wishes[i] or (right(wishes[i]["position"][1], enough) and stand(i, chosen))
+
+    def exactly(n, c):
+        return n == c
+
+    def at_least(n, c):
+        return n >= c
+
+    terms = []
+    for i, wish in enumerate(wishes):
+        n, c = len(here[wish["class"]]), wish["count"]
+        count_term = 1 - abs(c - n) / c
+        terms += [count_term if published or count_term > 0 else 0]
+        if n != c:
+            terms += [0] if "color" in wish or "position" in wish else []
+            continue
+        chosen = [here[w["class"]][: w["count"]] for w in wishes]
+        if "color" in wish:
+            terms += [1 - (c - coloured(i, chosen)) / c]
+        if "position" in wish and coloured(i, chosen) == c:
+            if not right(wish["position"][1], exactly):
+                terms += [0]
+            elif stand(i, chosen):
+                terms += [1]
+            else:
+                terms += [0, 1] if published else [0]
+    too_many = [w for w in prompt.exclude if len(here[w["class"]]) >= w["count"]]
+    if not published:
+        terms += [0 for w in too_many if w["class"] not in {x["class"] for x in wishes}]
+    every = range(len(wishes))
+    return (
+        sum(terms) / len(terms),
+        float(all(right(i, exactly) for i in every)),
+        float(all(right(i, at_least) for i in every) and not too_many),
+    )
+
+
+@st.composite
+def wishes(draw):
+    include = []
+    for i, label in enumerate(draw(st.permutations(["cup", "dog", "cat"]))[: draw(st.integers(1, 3))]):
+        wish = {"class": label, "count": draw(st.integers(1, 4) if draw(st.booleans()) else st.just(1))}
+        if draw(st.booleans()):
+            wish["color"] = draw(st.sampled_from(["red", "blue"]))
+        if i and draw(st.booleans()):
+            wish["position"] = [draw(st.sampled_from(["left of", "right of", "above", "below"])), draw(st.integers(0, i - 1))]
+        include.append(wish)
+    surplus = [{"class": w["class"], "count": w["count"] + 1} for w in include] + [{"class": "blob", "count": 1}]
+    exclude = draw(st.lists(st.sampled_from(surplus), max_size=2))
+    tag = draw(st.sampled_from(["counting", "position", "color_attr"]))
+    return Prompt("", "geneval", tag=tag, include=tuple(include), exclude=tuple(exclude))
+
+
+@st.composite
+def scenes(draw, prompt):
+    """For each wish about as many objects as it wants, of about its colour, anywhere on a coarse grid; and unsure ones."""
+    labels = [w["class"] for w in prompt.include for _ in range(draw(st.integers(0, 2)) + w["count"] - draw(st.integers(0, 1)))]
+    labels += draw(st.lists(st.sampled_from(Planted.classes), max_size=2))
+    scores = draw(
+        st.lists(st.sampled_from(np.linspace(0.05, 1, 40).tolist()), min_size=len(labels), max_size=len(labels), unique=True)
+    )
+    sure = draw(st.booleans())
+    found, colours = [], {}
+    for label, score in zip(labels, scores, strict=True):
+        x, y, w, h = (draw(st.integers(*limits)) * 5 for limits in ((0, 8), (0, 8), (1, 4), (1, 4)))
+        score = 0.92 + 0.07 * score if sure else score
+        found.append(Detection(label, score, (float(x), float(y), float(x + w), float(y + h))))
+        wanted = next((wish["color"] for wish in prompt.include if wish["class"] == label and "color" in wish), "red")
+        colours[label, score] = wanted if draw(st.integers(0, 3)) else "blue"
+    return found, colours
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(st.data(), wishes(), st.booleans(), st.sampled_from([2, 16]), st.sampled_from([1.0, 0.3]))
+def test_generated_scenes_score_as_a_plain_reading_of_the_rules_says(data, prompt, published, most, overlap):
+    scene, Planted.colour = data.draw(scenes(prompt))
+    options = {"published": published, "max_objects": most, "max_overlap": overlap}
+    assert scored(scene, prompt, **options) == pytest.approx(plainly(prompt, scene, published, most, overlap))
+
+
+SPAN = st.tuples(st.integers(0, 60), st.integers(1, 40)).map(lambda span: (span[0], sum(span)))
+BOXES = st.tuples(SPAN, SPAN).map(lambda spans: (spans[0][0], spans[1][0], spans[0][1], spans[1][1]))
+
+
+@settings(max_examples=500, derandomize=True, deadline=None, database=None)
+@given(BOXES, BOXES)
+def test_generated_boxes_stand_as_a_plain_reading_of_the_rules_says(box, other):
+    assert relations(box, other) == {r for r in ("left of", "right of", "above", "below") if standing(r, box, other)}
+
+
+def test_only_an_object_that_stays_displaces_those_that_overlap_it():
+    chain = [Detection("cup", 0.9 - 0.1 * i, (4.0 * i, 0.0, 4.0 * i + 9, 9.0)) for i in range(4)]
+    two = Prompt("", "geneval", include=({"class": "cup", "count": 2},))
+    assert scored(chain, two) == [0, 0, 1]
+    assert scored(chain, two, max_overlap=0.3) == [1, 1, 1], "the first displaces the second, which then leaves the third"
+
+
+def test_the_thresholds_and_the_most_objects_are_those_of_geneval_and_can_be_named():
+    two = ({"class": "cup", "count": 2},)
+    plain, counting = (Prompt("", "geneval", tag=tag, include=two) for tag in ("two_object", "counting"))
+    detections = cups(0.3, 0.95, 0.9)
+    assert scored(detections, plain) == [1, 1, 1]
+    assert scored(detections, counting) == [0.5, 0, 0]
+    assert scored(detections, plain, threshold=0.29) == [0.5, 0, 1]
+    assert scored(detections, counting, counting_threshold=0.5) == [1, 1, 1]
+    crowd = Prompt("", "geneval", include=({"class": "cup", "count": 16},))
+    assert scored(cups(*np.linspace(0.5, 1, 20).tolist()), crowd) == [1, 1, 1]
+    assert scored(cups(*np.linspace(0.5, 1, 20).tolist()), crowd, max_objects=20) == [0.75, 0, 1]
+
+
+def test_iou_counts_whole_pixels():
+    assert iou((0, 0, 9, 9), (0, 0, 9, 9)) == 1
+    assert iou((0, 0, 9, 9), (10, 0, 19, 9)) == 0
+    assert iou((0, 0, 9, 9), (5, 0, 14, 9)) == pytest.approx(1 / 3)
+
+
+def test_the_published_switch_restores_the_released_reward_and_each_point_can_be_set_alone():
+    many = Prompt("", "geneval", include=({"class": "cup", "count": 1},), exclude=({"class": "blob", "count": 1},))
+    detections = [*cups(0.5, 0.6, 0.7), Detection("blob", 1.0, BOX)]
+    assert scored(detections, many)[0] == 0
+    assert scored(detections, many, published=True)[0] == -1
+    assert scored(detections, many, published=True, clip=True)[0] == 0
+    assert GenEval(PLANTED, published=True).value_range == (-15, 1)
+    settings = GenEval(PLANTED, published=True, fix_position=True).settings
+    assert settings["published"] and settings["swap_channels"] and settings["fix_position"] and not settings["clip"]
+
+
+@pytest.mark.parametrize("options", [{}, {"swap_channels": True}, {"published": True}])
+def test_the_detector_sees_rgb_unless_the_channels_are_swapped_and_colours_always_do(options, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(Planted, "detect", lambda self, image: seen.update(detector=image[0, 0].tolist()) or cups(0.9))
+    monkeypatch.setattr(Planted, "colors", lambda self, image, found: seen.update(colors=image[0, 0].tolist()) or ["red"])
+    picture = np.full((1, 4, 4, 3), (200, 20, 2), np.uint8)
+    GenEval(PLANTED, **options).score(picture, [Prompt("", "geneval", include=COLOR)])
+    assert seen == {"detector": [2, 20, 200] if options else [200, 20, 2], "colors": [200, 20, 2]}
+
+
+def test_the_rules_that_are_not_trained_on_are_reported_beside_the_reward():
+    Planted.scenes = [cups(0.9), cups(0.9, 0.8), []]
+    images = np.arange(3, dtype=np.uint8).repeat(48).reshape(3, 4, 4, 3)
+    two = Prompt("", "geneval", include=({"class": "cup", "count": 1},))
+    prompts = [two, two, Prompt("", "general")]
+    for rule, reward in (("partial", [1, 0, np.nan]), ("official", [1, 1, np.nan])):
+        table = score_all([GenEval(PLANTED, rule=rule)], images, prompts)
+        np.testing.assert_array_equal(table.R_NK[:, 0], reward)
+        assert set(table.side) == {f"geneval/{r}" for r in ("partial", "strict", "official") if r != rule}
+        np.testing.assert_array_equal(table.side["geneval/strict"], [1, 0, np.nan])
+
+
+def test_a_class_that_the_detector_cannot_find_is_an_error_and_no_0():
+    prompt = Prompt("a photo of a mug", "geneval", include=({"class": "cups", "count": 1},))
+    with pytest.raises(
+        MarbleError, match="'a photo of a mug' wants 'cups', which the detector of 'geneval' does not know: did"
+    ):
+        scored([], prompt)
+
+
+def test_geneval_is_one_on_ground_truth_and_low_on_other_pictures():
+    rng = Random(0)
+    chosen = entries("geneval", 120, 0, True)
+    images = np.stack([np.asarray(draw(rng.choice(e.scenes), rng)) for e in chosen])
+    prompts = [e.prompt for e in chosen]
+    scorer = GenEval(SHAPES_DETECTOR)
+    assert (scorer.score(images, prompts).mean(0) >= 0.99).all()
+    assert (scorer.score(np.roll(images, 1, axis=0), prompts).mean(0) < 0.3).all()
+    assert not scorer.score(np.full_like(images, 250), prompts).any()
