@@ -24,7 +24,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The diffusion model that is fine-tuned."""
 
-    path: str = "demo://sd3"  # a diffusers directory, a hub id, or demo://sd3
+    path: str = "demo://sd3"  # a diffusers directory, a hub id, an s3:// prefix, or demo://sd3
     revision: str | None = None
     family: str = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # autocast; LoRA weights and gradients stay fp32

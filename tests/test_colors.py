@@ -79,7 +79,8 @@ def test_a_colour_is_the_zero_shot_classifiers_whatever_the_activation(checkpoin
     assert ClipColors(checkpoint, quick_gelu=quick_gelu).colors(image, objects(40)) == wanted
 
 
-def test_the_colours_share_the_clip_of_the_other_scorers_and_keep_its_picture(checkpoint):
+def test_the_colours_share_the_clip_of_the_other_scorers_and_keep_its_picture(tmp_path):
+    checkpoint = save_clip(tmp_path)
     shared = load_clip(checkpoint)
     step = noise(2, 32, seed=3)
     kept = shared.image_features(step)

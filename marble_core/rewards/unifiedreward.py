@@ -116,7 +116,7 @@ class UnifiedReward:
             "max_tokens": self.max_tokens,
             "messages": [{"role": "user", "content": content}],
         }
-        key = os.environ.get(self.key_variable, "")
+        key = self._key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             response = self._http.request("POST", self.url, json=body, headers={**headers, "Content-Type": "application/json"})
@@ -129,6 +129,12 @@ class UnifiedReward:
         if response.status != 200:
             raise MarbleError(self._refusal(response.status, response.data.decode(errors="replace"), key))
         return self._text(response, key)
+
+    def _key(self) -> str:
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):  # the error of a bad header would show it
+            raise MarbleError(f"The environment variable {self.key_variable} holds no key, but other characters besides.")
+        return key
 
     def _text(self, response: urllib3.BaseHTTPResponse, key: str) -> str:
         try:
