@@ -45,7 +45,7 @@ def read(path: str | Path, source: str | None = None, name: str | None = None) -
     that holds none, is not UTF-8, cannot be read, or is plain text and read for no source.
     """
     name = name or str(path)
-    match Path(name).suffix.lower():
+    match Path(path).suffix.lower():
         case ".txt" if source is None:
             raise MarbleError(f"{name} is plain text, so its source must be named; choose one of {', '.join(SOURCES)}.")
         case ".txt":

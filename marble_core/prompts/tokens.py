@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core.assets import resolve
+from marble_core.assets import Part, find
 from marble_core.config import ModelConfig
 from marble_core.types import MarbleError
 
@@ -38,41 +38,40 @@ class TextEncoder:
 
 
 def text_encoders(model: ModelConfig) -> list[TextEncoder]:
-    """The model's text encoders, one of each name; none where the model's files are not on this machine (no network is used).
+    """The model's text encoders, one of each name; none where the model's files are not on this machine.
 
     T5 reads ``model.max_sequence_length`` tokens, at most what its tokenizer allows. Raises MarbleError for files that are
     broken.
     """
-    find = _finder(model)
-    parts = _json(find("model_index.json"))
+    local = _finder(model)
+    parts = _json(local("model_index.json"))
     found: dict[str, TextEncoder] = {}
     for part in sorted(key for key in parts if re.fullmatch(r"tokenizer(_\d)?", key)):
         library_and_class = parts.get(part.replace("tokenizer", "text_encoder")) or [None, None]
         encoder = str(library_and_class[1] or part)
         known = re.match("CLIP|T5|UMT5", encoder)
         name = known[0] if known else encoder
-        if name not in found and (tokenizer := _tokenizer(find, part)):
+        if name not in found and (tokenizer := _tokenizer(local, part)):
             most = CLIP_POSITIONS if name == "CLIP" else model.max_sequence_length
-            own = _json(find(f"{part}/tokenizer_config.json")).get("model_max_length", most)
+            own = _json(local(f"{part}/tokenizer_config.json")).get("model_max_length", most)
             found[name] = TextEncoder(name, min(own, most), tokenizer)
     return list(found.values())
 
 
 def _finder(model: ModelConfig) -> Find:
+    """Looks only at what is on this machine: nothing is brought for a count."""
     try:
-        place = resolve(model.path)
+        place = find(model.path, Part.PIPELINE, model.revision)
     except MarbleError:
-        return lambda relative: None  # it may well be on the machine that trains
-    if isinstance(place, Path):
-        return lambda relative: path if (path := place / relative).is_file() else None
+        return lambda relative: None  # a path that may well be there on the machine that trains
+    if not isinstance(place, Path):
+        from marble_core.hub import HubFile, HubRepository
 
-    def cached(relative: str) -> Path | None:
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(place, relative, revision=model.revision)
-        return Path(path) if isinstance(path, str) else None
-
-    return cached
+        if isinstance(place, HubRepository):
+            name, revision = place.name, place.revision
+            return lambda relative: HubFile(name, relative, revision).cached()
+    home = place if isinstance(place, Path) else place.cached()
+    return lambda relative: path if home and (path := home / relative).is_file() else None
 
 
 def _json(path: Path | None) -> dict[str, Any]:
@@ -84,11 +83,11 @@ def _json(path: Path | None) -> dict[str, Any]:
         raise MarbleError(f"The model's file {path} is not JSON; fetch it anew.") from None
 
 
-def _tokenizer(find: Find, part: str) -> Tokenizer | None:
+def _tokenizer(local: Find, part: str) -> Tokenizer | None:
     """From tokenizer.json, or from vocab.json and merges.txt, as which CLIP's are published."""
     from tokenizers import Tokenizer
 
-    whole, vocabulary, merges = (find(f"{part}/{name}") for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    whole, vocabulary, merges = (local(f"{part}/{name}") for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     try:
         if whole:
             tokenizer = Tokenizer.from_file(str(whole))

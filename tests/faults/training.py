@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from marble_core import distributed, train
 from marble_core.checkpoints import CheckpointStore
 from marble_core.loading import load_config
-from marble_core.prompts import load_prompts
+from marble_core.prompts.data import prepare_data
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 
@@ -71,7 +71,7 @@ def work(job: Job, begun: Any, uploading: Any, cut_off: Any) -> None:
     torch.set_num_threads(1)
     logging.basicConfig(filename=job.said.with_suffix(".log"), level=logging.WARNING)
     config = load_config("demo", overrides=[*TINY, f"storage.local={job.directory}", *job.overrides])
-    prompts = load_prompts(config.data.train, config.data.train_size, config.seed, held_out=False)
+    prompts = prepare_data(config).train
     step = train.optimizer_step
 
     def paced(*arguments: Any) -> Any:
