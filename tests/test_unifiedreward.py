@@ -83,7 +83,7 @@ def test_each_picture_is_marked_with_its_own_prompt_and_the_mark_is_divided_by_5
         return chat(f"Final Score: {1 + picture.getpixel((3, 3))[0] / 100}")
 
     with endpoint(answer) as (url, asked):
-        scorer = UnifiedReward(url, side=16, workers=5, **QUICK)
+        scorer = UnifiedReward(url, image_size=16, workers=5, **QUICK)
         found = score_all([scorer], images, prompts).R_NK[:, 0]
     np.testing.assert_allclose(found, (1 + shades / 100) / 5)
     assert len(asked) == 24 and {path for path, _, _ in asked} == {"/v1/chat/completions"}
