@@ -113,7 +113,7 @@ def _table(path: str | Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
-        raise MarbleError(f"Reading {name} needs pyarrow: pip install 'marble[parquet]'.") from None
+        raise MarbleError(f"Reading {name} needs pyarrow: pip install 'marble-core[parquet]'.") from None
     number = 0
     try:
         with pq.ParquetFile(path) as table:
