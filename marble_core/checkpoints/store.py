@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from marble_core.checkpoints.files import MANIFEST, Broken, is_name, name_of, seal, step_of, sync_directory, verify
+from marble_core.checkpoints.files import MANIFEST, Broken, is_name, name_of, seal, step_of, verify
 from marble_core.checkpoints.lease import BEAT, PATIENCE, Lease, Taken
 from marble_core.checkpoints.remote import Remote
 from marble_core.checkpoints.retention import superfluous
@@ -215,7 +215,6 @@ class CheckpointStore:
             target.rename(self.local / f".draft-broken-{name}")
             shutil.rmtree(self.local / f".draft-broken-{name}")
         draft.rename(target)
-        sync_directory(self.local)
 
 
 def _problem(check: Callable[[], None]) -> str:

@@ -1,24 +1,25 @@
 """A run that is killed goes on to the same bits: kill -9 at random moments, in steps, in saving, in uploading."""
 
 import random
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load
-from training import Left, Training, random_moments
+from training import PATIENCE, Left, Training, random_moments
 
 pytestmark = pytest.mark.faults
 
-STEPS, KILLS, MOMENTS = 24, 20, 45  # a step has some 40 moments before and after a write
+STEPS, KILLS, MOMENTS = 24, 20, 35  # a step has some 30 moments before and after a write
 
 
 @pytest.fixture(scope="module")
 def undisturbed(services_of_module: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Left, Left, float]:
     """What is left of a run at step 6 and at its end, and how long its step takes."""
     training = Training("undisturbed", tmp_path_factory.mktemp("undisturbed"), f"train.steps={STEPS}")
-    assert training.begun.wait(120), training.said
+    assert training.begun.wait(PATIENCE), training.said
     began = time.monotonic()
     assert training.end() == [0], training.said
     return Left.of("undisturbed", 6), Left.of("undisturbed"), (time.monotonic() - began) / STEPS
@@ -32,13 +33,28 @@ def test_20_kills_leave_weights_optimizer_and_metrics_of_an_undisturbed_run(undi
             training = Training("killed", tmp_path / "run", f"train.steps={STEPS}", kill_at=moments[kill])
         else:
             training = Training("killed", tmp_path / "run", f"train.steps={STEPS}")
-            training.kill_after(delays.uniform(0.0, 1.3 * step_seconds))
+            training.kill_within(1.5 * step_seconds, delays.random())
         assert training.end() == [-9], f"attempt {kill}: {training.said}"
     last = Training("killed", tmp_path / "run", f"train.steps={STEPS}")
     assert last.end() == [0], last.said
     left = Left.of("killed")
     assert left.tensors == whole.tensors
     assert left == whole
+
+
+def test_sigterm_drops_the_unfinished_step_and_has_the_state_before_it_on_s3_within_30_seconds(
+    services, tmp_path: Path
+) -> None:
+    training = Training("terminated", tmp_path, "train.steps=50", "train.checkpoint_every=50", pace=1.0)
+    assert training.begun.wait(PATIENCE), training.said
+    threading.Event().wait(2.5)
+    training.processes[0].terminate()
+    began = time.monotonic()
+    assert training.end() == [1]
+    assert time.monotonic() - began < 30
+    left = Left.of("terminated")
+    assert [line["step"] for line in left.history] == list(range(1, left.state["step"] + 1)) and left.state["step"] >= 1
+    assert [step for step, _ in left.metrics["skipped"]] == list(range(1, left.state["step"] + 1))
 
 
 def test_of_two_runs_with_one_id_at_once_one_goes_on_and_the_other_says_why_it_does_not(undisturbed, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from training import Left, Training
+from training import PATIENCE, Left, Training
 
 from marble_core.services import MLflow, SeaweedFS, Service
 from marble_core.storage import S3
@@ -72,7 +72,7 @@ def test_with_s3_and_mlflow_away_training_goes_on_and_all_is_there_in_the_end_on
     s3, tracking = own
     steps = int(AWAY / PACE) + 8
     training = Training("outage", tmp_path / "run", f"train.steps={steps}", pace=PACE, outage=True)
-    assert training.uploading.wait(120), training.said  # one file of a checkpoint is up, the next is not
+    assert training.uploading.wait(PATIENCE), training.said  # one file of a checkpoint is up, the next is not
     kill(s3)
     kill(tracking)
     training.cut_off.set()
@@ -102,7 +102,7 @@ def test_s3_away_for_longer_than_the_limit_stops_the_run_with_its_state_on_the_d
     s3, _ = own
     run = ("limit", tmp_path / "run", "train.steps=40", "storage.max_unsaved_minutes=0.05")
     training = Training(*run, pace=0.3, outage=True)
-    assert training.uploading.wait(120), training.said
+    assert training.uploading.wait(PATIENCE), training.said
     kill(s3)
     training.cut_off.set()
     assert training.end() == [2]

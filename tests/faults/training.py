@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from mlflow import MlflowClient
 
-from marble_core import distributed, train
-from marble_core.checkpoints import CheckpointStore
+from marble_core import distributed, state, train
+from marble_core.checkpoints import CheckpointStore, store
 from marble_core.loading import load_config
 from marble_core.prompts.data import prepare_data
 from marble_core.storage import S3
@@ -30,17 +30,16 @@ from marble_core.types import MarbleError
 
 TINY = [
     "rollout.prompts=3", "rollout.images_per_prompt=3", "rollout.steps=2", "loss.timesteps=1", "optimizer.eta_rate=0.2",
-    "data.train_size=30", "train.checkpoint_every=1", "storage.keep_every=6",
+    "data.train_size=30", "train.checkpoint_every=1", "storage.keep_every=6", "lora.rank=4",
     ("rewards=[{name: clipscore, options: {checkpoint: 'demo://rewards/clip'}}, "
     "{name: geneval, options: {detector: 'marble_core.demo.shapes:ShapesDetector'}}]"),
 ]  # fmt: skip
 TIMES = ("time/", "images_per_second")
 IO = (
-    (os, "fsync"),
-    (Path, "rename"),
-    *((S3, n) for n in ("upload_file", "put", "swap", "delete")),
-    (MlflowClient, "log_batch"),
-)
+    (state, "save_file"), (store, "seal"), (Path, "rename"), (MlflowClient, "log_batch"),
+    *((S3, name) for name in ("upload_file", "put", "swap", "delete")),
+)  # fmt: skip
+PATIENCE = 600.0  # seconds; the machine may be busy
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,10 @@ class Job:
     rank: int = 0
     count: int = 1
     port: int = 0
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / self.run_id / "checkpoints"
 
     @property
     def said(self) -> Path:
@@ -158,11 +161,23 @@ class Training:
 
     def kill_after(self, seconds: float, rank: int = 0) -> None:
         """kill -9, so long after its first step began."""
-        assert self.begun.wait(120), self.said
+        assert self.begun.wait(PATIENCE), self.said
         threading.Event().wait(seconds)
         self.processes[rank].kill()
 
-    def end(self, seconds: float = 240) -> list[int]:
+    def kill_within(self, seconds: float, moment: float) -> None:
+        """kill -9 in the first ``seconds`` of its first step, or while that step's checkpoint is under way: ``moment`` in [0, 1)."""
+        assert self.begun.wait(PATIENCE), self.said
+        checkpoints, deadline = self.jobs[0].checkpoints, time.monotonic() + moment * seconds
+        before = set(checkpoints.glob("step-*"))
+        while time.monotonic() < deadline:
+            if set(checkpoints.glob("step-*")) - before:
+                threading.Event().wait(moment / 2)
+                break
+            threading.Event().wait(0.01)
+        self.processes[0].kill()
+
+    def end(self, seconds: float = PATIENCE) -> list[int]:
         """The exit codes; -9 where killed."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
