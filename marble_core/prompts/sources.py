@@ -50,6 +50,8 @@ def load(uri: str, source: str, size: int, seed: int, held_out: bool, avoid: Col
 def local_file(uri: str) -> Iterator[Path]:
     """The file as a local one, which an object in S3 is for as long as the block lasts. Raises MarbleError."""
     if not uri.startswith(S3_SCHEME):
+        if "://" in uri:
+            raise MarbleError(f"{uri!r} is neither a file nor of a known kind; write s3://, demo://prompts/ or generate://.")
         yield Path(uri).expanduser()
         return
     from marble_core.storage import S3
