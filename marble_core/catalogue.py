@@ -86,7 +86,7 @@ def needs(reward: RewardConfig) -> dict[str, Part]:
     if reward.scorer:
         return found
     for option, (default, part) in _OPTIONS.get(reward.name, {}).items():
-        if uri := options.get(option, default):
+        if isinstance(uri := options.get(option, default), str):
             found[uri] = part
     if reward.name == "pickscore" and PICKSCORE in found and not options.get("processor"):
         found[CLIP_H_PROCESSOR] = Part.PROCESSOR
@@ -95,8 +95,8 @@ def needs(reward: RewardConfig) -> dict[str, Part]:
 
 def _of_geneval(options: Mapping[str, Any]) -> dict[str, Part]:
     """Of its detector and its colour classifier, where they are ours. A detector that is not names the colours itself."""
-    ours = options.get("detector", ":Mask2Former").endswith(":Mask2Former")
-    colors = options.get("colors") or (":ClipColors" if ours else "")
+    ours = str(options.get("detector", ":Mask2Former")).endswith(":Mask2Former")
+    colors = str(options.get("colors") or (":ClipColors" if ours else ""))
     found = {}
     if ours:
         found[(options.get("detector_options") or {}).get("checkpoint", MASK2FORMER)] = Part.MODEL

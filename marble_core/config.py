@@ -9,16 +9,26 @@ import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from marble_core.types import SOURCES
 from marble_core.wishes import parse
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Uri = Annotated[str, Field(min_length=1)]
+DottedPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]  # package.module:Class
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes and on as true, which would pass for 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError(f"it must be a number, not {str(value).lower()}")
+        return value
 
 
 class ModelConfig(Section):
@@ -26,7 +36,7 @@ class ModelConfig(Section):
 
     path: str = "demo://sd3"  # a diffusers directory, a hub id, an s3:// prefix, or demo://sd3
     revision: str | None = None
-    family: str = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
+    family: DottedPath = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # autocast; LoRA weights and gradients stay fp32
     gradient_checkpointing: bool = False  # keep only the blocks' inputs, recompute each once for all cotangents
     height: int = Field(512, gt=0)  # [N]
@@ -42,12 +52,12 @@ class LoraConfig(Section):
 class DataConfig(Section):
     """Prompt files by source (local, s3://, https://); demo://prompts/<source> and generate://<geneval, ocr> make prompts instead."""
 
-    train: dict[str, str] = {s: f"demo://prompts/{s}" for s in SOURCES}
-    evaluation: dict[str, str] = {s: f"demo://prompts/{s}" for s in SOURCES}
+    train: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
+    evaluation: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
     train_size: int = Field(2000, ge=1)  # prompts a source, where they are generated
     evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
     keep_repeated: bool = False  # otherwise the first of equal texts in a file stays
-    block_list: str | None = None  # a file of words and phrases; prompts that hold one are dropped
+    block_list: Uri | None = None  # a file of words and phrases; prompts that hold one are dropped
     safe_for_work: bool = True  # drop general prompts that hold a word of prompts/checks.py's short list
 
     @model_validator(mode="after")
@@ -72,8 +82,8 @@ class RewardConfig(Section):
     """One reward: a name that marble_core.rewards knows, or any name with a dotted path of the user's own."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    scorer: str | None = None  # "package.module:Class"
-    options: dict[str, Any] = {}
+    scorer: DottedPath | None = None
+    options: dict[str, JsonValue] = {}
     timeout: float = Field(1200, gt=0)  # [O] seconds for up to 1000 images; below the processes' patience with each other
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from marble_core.config import RewardConfig, RunConfig
+from marble_core.config import RunConfig
+from marble_core.strict_yaml import parse, read_yaml
 from marble_core.types import MarbleError
 
 
@@ -23,49 +25,70 @@ def presets() -> list[str]:
 def load_config(preset: str = "demo", file: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
     """Preset, then the user's YAML file, then ``section.key=value`` overrides, merged strictly.
 
-    Raises MarbleError with one sentence naming the field, what is wrong with it and the nearest key there is.
+    Raises MarbleError with one sentence naming the field, what is wrong with it, where, and the nearest key there is.
     """
     if preset not in presets():
         raise MarbleError(f"There is no preset {preset!r}; choose one of {', '.join(presets())}.")
-    tree = yaml.safe_load(files("marble_core").joinpath("presets", f"{preset}.yaml").read_text())
-    where = f"preset {preset}"
+    packaged = files("marble_core").joinpath("presets", f"{preset}.yaml").read_text(encoding="utf-8")
+    layers = [(f"preset {preset}", parse(packaged, f"The preset {preset}"))]
     if file is not None:
-        tree, where = _merge(tree, _read_yaml(Path(file))), str(file)
-    for item in overrides or []:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise MarbleError(f"The override {item!r} is not of the form section.key=value.")
-        try:
-            leaf: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise MarbleError(f"The value of the override {item!r} is not valid YAML; quote it.") from None
-        for part in reversed(key.split(".")):
-            leaf = {part: leaf}
-        tree, where = _merge(tree, leaf), f"override {item!r}"
+        layers.append((str(file), read_sections(Path(file))))
+    layers += [(f"override {_quoted(item)}", _override(item)) for item in overrides or []]
     try:
-        return RunConfig.model_validate(tree)
+        return RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
     except ValidationError as error:
-        raise MarbleError(_sentence(error, where)) from None
+        raise MarbleError(sentence(error, _origin(error, layers))) from None
 
 
 def read_config(path: Path) -> RunConfig:
     """The configuration that ``RunConfig.to_json`` wrote. Raises MarbleError, which names the file and the field."""
     try:
-        return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise MarbleError(_sentence(error, str(path))) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return RunConfig.model_validate_json(path.read_bytes())
     except OSError as error:
         raise MarbleError(f"The configuration {path} cannot be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MarbleError(f"The configuration {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except ValidationError as error:
+        raise MarbleError(sentence(error, str(path))) from None
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """The user's file, not validated yet. Raises MarbleError where it is no mapping."""
+    tree = read_yaml(path, "The configuration")
     if not isinstance(tree, dict):
         raise MarbleError(f"The configuration {path} must be a mapping of sections, for example 'train: {{steps: 20}}'.")
     return tree
+
+
+def _override(item: str) -> dict[str, Any]:
+    """``section.key=value`` as a tree."""
+    key, equals, value = item.partition("=")
+    if not equals or not key:
+        raise MarbleError(f"The override {_quoted(item)} is not of the form section.key=value.")
+    leaf = parse(value, f"The value of the override {_quoted(item)}")
+    for part in reversed(key.split(".")):
+        leaf = {part: leaf}
+    return leaf
+
+
+def _origin(error: ValidationError, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """The first layer with which the error appears; the ones over it, though merged later, have no part in it."""
+    first = _first(error)
+    wanted = (first["loc"], first["msg"])
+    for count, (where, _) in enumerate(layers, 1):
+        try:
+            RunConfig.model_validate(_laid_over([tree for _, tree in layers[:count]]))
+        except ValidationError as earlier:
+            if wanted in [(each["loc"], each["msg"]) for each in earlier.errors()]:
+                return where
+    return layers[-1][0]
+
+
+def _first(error: ValidationError) -> Any:
+    """Of an unknown key and the one that is missing in its place, the unknown one."""
+    return min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+
+
+def _laid_over(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return reduce(_merge, trees)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -76,26 +99,44 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _sentence(error: ValidationError, where: str) -> str:
-    """The first of pydantic's errors as one sentence, with the nearest valid key for an unknown one."""
-    first = error.errors()[0]
+def sentence(error: ValidationError, where: str, root: type[BaseModel] = RunConfig) -> str:
+    """The first of pydantic's errors on a ``root`` as one sentence, with the nearest valid key for an unknown one."""
+    first = _first(error)
     path = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
+        known = _fields_at(first["loc"][:-1], root)
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
-        return f"Unknown key {path!r} in {where}: {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"Invalid {path or 'configuration'} in {where}: {message[0].lower()}{message[1:]}."
+        return f"Unknown key {_quoted(path)} in {where}: {hint}"
+    message = _PLAINLY.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return f"Invalid {_short(path) or 'configuration'} in {where}: {message[0].lower()}{message[1:]}."
 
 
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    section: Any = RunConfig
+# Where pydantic speaks of Python's types, in the words of YAML.
+_PLAINLY = {
+    "model_type": "it is a section, so it must be a mapping of keys to values, like {key: value}",
+    "dict_type": "it must be a mapping of names to values, like {name: value}",
+    "tuple_type": "it must be a list, like [one, two]",
+    "missing": "it is missing",
+}
+
+
+def _fields_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    """The keys of the section at ``loc``; below a list (rewards, balance.stages) those of its members."""
+    section: Any = root
     for part in loc:
-        if isinstance(part, int):
-            section = RewardConfig
-        elif part in section.model_fields:
+        if not isinstance(part, int):
             section = section.model_fields[part].annotation
-        if not hasattr(section, "model_fields"):
-            section = RewardConfig
+        members = [t for t in get_args(section) if t is not Ellipsis]
+        section = members[0] if members else section
     return sorted(section.model_fields)
+
+
+def _quoted(text: str) -> str:
+    return repr(_short(text))
+
+
+def _short(text: str) -> str:
+    """On one line whatever is in it, and no longer than one."""
+    shown = text if text.isprintable() else repr(text)[1:-1]
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."

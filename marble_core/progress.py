@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from marble_core.machine import as_sentence
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ def stage(name: str) -> Iterator[dict[str, Any]]:
     except MarbleError as error:
         emit(name, error=str(error))
         raise
-    except Exception:
+    except Exception as error:
+        if expected := as_sentence(error):
+            emit(name, error=str(expected))
+            raise expected from error
         emit(name, traceback=traceback.format_exc())
         raise
     emit(name, state="finished", result=result)

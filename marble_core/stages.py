@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 from marble_core import progress
 from marble_core.config import RunConfig
 from marble_core.loading import load_config, read_config
+from marble_core.machine import whole_or_gone
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
     from marble_core.evaluate import Evaluation
+    from marble_core.prompts.data import Data
     from marble_core.registry import Decision
     from marble_core.tracking import Tracker
 
@@ -42,7 +44,20 @@ def check_run_id(run_id: str) -> str:
 def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
     """The configuration and the run id that ``prepare`` wrote."""
     config = read_config(prepared / "config.json")
-    return config, json.loads((prepared / "run.json").read_text())["run_id"]
+    try:
+        return config, check_run_id(json.loads((prepared / "run.json").read_bytes())["run_id"])
+    except (OSError, ValueError, TypeError, LookupError):
+        raise MarbleError(f"{prepared / 'run.json'} is not what prepare wrote; run the prepare stage again.") from None
+
+
+def checked_data(config: RunConfig) -> Data:
+    """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
+    from marble_core.prompts.data import prepare_data
+    from marble_core.rewards.beforehand import check_rewards
+
+    data = prepare_data(config)
+    check_rewards(config, data.train, data.evaluation)
+    return data
 
 
 def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Path) -> str:
@@ -51,26 +66,24 @@ def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Pat
     with progress.stage("prepare") as result:
         from marble_core.checkpoints.source import check_beginning
         from marble_core.prompts import write_jsonl
-        from marble_core.prompts.data import prepare_data
         from marble_core.prompts.report import write_page
-        from marble_core.rewards import check_known
         from marble_core.storage import S3
 
         config = load_config(preset, overrides=overrides)
-        check_known(config.rewards)
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         s3.require_bucket()
         check_beginning(config, s3, run_id)
-        data = prepare_data(config)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(config.to_json())
-        (out / "run.json").write_text(json.dumps({"run_id": run_id}))
-        write_jsonl(out / "train.jsonl", data.train)
-        write_jsonl(out / "evaluation.jsonl", data.evaluation)
-        (out / "data_report.json").write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
-        page.parent.mkdir(parents=True, exist_ok=True)
-        write_page(page, data.report)
+        data = checked_data(config)
+        with whole_or_gone(out):
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "config.json").write_text(config.to_json())
+            (out / "run.json").write_text(json.dumps({"run_id": run_id}))
+            write_jsonl(out / "train.jsonl", data.train)
+            write_jsonl(out / "evaluation.jsonl", data.evaluation)
+            (out / "data_report.json").write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_page(page, data.report)
         result |= {"run_id": run_id, "data_report": str(page)}
         progress.emit("prepare", note=f"{len(data.train)} prompts to train on, {len(data.evaluation)} held out")
         for warning in data.warnings:

@@ -11,13 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from marble_core.config import RunConfig
-from marble_core.loading import load_config
+from marble_core.loading import load_config, sentence
+from marble_core.strict_yaml import read_yaml
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -34,19 +34,20 @@ class Study(BaseModel):
     preset: str = "demo"
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    arms: dict[str, tuple[str, ...]] = Field(min_length=1)
+    arms: dict[Annotated[str, Field(pattern=r"^\w[\w. -]*$")], tuple[str, ...]] = Field(min_length=1)
 
     @classmethod
     def read(cls, path: Path) -> Study:
         """Raises MarbleError where the file or the configuration of one of its arms is not valid."""
         try:
-            study = cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise MarbleError(f"The study {path} cannot be read: {error.strerror}.") from None
-        except (UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-            raise MarbleError(f"The study {path} is not valid: {' '.join(str(error).split())}.") from None
+            study = cls.model_validate(read_yaml(path, "The study"))
+        except ValidationError as error:
+            raise MarbleError(sentence(error, f"the study {path}", cls)) from None
         for arm in study.arms:
-            study.config(arm, study.seeds[0])
+            try:
+                study.config(arm, study.seeds[0])
+            except MarbleError as error:
+                raise MarbleError(f"The study {path}, arm {arm}: {error}") from None
         return study
 
     def config(self, arm: str, seed: int) -> RunConfig:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -25,17 +25,35 @@ app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(demo.app, name="demo")
 
 
+_UsageError: Any = typer.BadParameter.__base__  # typer does not name it
+
+
 def main() -> NoReturn:
     """The entry point: turns the two kinds of expected failure into text and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the services end
     try:
-        app()
+        code = app(standalone_mode=False)
+    except _UsageError as error:
+        if error.format_message():  # a group of commands without one has printed its help
+            print(_sentence(error), file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
     except Exception as error:
+        from marble_core.machine import as_sentence
         from marble_core.progress import StageFailed
         from marble_core.types import MarbleError
 
-        if not isinstance(error, MarbleError | StageFailed):
+        expected = error if isinstance(error, MarbleError | StageFailed) else as_sentence(error)
+        if expected is None:
             raise
-        print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, MarbleError) else 1)
-    sys.exit(0)
+        print(expected, file=sys.stderr)
+        sys.exit(2 if isinstance(expected, MarbleError) else 1)
+    sys.exit(code or 0)
+
+
+def _sentence(error: Any) -> str:
+    """What is wrong with the command line, on one line, and where its help is."""
+    said = " ".join(error.format_message().split())
+    where = error.ctx.command_path if error.ctx else "marble"
+    return f"{said.rstrip('.')} (see {where} --help)."

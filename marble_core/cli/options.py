@@ -21,9 +21,9 @@ def load(preset: str, file: Path | None, assignments: list[str] | None) -> tuple
     """The configuration, and the user's file and --set options as one list of overrides, which is what a pipeline carries."""
     import yaml
 
-    from marble_core.loading import load_config
+    from marble_core.loading import load_config, read_sections
 
     settings = load_config(preset, file, assignments)
-    sections = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    sections = read_sections(file) if file else {}
     of_file = [f"{name}={yaml.safe_dump(value, default_flow_style=True, width=1_000_000)}" for name, value in sections.items()]
     return settings, of_file + list(assignments or [])

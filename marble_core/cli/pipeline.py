@@ -48,12 +48,10 @@ def run(
 def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
     """Check a configuration and its prompt files, and print what a step will do."""
     settings, _ = load(preset, config, set_)
-    from marble_core.prompts.data import prepare_data
-    from marble_core.rewards import check_known
+    from marble_core.stages import checked_data
 
-    check_known(settings.rewards)
+    data = checked_data(settings)
     rollout, loss = settings.rollout, settings.loss
-    data = prepare_data(settings)
     images = rollout.prompts * rollout.images_per_prompt
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
@@ -79,9 +77,15 @@ def compile_(
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("marble.yaml"),
 ) -> None:
     """Compile the pipeline for a cluster. MARBLE_REGISTRY names the registry of the images."""
+    from marble_core.types import MarbleError
     from pipelines.marble import compile_to
 
-    print(compile_to(output))
+    if output.suffix != ".yaml":
+        raise MarbleError(f"The file {str(output)!r} must end with .yaml: give another with --output.")
+    try:
+        print(compile_to(output))
+    except OSError as error:
+        raise MarbleError(f"The file {str(output)!r} cannot be written: {error.strerror}.") from None
 
 
 def ui() -> None:

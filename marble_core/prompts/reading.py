@@ -77,7 +77,7 @@ def lines(path: str | Path, name: str | None = None) -> Iterator[tuple[str, str]
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise MarbleError(f"The prompt file {name} cannot be read: {reason}.") from None
+        raise MarbleError(f"The file {name} cannot be read: {reason}.") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

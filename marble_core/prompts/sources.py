@@ -46,7 +46,13 @@ def load(uri: str, source: str, size: int, seed: int, held_out: bool, avoid: Col
 
 def local_file(uri: str) -> Path:
     """The file on this machine: what is named by a scheme of assets.py is brought into the model cache. Raises MarbleError."""
-    return resolve(uri, Part.FILE) if uri.startswith(SCHEMES) else Path(uri).expanduser()
+    if uri.startswith(SCHEMES):
+        return resolve(uri, Part.FILE)
+    if "://" in uri:
+        raise MarbleError(
+            f"{uri!r} is neither a file nor of a known kind; write s3://, https://, demo://prompts/ or generate://."
+        )
+    return Path(uri).expanduser()
 
 
 def shown(uri: str) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from marble_core.config import RewardConfig
 from marble_core.rewards.calls import Call
@@ -110,23 +111,42 @@ def import_class(path: str, what: str) -> type:
     return found
 
 
-def construct(cls: type, options: dict[str, Any], what: str) -> Any:
+def construct(cls: type, options: Mapping[str, Any], what: str) -> Any:
     """``cls(**options)``; options that it does not take, or lacks, are answered by one sentence."""
-    parameters = inspect.signature(cls).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    parameters = inspect.signature(cls).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        named = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
+        check_options({p.name: p.default is p.empty for p in named}, options, what)
+    _check_types(cls, options, what)
+    return cls(**options)
+
+
+def check_options(parameters: Mapping[str, bool], options: Mapping[str, Any], what: str) -> None:
+    """Raises MarbleError for an option that is no parameter, and for a required parameter (True) that is no option."""
     for option in options:
-        if option not in parameters and not takes_any:
+        if option not in parameters:
             near = difflib.get_close_matches(option, parameters, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(parameters) or 'none'}."
             raise MarbleError(f"{what} has no option {option!r}: {hint}")
-    for name, parameter in parameters.items():
-        required = parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        )
+    for name, required in parameters.items():
         if required and name not in options:
             raise MarbleError(f"{what} needs the option {name!r}.")
-    return cls(**options)
+
+
+def _check_types(cls: type, options: Mapping[str, Any], what: str) -> None:
+    """By the constructor's annotations, where it has some that can be resolved."""
+    try:
+        hints = get_type_hints(vars(cls).get("__init__", cls))
+    except (NameError, AttributeError, TypeError):
+        return
+    for option in hints.keys() & options.keys():
+        try:
+            TypeAdapter(hints[option]).validate_python(options[option])
+        except PydanticUserError:  # a type that pydantic does not know
+            continue
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise MarbleError(f"{what} has the option {option!r} = {options[option]!r}: {said[0].lower()}{said[1:]}.") from None
 
 
 def check_known(rewards: Sequence[RewardConfig]) -> None:

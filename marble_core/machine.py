@@ -1,0 +1,54 @@
+"""What a machine refuses: a full disk, a read-only directory, a name that is taken. The user can mend it, so it is a sentence."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from marble_core.types import MarbleError
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or work in another place",
+    errno.EDQUOT: "free some space, or work in another place",
+    errno.EROFS: "work in a place that can be written",
+    errno.EACCES: "work in a place that can be written",
+    errno.EPERM: "work in a place that can be written",
+    errno.ENOTDIR: "a file is in the way, so move it",
+    errno.EEXIST: "a file is in the way, so move it",
+    errno.EISDIR: "a directory is in the way, so move it",
+    errno.ENAMETOOLONG: "use a shorter name",
+}
+
+
+def as_sentence(error: Exception) -> MarbleError | None:
+    """The MarbleError that this error amounts to, with the file where it names one; None where it is no refusal of the machine.
+
+    safetensors hides the system's error in the text of its own.
+    """
+    if isinstance(error, OSError):
+        number, where, said = error.errno, error.filename, error.strerror
+    elif type(error).__name__ == "SafetensorError" and (found := re.search(r"(?P<said>[\w ]+) \(os error (\d+)\)", str(error))):
+        number, where, said = int(found[2]), None, found["said"].strip()
+    else:
+        return None
+    remedy = _REMEDIES.get(number or 0)
+    return MarbleError(f"{where or 'A file'} cannot be written: {said}; {remedy}.") if remedy else None
+
+
+@contextmanager
+def whole_or_gone(directory: Path) -> Iterator[None]:
+    """Nothing half written stays: an error in the block takes with it what the block has put there."""
+    before = set(directory.iterdir()) if directory.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            shutil.rmtree(directory, ignore_errors=True)
+        elif directory.is_dir():
+            for path in set(directory.iterdir()) - before:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,71 @@
+"""What can be told of the rewards before one is loaded, so that no GPU is asked for in vain. Imports no scorer, so no torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from marble_core.config import RewardConfig, RunConfig
+from marble_core.rewards import SCORERS, check_known, check_options
+from marble_core.types import SOURCES, MarbleError, Prompt
+
+
+def check_rewards(config: RunConfig, train: Sequence[Prompt], evaluation: Sequence[Prompt]) -> None:
+    """Raises MarbleError for a reward that is not known, an option that it does not have, and one that no prompt can use.
+
+    Of a scorer of the user's own only the form of its path is known here.
+    """
+    check_known(config.rewards)
+    for reward in config.rewards:
+        parameters = None if reward.scorer else _parameters(SCORERS[reward.name])
+        if parameters is not None:
+            check_options(parameters, reward.options, f"The reward {reward.name!r}")
+    for stage in config.balance.stages:
+        rewards = [r for r in config.rewards if r.name in stage.rewards]
+        _require_prompts(rewards, train, "data.train", stage.sources or SOURCES)
+    _require_prompts(config.rewards, train, "data.train")
+    _require_prompts(config.rewards, evaluation, "data.evaluation")
+
+
+def can_use(reward: RewardConfig, prompt: Prompt) -> bool:
+    """What the scorer's ``applies`` will say; True for a scorer of the user's own."""
+    if reward.name == "geneval" and not reward.scorer:
+        return bool(prompt.include)
+    if reward.name == "ocr" and not reward.scorer:
+        any_quote = reward.options.get("any_quote")
+        quotes = reward.options.get("published") if any_quote is None else any_quote
+        return bool(prompt.target) or bool(quotes and '"' in prompt.text)
+    return True
+
+
+def _require_prompts(
+    rewards: Sequence[RewardConfig], prompts: Sequence[Prompt], where: str, sources: Sequence[str] = SOURCES
+) -> None:
+    """A reward that is never heard would train nothing; one that is not judged could never pass the gate."""
+    offered = [prompt for prompt in prompts if prompt.source in sources]
+    for reward in rewards:
+        if not any(can_use(reward, prompt) for prompt in offered):
+            held = ", ".join(dict.fromkeys(prompt.source for prompt in offered))
+            raise MarbleError(
+                f"The reward {reward.name!r} applies to none of the {len(offered)} prompts of {where}, whose sources are {held}: "
+                f"add prompts that it can use to {where}, or leave the reward out."
+            )
+
+
+def _parameters(path: str) -> dict[str, bool] | None:
+    """The parameters of the class's constructor, and whether each is required, read from its source; None if it has none."""
+    module, _, name = path.partition(":")
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    (cls,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    for node in cls.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            positional = node.args.args[1:]
+            required = len(positional) - len(node.args.defaults)
+            found = {argument.arg: i < required for i, argument in enumerate(positional)}
+            keyword_only = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            return found | {argument.arg: default is None for argument, default in keyword_only}
+    return None
