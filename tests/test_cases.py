@@ -38,6 +38,7 @@ def command(case: dict[str, Any]) -> list[str]:
         return case["args"]
     files = case.get("files", {})
     options = ["--config", "mine.yaml"] if "mine.yaml" in files else []
+    options += ["--set", "data.train_size=30", "--set", "data.evaluation_size=9"]
     prompts = [f"data.train.{case.get('of', 'ocr')}={name}" for name in files if name.startswith("p.")]
     for assignment in [*prompts, *map(text_of, case.get("set", ()))]:
         options += ["--set", assignment]
