@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv demo test bench lint
+.PHONY: help venv demo test test-faults bench lint
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,9 @@ demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimi
 
 test: $(READY)  ## all tests, no network needed (ARGS="-k pipeline -x")
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers, some ten minutes (ARGS="-k kills")
+	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
 bench: $(READY)  ## what exact balancing costs, counted and measured (ROUNDS=5; 0 counts only)
 	$(BIN)/marble bench $(if $(ROUNDS),--rounds $(ROUNDS))

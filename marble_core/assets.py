@@ -73,7 +73,7 @@ def find(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path
 
         return WebFile(uri)
     path = Path(uri).expanduser()
-    if path.exists():
+    if uri and path.exists():
         return path
     return _hub(uri, part, revision)
 

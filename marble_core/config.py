@@ -34,7 +34,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The diffusion model that is fine-tuned."""
 
-    path: str = "demo://sd3"  # a diffusers directory, a hub id, or demo://sd3
+    path: str = "demo://sd3"  # a diffusers directory, a hub id, an s3:// prefix, or demo://sd3
     revision: str | None = None
     family: DottedPath = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # autocast; LoRA weights and gradients stay fp32
@@ -50,14 +50,14 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Prompt files by source (local, s3://); demo://prompts/<source> and generate://<geneval, ocr> make prompts instead."""
+    """Prompt files by source (local, s3://, https://); demo://prompts/<source> and generate://<geneval, ocr> make prompts instead."""
 
     train: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
     evaluation: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
     train_size: int = Field(2000, ge=1)  # prompts a source, where they are generated
     evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
     keep_repeated: bool = False  # otherwise the first of equal texts in a file stays
-    block_list: Uri | None = None  # a file (local, s3://) of words and phrases; prompts that hold one are dropped
+    block_list: Uri | None = None  # a file of words and phrases; prompts that hold one are dropped
     safe_for_work: bool = True  # drop general prompts that hold a word of prompts/checks.py's short list
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -36,11 +37,11 @@ class S3Asset:
     """An object, or all objects below a prefix: a file, or a directory. S3's sizes and ETags are its version."""
 
     def __init__(self, uri: str) -> None:
-        bucket, _, self.key = uri.removeprefix("s3://").partition("/")
-        if not bucket or not self.key.strip("/"):
+        self.uri = uri.rstrip("/")
+        self.bucket, _, self.key = self.uri.removeprefix("s3://").partition("/")
+        if not self.bucket or not self.key:
             raise MarbleError(f"{uri!r} is not of the form s3://bucket/path.")
-        self.uri, self.bucket = uri, bucket
-        self.versions = _Versions("s3", uri, PurePosixPath(self.key).name)
+        self.versions = _Versions("s3", self.uri, PurePosixPath(self.key).name)
 
     def cached(self) -> Path | None:
         """The copy here, unless S3 says that it has changed. A server that cannot be asked is no reason to stop."""
@@ -61,18 +62,21 @@ class S3Asset:
         objects = self._objects()
         return self.versions.bring(_digest(objects), lambda target: self._write(objects, target))
 
+    @cached_property
+    def _store(self) -> S3:
+        return S3(self.bucket)
+
     def _objects(self) -> dict[str, tuple[int, str]]:
-        store = S3(self.bucket)
-        found = {key: value for key, value in store.objects(self.key).items() if not key.endswith("/")}
+        found = {key: value for key, value in self._store.objects(self.key).items() if not key.endswith("/")}
         if self.key in found:
             return {self.key: found[self.key]}
         if not found:
-            raise MarbleError(f"There is nothing at {self.uri} on {store.endpoint}: check its name.")
+            raise MarbleError(f"There is nothing at {self.uri} on {self._store.endpoint}: check its name.")
         return found
 
     def _write(self, objects: Mapping[str, tuple[int, str]], target: Path) -> None:
         _log.warning("Fetching %s", self.uri)
-        store = S3(self.bucket)
+        store = self._store
         with _bar(self.versions.name, sum(size for size, _ in objects.values())) as bar:
             for key, (size, _) in objects.items():
                 file = target / key.removeprefix(self.key).lstrip("/") if key != self.key else target

@@ -65,6 +65,7 @@ class Evaluation:
     """What the gate and the report read. ``settings`` say how the numbers came about and travel with them.
 
     ``mean_gain`` is the mean over rewards of difference / base_std. A reward that applies to no prompt is in ``missing``.
+    ``side`` has what scorers report beside their rewards (``geneval/strict``), of which neither gain nor gate knows.
     """
 
     rewards: Mapping[str, RewardResult]
@@ -73,6 +74,7 @@ class Evaluation:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    side: Mapping[str, RewardResult] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         Path(path).write_bytes(_FORMAT.dump_json(self, indent=2) + b"\n")
@@ -134,8 +136,14 @@ def compare(
     if gains:
         means, draws_KR = zip(*gains, strict=True)
         mean_gain = _estimate(float(np.mean(means)), np.nanmean(draws_KR, axis=0), _smallest(prompts))
+    side = {
+        name: _result(b_N, trained.side[name], ~np.isnan(b_N), prompts, W_RN)[0]
+        for name, b_N in base.side.items()
+        if not np.isnan(b_N).all()
+    }
     missing = tuple(n for n in base.names if n not in rewards)
-    return Evaluation(rewards, by_source, mean_gain, missing, _notes(base, trained, rewards, missing), dict(settings or {}))
+    notes = _notes(base, trained, rewards, missing)
+    return Evaluation(rewards, by_source, mean_gain, missing, notes, dict(settings or {}), side)
 
 
 def run_evaluation(config: RunConfig, prompts: Sequence[Prompt], adapter: Path, out: Path) -> Evaluation:
@@ -168,7 +176,13 @@ def run_evaluation(config: RunConfig, prompts: Sequence[Prompt], adapter: Path, 
     tables = {role: _finite(score_all(scorers, images_NHWC, prompts), prompts) for role, images_NHWC in images.items()}
 
     evaluation = compare(
-        tables["base"], tables["trained"], prompts, e.resamples, e.seed, _settings(config, prompts, Path(adapter))
+        tables["base"],
+        tables["trained"],
+        prompts,
+        e.resamples,
+        e.seed,
+        _settings(config, prompts, Path(adapter))
+        | {"rewards": {s.name: s.settings for s in scorers if hasattr(s, "settings")}},
     )
     _save_pictures(Path(out) / "images", prompts, seeds, images, tables)
     evaluation.save(Path(out) / "evaluation.json")

@@ -108,6 +108,7 @@ def write_report(
         rows=[_row(n, evaluation.rewards[n], config, limit) for n in names],
         gain=_span(evaluation.mean_gain, 1.0, limit),
         by_source={s: [_row(n, r, config, limit) for n, r in evaluation.by_source[s].items()] for s in evaluation.by_source},
+        side=[_row(n, r, config, limit) for n, r in evaluation.side.items()],
         ticks=_ticks(limit),
         margin=config.registry.margin,
         margin_end=_position(-config.registry.margin, limit),
@@ -188,7 +189,8 @@ def _ticks(limit: float) -> list[tuple[float, str]]:
 
 def _row(name: str, result: RewardResult, config: RunConfig, limit: float) -> Row:
     span = _span(result.difference, result.base_std, limit) if result.base_std > 0 else None
-    return Row(name, result, _effect(result.difference), span, colour(config.reward_names.index(name)))
+    reward = name.partition("/")[0]  # a side value has its reward's colour
+    return Row(name, result, _effect(result.difference), span, colour(config.reward_names.index(reward)))
 
 
 def _remarks(evaluation: Evaluation, history: History, config: RunConfig) -> list[str]:

@@ -162,10 +162,14 @@ class SeaweedFS(Service):
 
     @property
     def environment(self) -> dict[str, str]:
+        return self.environment_at(self._url)
+
+    def environment_at(self, url: str) -> dict[str, str]:
+        keys = self._read_or_make_keys()
         return {
-            "AWS_ENDPOINT_URL": self._url,
-            "AWS_ACCESS_KEY_ID": self._keys["accessKey"],
-            "AWS_SECRET_ACCESS_KEY": self._keys["secretKey"],
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": keys["accessKey"],
+            "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
             "AWS_SESSION_TOKEN": "",  # the caller's own would be sent along
             "AWS_DEFAULT_REGION": "us-east-1",
         }
@@ -236,6 +240,20 @@ def embedded(root: Path, bucket: str | None = None) -> Iterator[dict[str, str]]:
                 service.terminate()
             for service in services:
                 service.wait()
+
+
+@contextlib.contextmanager
+def reachable_s3(root: Path, bucket: str) -> Iterator[dict[str, str]]:
+    """The variables of an S3 server to set: none where the environment names one, else those of the server that another
+    process runs on ``root`` now, else of one that is started for the block."""
+    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
+        yield {}
+    elif url := addresses(root).get("AWS_ENDPOINT_URL"):
+        yield {**SeaweedFS(root / "s3").environment_at(url), **_past_proxies()}
+    else:
+        with _locked(root) as lock, SeaweedFS(root / "s3", lock) as server:
+            server.make_bucket(bucket)
+            yield {**server.environment, **_past_proxies()}
 
 
 def addresses(root: Path) -> dict[str, str]:

@@ -128,7 +128,8 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         write_report(out / "report.html", evaluation, decision, adapter / "history.jsonl", out / "images", config)
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "report.html", report)
-        gains = {f"evaluation/{name}/difference": reward.difference.mean for name, reward in evaluation.rewards.items()}
+        results = {**evaluation.rewards, **evaluation.side}
+        gains = {f"evaluation/{name}/difference": result.difference.mean for name, result in results.items()}
         gains = {"evaluation/mean_gain": evaluation.mean_gain.mean, **gains}
         step = _trained_steps(adapter)
         Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)

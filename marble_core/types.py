@@ -143,7 +143,7 @@ class Scorer(Protocol):
     scores an image with a known answer and raises MarbleError where the answer is wrong.
 
     A scorer may also have ``side``, the names of S values that it reports beside its reward: ``score`` then returns (N, 1 + S)
-    numbers, the reward first.
+    numbers, the reward first. And it may have ``settings``, a mapping that the evaluation's record states with its numbers.
     """
 
     name: str

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from marble_core.config import RegistryConfig
 from marble_core.evaluate import Evaluation, compare, run_evaluation
 from marble_core.loading import load_config
+from marble_core.registry import decide
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 NAMES = ("clipscore", "ocr")
@@ -191,3 +194,19 @@ def test_a_base_that_is_constant_but_for_rounding_has_no_unit_and_no_gain() -> N
     base = np.stack([np.full(96, 0.7), np.random.default_rng(0).normal(size=96)], axis=1)
     done = compare(RewardTable(NAMES, base), RewardTable(NAMES, base + np.array([1e-6, -0.05])), prompts, 500, 0)
     assert done.rewards["clipscore"].base_std == 0 and done.mean_gain.mean < 0
+
+
+def test_side_values_are_compared_as_rewards_are_and_neither_gain_nor_gate_knows_of_them() -> None:
+    prompts = held_out(30)
+    base, trained = tables(prompts, np.random.default_rng(0))
+    plain = compare(base, trained, prompts, 500, 0)
+    worse = {"ocr/whole_text": base.R_NK[:, 1], "ocr/never": np.full(len(prompts), np.nan)}
+    beside = [replace(base, side=worse), replace(trained, side=worse | {"ocr/whole_text": base.R_NK[:, 1] - 9})]
+    e = compare(*beside, prompts, 500, 0)
+    assert list(e.side) == ["ocr/whole_text"] and e.side["ocr/whole_text"].n == 30
+    assert e.side["ocr/whole_text"].difference.high == pytest.approx(-9)
+    assert replace(e, side={}) == plain and decide(e, RegistryConfig()) == decide(plain, RegistryConfig())
+    same = compare(
+        replace(base, side={"ocr/x": base.R_NK[:, 1]}), replace(trained, side={"ocr/x": trained.R_NK[:, 1]}), prompts, 500, 0
+    )
+    assert same.side["ocr/x"] == same.rewards["ocr"]

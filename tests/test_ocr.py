@@ -113,11 +113,11 @@ def test_ocr_applies_to_a_target_and_to_any_quote_only_where_the_released_rule_i
 
 def test_a_picture_on_which_the_engine_fails_stops_the_run_or_scores_0_where_that_is_named():
     def reader(part):
-        if any(image.item() == 1 for image in part):
+        if any(image[0, 0, 0] == 1 for image in part):
             raise RuntimeError("no memory")
         return ["STOP"] * len(part)
 
-    images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+    images = np.arange(3, dtype=np.uint8).repeat(3).reshape(3, 1, 1, 3)
     prompts = [Prompt(f"sign {i}", "ocr", target="STOP") for i in range(3)]
     with pytest.raises(MarbleError, match="'ocr' failed on the prompt 'sign 1': RuntimeError: no memory"):
         score_all([Ocr(reader=reader)], images, prompts)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -263,16 +267,37 @@ def test_a_file_of_another_source_is_refused(tmp_path: Path) -> None:
     sentence(error, "p.jsonl, line 2", "'general'", "configured as 'ocr'")
 
 
+@pytest.fixture
+def _model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("_model_cache")
+def test_a_published_prompt_file_is_read_from_the_web_and_its_signature_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text('a sign "A"\na sign "B\n')
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/p.txt"
+        assert [p.where for p in load(f"{uri}?sig=secret", "general", 1, 0, False)] == [f"{uri}, line 1", f"{uri}, line 2"]
+        for wrong, says in ((uri, f"{uri}, line 2: the quote"), (uri.replace("p.txt", "q.txt"), "404")):
+            with pytest.raises(MarbleError) as error:
+                load(f"{wrong}?sig=secret", "ocr", 1, 0, False)
+            assert "secret" not in sentence(error, says)
+        server.shutdown()
+
+
 @pytest.mark.services
+@pytest.mark.usefixtures("_model_cache")
 def test_a_prompt_file_in_s3_is_read_and_its_faults_are_named_by_its_uri(bucket: S3, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text('a sign "A"\na sign "B\n')
     uri = bucket.upload_file(tmp_path / "p.txt", "prompts/p.txt")
     assert [p.where for p in load(uri, "general", 1, 0, False)] == [f"{uri}, line 1", f"{uri}, line 2"]
     refused: list[tuple[Callable[[], object], str]] = [
         (lambda: load(uri, "ocr", 1, 0, False), f"{uri}, line 2: the quote"),
-        (lambda: load(bucket.uri("prompts/none.txt"), "ocr", 1, 0, False), "no object"),
-        (lambda: load(f"s3://{uuid.uuid4()}/p.txt", "ocr", 1, 0, False), "s3://"),
-        (lambda: load("s3://bucket", "ocr", 1, 0, False), "names no object"),
+        (lambda: load(bucket.uri("prompts/none.txt"), "ocr", 1, 0, False), "nothing at"),
+        (lambda: load(f"s3://{uuid.uuid4()}/p.txt", "ocr", 1, 0, False), "no S3 bucket"),
+        (lambda: load("s3://bucket", "ocr", 1, 0, False), "not of the form"),
     ]
     for attempt, says in refused:
         with pytest.raises(MarbleError) as error:

@@ -112,10 +112,10 @@ def test_a_held_out_prompt_that_is_trained_on_is_a_leak_named_with_both_places(t
     with pytest.raises(MarbleError) as error:
         prepared(tmp_path, "a car\nA red  Circle\n", "a bus\n\na red circle\na  RED circle")
     held_out, train = tmp_path / "evaluation.txt", tmp_path / "train.txt"
-    assert str(error.value) == (
-        f"1 held-out prompts are also training prompts, the first is 'a red circle' ({held_out}, line 3, and {train}, line 2); "
-        "remove them from one of the two files."
-    )
+    said = f"The prompt 'a red circle' is both held out ({held_out}, line 3) and trained on ({train}, line 2)"
+    assert str(error.value) == f"{said}; remove it from one of the two."
+    with pytest.raises(MarbleError, match=r"and trained on .*, and so are 2 more; remove"):
+        check_disjoint(placed("a", "b", "c", "d"), placed("C", "A", "B", "a"))
 
 
 def test_what_is_generated_keeps_clear_of_the_held_out_files(tmp_path: Path) -> None:
@@ -178,7 +178,8 @@ def test_limits_are_the_tokenizers_own_and_for_t5_what_the_run_asks_for(model: P
         found = text_encoders(ModelConfig(path=str(model), max_sequence_length=asked))
         assert [(e.name, e.limit) for e in found] == [("CLIP", 77), ("T5", read)]
         assert found[1].count(["x " * 550]) == [550]  # its own truncation and padding are off
-    assert text_encoders(ModelConfig(path="nobody/has-this")) == []
+    for elsewhere in ("nobody/has-this", "/models/of/the/trainer"):
+        assert text_encoders(ModelConfig(path=elsewhere)) == []
 
 
 def test_over_long_prompts_are_named_and_kept(tmp_path: Path, model: Path) -> None:
@@ -208,6 +209,9 @@ def test_a_broken_tokenizer_file_is_one_sentence(model: Path, tmp_path: Path) ->
     with pytest.raises(MarbleError) as error:
         text_encoders(ModelConfig(path=str(tmp_path)))
     assert "tokenizer_3" in str(error.value) and str(error.value).endswith("fetch it anew.")
+    (tmp_path / "model_index.json").write_text('{"tokenizer": ')
+    with pytest.raises(MarbleError, match=r"model_index\.json is not JSON; fetch it anew\."):
+        text_encoders(ModelConfig(path=str(tmp_path)))
 
 
 def test_check_names_prompts_too_long_for_a_model_in_the_hub_cache_without_a_network(tmp_path: Path, model: Path) -> None:

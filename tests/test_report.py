@@ -34,7 +34,9 @@ def an_evaluation(**differences: tuple[float, float, float]) -> Evaluation:
     given = {"clipscore": (0.0, -0.01, 0.01), "ocr": (-0.01, -0.05, 0.03), "geneval": (0.2, 0.1, 0.3)} | differences
     rewards = {n: RewardResult(96, 0.5, 0.5 + d[0], Estimate(*d), base_std=0.4, win_rate=0.5) for n, d in given.items()}
     by_source = {"general": {"clipscore": rewards["clipscore"]}, "ocr": rewards, "geneval": rewards}
-    return Evaluation(rewards, by_source, Estimate(0.2, 0.1, 0.3), settings={"solver": "euler", "prompts": {"ocr": 96}})
+    side = {"geneval/strict": RewardResult(96, 0.25, 0.375, Estimate(0.125, 0.1, 0.2), base_std=0.4, win_rate=0.5)}
+    settings = {"solver": "euler", "prompts": {"ocr": 96}}
+    return Evaluation(rewards, by_source, Estimate(0.2, 0.1, 0.3), settings=settings, side=side)
 
 
 def write_pictures(directory: Path, size: int = 16, per_source: int = 14, prompt: str = "a red circle") -> Path:
@@ -145,6 +147,7 @@ def test_the_page_says_what_changed_and_what_the_gate_decided(page: Page) -> Non
     assert "Promoted" in page.text and "The mean gain over all rewards is +0.200 (+0.100 to +0.300)" in page.text
     assert "2.0 min for 6 steps (sample 25 %, train 75 %)" in page.text
     assert "Training ended" not in page.text and "skipped" not in page.text
+    assert re.search(r"Beside the rewards .*geneval/strict\s+96\s+0\.25\d*\s+0\.37\d*", page.text, re.DOTALL)
 
 
 def test_the_pictures_shown_first_are_not_chosen_and_the_others_are_named_as_chosen(page: Page) -> None:

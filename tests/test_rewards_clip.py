@@ -100,6 +100,7 @@ def test_hpsv2_is_the_cosine_of_the_cleaned_text_and_the_whole_picture_on_black(
     [
         ("it’s a “cat”", 'it\'s a "cat"'),
         ("black &amp;amp; white", "black & white"),
+        ("<b> &amp;amp;amp; c", "<b> &amp; c"),  # twice, where ftfy leaves HTML alone
         ("  a\tcat\n\n on  a mat ", "a cat on a mat"),
         ("cafÃ© by the sea", "café by the sea"),
         ("a CAT", "a CAT"),  # lower case is the tokenizer's

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -21,17 +21,22 @@ from marble_core.rewards.hpsv2 import HPSv2
 from marble_core.rewards.imagereward import ImageReward
 from marble_core.rewards.originals import load_head, load_hpsv2, load_image_reward, read_original
 from marble_core.types import MarbleError, Prompt
-from tiny_rewards import PROMPTS, clip_config, noise, randomised, save_clip, save_processor
+from tiny_rewards import PROMPTS, noise, randomised, save_clip, save_processor
 
-VISION = BlipVisionConfig(
-    hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8,
-    hidden_act="gelu", layer_norm_eps=1e-6,
-)  # fmt: skip
-TEXT = BlipTextConfig(
-    vocab_size=60, hidden_size=16, encoder_hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-    max_position_embeddings=40, hidden_act="gelu", layer_norm_eps=1e-12, pad_token_id=0, bos_token_id=2, sep_token_id=3,
-    is_decoder=True,
-)  # fmt: skip
+
+def shrunk(config, **sizes):
+    """The published configuration, with other sizes."""
+    return type(config)(**{**config.to_dict(), **sizes})
+
+
+SIZES = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+CLIP_TEXT = shrunk(originals.HPSV2.text_config, **SIZES, vocab_size=514, bos_token_id=512, eos_token_id=513)
+CLIP_VISION = shrunk(originals.HPSV2.vision_config, **SIZES, image_size=32, patch_size=8)
+CLIP = CLIPConfig(text_config=CLIP_TEXT.to_dict(), vision_config=CLIP_VISION.to_dict(), projection_dim=12)
+VISION_SIZES = {**SIZES, "hidden_size": 24, "num_attention_heads": 4}
+VISION = shrunk(originals.IMAGE_REWARD_VISION, **VISION_SIZES, image_size=32, patch_size=8)
+TEXT_SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "encoder_hidden_size": 24, "bos_token_id": 2, "sep_token_id": 3}
+TEXT = shrunk(originals.IMAGE_REWARD_TEXT, **SIZES, **TEXT_SIZES)
 UNUSED = {  # what ImageReward.pt holds besides, by shared/rewards.md, section 6
     "blip.text_encoder.embeddings.position_ids": (1, 40),
     "blip.vision_proj.weight": (8, 24),
@@ -44,7 +49,7 @@ UNUSED = {  # what ImageReward.pt holds besides, by shared/rewards.md, section 6
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """The published architectures with fewer and narrower layers. Everything else of the loaders is the real thing."""
-    monkeypatch.setattr(originals, "HPSV2", clip_config("gelu"))
+    monkeypatch.setattr(originals, "HPSV2", CLIP)
     monkeypatch.setattr(originals, "IMAGE_REWARD_VISION", VISION)
     monkeypatch.setattr(originals, "IMAGE_REWARD_TEXT", TEXT)
 
@@ -198,7 +203,7 @@ def image_reward_files(tmp_path):
 @pytest.fixture
 def hps_file(tmp_path):
     """HPS_v2.1_compressed.pt, in half precision as it is published, and the model that it was made of."""
-    model = randomised(CLIPModel(clip_config("gelu"))).half().float()
+    model = randomised(CLIPModel(CLIP)).half().float()
     tensors = {name: value.half() for name, value in open_clip_names(model).items()}
     torch.save({"epoch": 3, "name": "hps", "state_dict": tensors}, tmp_path / "HPS.pt")
     return tmp_path / "HPS.pt", model

@@ -9,9 +9,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from marble_core.checkpoints.files import MANIFEST, Broken, is_name, name_of, seal, step_of, sync_directory, verify
+from marble_core.checkpoints.files import MANIFEST, Broken, is_name, name_of, seal, step_of, verify
 from marble_core.checkpoints.lease import BEAT, PATIENCE, Lease, Taken
 from marble_core.checkpoints.remote import Remote
 from marble_core.checkpoints.retention import superfluous
@@ -88,9 +89,13 @@ class CheckpointStore:
 
         Every hash is verified. What is broken is skipped, and named in the log and in ``broken``.
         """
-        here = {p.name for p in self.local.iterdir() if is_name(p.name) and (p / MANIFEST).exists()}
-        there = self._stored()
-        for name in sorted(here | set(there), key=lambda name: (step_of(name), name in there, name), reverse=True):
+        here, there = {p.name for p in self.local.iterdir() if is_name(p.name)}, self.complete()[1]
+        if self.remote and (latest := self.remote.latest()):
+            if latest not in here | there:
+                self._skip(f"{self.remote.uri(latest)}: {MANIFEST} is not there")
+            # What lies beyond it was finished by a process that had lost the run.
+            there = {name for name in there if step_of(name) <= step_of(latest)}
+        for name in sorted(here | there, key=lambda name: (step_of(name), name in there, name), reverse=True):
             if (name in here and self._is_whole(name)) or (name in there and self._download(name)):
                 self._resumed = name
                 if self._uploader and name not in there:  # killed between the disk and S3
@@ -98,6 +103,21 @@ class CheckpointStore:
                     self._uploader.wait(60.0, only_if_it_moves=True)  # another machine's processes may need it
                 return name
         return None
+
+    def complete(self) -> tuple[set[str], set[str]]:
+        """The names of those that have a manifest, here and on S3."""
+        here = {p.name for p in self.local.iterdir() if is_name(p.name) and (p / MANIFEST).exists()}
+        return here, set(self.remote.names()[0]) if self.remote else set()
+
+    def verify_all(self) -> Iterator[tuple[str, str]]:
+        """Where each checkpoint lies, and what is wrong with it in words, empty if it is whole. Everything is read."""
+        here, there = self.complete()
+        for name in sorted(here):
+            yield str(self.local / name), _problem(partial(verify, self.local / name, self.run_id, name))
+        for name in sorted(there):
+            assert self.remote is not None
+            with tempfile.TemporaryDirectory(prefix="marble-") as copy:
+                yield self.remote.uri(name), _problem(partial(self.remote.download, name, Path(copy)))
 
     def fetch(self, name: str) -> Path:
         """The directory of a checkpoint that rank 0 has found, on this machine. Raises MarbleError if it cannot be had whole."""
@@ -159,14 +179,6 @@ class CheckpointStore:
         names = {self._resumed, self._lease.latest if self._lease else None}
         return {name for name in names if name} | (self._uploader.holds if self._uploader else set())
 
-    def _stored(self) -> list[str]:
-        """Complete checkpoints on S3. One beyond ``latest`` was finished by a process that had lost the run."""
-        if self.remote is None:
-            return []
-        complete, _ = self.remote.names()
-        latest = self.remote.latest()
-        return [name for name in complete if latest is None or step_of(name) <= step_of(latest)]
-
     def _is_whole(self, name: str) -> bool:
         try:
             verify(self.local / name, self.run_id, name)
@@ -203,7 +215,14 @@ class CheckpointStore:
             target.rename(self.local / f".draft-broken-{name}")
             shutil.rmtree(self.local / f".draft-broken-{name}")
         draft.rename(target)
-        sync_directory(self.local)
+
+
+def _problem(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except Broken as error:
+        return str(error)
+    return ""
 
 
 @contextmanager

@@ -79,10 +79,14 @@ class Watch:
             self._first[phase] = time.monotonic(), done
         self._bars.update(self._tasks[phase], completed=done, loss=said)
         if not self._draws and is_checkpoint(done, steps):
-            began, first = self._first[phase]
-            left = (time.monotonic() - began) / max(1, done - first) * (steps - done)
-            words = filter(None, [said, f"{left / 60:.1f} min left" if done < steps else "done"])
-            print(f"{phase} {done}/{steps}: {', '.join(words)}", flush=True)
+            print("  ".join(filter(None, [f"{phase} {done}/{steps}", said, self._left(phase, done, steps)])), flush=True)
+
+    def _left(self, phase: str, done: int, steps: int) -> str:
+        """The time left, from the pace since the phase's first step in this process."""
+        began, first = self._first[phase]
+        if done == first:
+            return ""
+        return f"[{(time.monotonic() - began) / (done - first) * (steps - done) / 60:.1f} min left]"
 
 
 @app.command()

@@ -50,8 +50,8 @@ def score(model: SD3, n: int, guidance: float, steps: int, seed: int) -> Scores:
     """
     words, shapes = (generate(source, n, seed, held_out=True) for source in ("ocr", "geneval"))
     written, drawn = (sample(model, prompts, guidance, steps, seed) for prompts in (words, shapes))
-    similarity = Ocr(detection=False).score(written, words)
-    partial, strict = (GenEval(DETECTOR, rule=rule).score(drawn, shapes) for rule in ("partial", "strict"))
+    similarity = Ocr(detection=False).score(written, words)[:, 0]
+    partial, strict, _ = GenEval(DETECTOR).score(drawn, shapes).T
     return Scores(similarity, (similarity == 1).astype(float), partial, strict, tuple(prompt.tag or "" for prompt in shapes))
 
 

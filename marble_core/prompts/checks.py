@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from marble_core.prompts.reading import Placed, lines
+from marble_core.prompts.rows import short
 from marble_core.types import MarbleError
 
 # The words for which a general prompt is not safe for work: nakedness, sex, and mutilation.
@@ -55,14 +56,13 @@ def read_block_list(path: str | Path, name: str | None = None) -> list[str]:
 def check_disjoint(train: Sequence[Placed], evaluation: Sequence[Placed]) -> None:
     """Raise MarbleError if a held-out prompt is also trained on; case and white space make no difference."""
     trained = {normal(placed.prompt.text): placed for placed in train}
-    leaked = [placed for placed in evaluation if normal(placed.prompt.text) in trained]
+    leaked = {text: placed for placed in evaluation if (text := normal(placed.prompt.text)) in trained}
     if leaked:
-        held_out = leaked[0]
-        first = trained[normal(held_out.prompt.text)]
-        texts = len({normal(placed.prompt.text) for placed in leaked})
+        text, held_out = next(iter(leaked.items()))
+        more = f", and so are {len(leaked) - 1} more" if len(leaked) > 1 else ""
         raise MarbleError(
-            f"{texts} held-out prompts are also training prompts, the first is {held_out.prompt.text!r} "
-            f"({held_out.where}, and {first.where}); remove them from one of the two files."
+            f"The prompt {short(held_out.prompt.text)} is both held out ({held_out.where}) and trained on "
+            f"({trained[text].where}){more}; remove it from one of the two."
         )
 
 

@@ -10,7 +10,7 @@ from marble_core.config import DataConfig, RunConfig
 from marble_core.prompts.checks import UNSAFE, check_disjoint, read_block_list, split_blocked, split_repeated
 from marble_core.prompts.reading import Placed
 from marble_core.prompts.report import SourceData, data_report, warnings
-from marble_core.prompts.sources import is_made, load, local_file
+from marble_core.prompts.sources import is_made, load, local_file, shown
 from marble_core.prompts.tokens import text_encoders
 from marble_core.types import SOURCES, MarbleError, Prompt
 
@@ -34,8 +34,7 @@ def prepare_data(config: RunConfig) -> Data:
     data, seed = config.data, config.seed
     blocked: list[str] = []
     if data.block_list:
-        with local_file(data.block_list) as path:
-            blocked = read_block_list(path, data.block_list)
+        blocked = read_block_list(local_file(data.block_list), shown(data.block_list))
 
     def loaded(spec: dict[str, str], size: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[SourceData]:
         sources = [s for s in SOURCES if s in spec]
@@ -55,9 +54,9 @@ def _clean(source: str, uri: str, prompts: list[Placed], data: DataConfig, block
     kept, dropped = split_blocked(prompts, (*blocked, *unsafe))
     if not kept:
         raise MarbleError(
-            f"All {len(dropped)} prompts of {uri} hold blocked words; see data.block_list and data.safe_for_work."
+            f"All {len(dropped)} prompts of {shown(uri)} hold blocked words; see data.block_list and data.safe_for_work."
         )
     repeated: list[Placed] = []
     if not (data.keep_repeated or is_made(uri)):
         kept, repeated = split_repeated(kept)
-    return SourceData(source, uri, tuple(kept), tuple(dropped), tuple(repeated))
+    return SourceData(source, shown(uri), tuple(kept), tuple(dropped), tuple(repeated))

@@ -45,7 +45,7 @@ def read(path: str | Path, source: str | None = None, name: str | None = None) -
     that holds none, is not UTF-8, cannot be read, or is plain text and read for no source.
     """
     name = name or str(path)
-    match Path(name).suffix.lower():
+    match Path(path).suffix.lower():
         case ".txt" if source is None:
             raise MarbleError(f"{name} is plain text, so its source must be named; choose one of {', '.join(SOURCES)}.")
         case ".txt":
@@ -113,7 +113,7 @@ def _table(path: str | Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
-        raise MarbleError(f"Reading {name} needs pyarrow: pip install 'marble[parquet]'.") from None
+        raise MarbleError(f"Reading {name} needs pyarrow: pip install 'marble-core[parquet]'.") from None
     number = 0
     try:
         with pq.ParquetFile(path) as table:

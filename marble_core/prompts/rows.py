@@ -16,6 +16,7 @@ KEYS = ("prompt", "source", "text", "tag", "include", "exclude")
 RELATIONS = ("left of", "right of", "above", "below")
 MAX_CHARACTERS = 10_000  # several times what a text encoder reads: more is a missing line break
 _QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
@@ -63,7 +64,7 @@ def _checked(value: Any, field: str, where: str) -> str:
         fail(where, f"{field} has {len(value)} characters, more than {MAX_CHARACTERS}; is a line break missing?")
     if "\0" in value:
         fail(where, f"{field} holds a NUL character; remove it, or save the file as UTF-8 if it is UTF-16")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if _SURROGATE.search(value):
         fail(where, f"{field} holds half of a surrogate pair, which is no character; write the character itself")
     return value.strip()
 

@@ -1,19 +1,17 @@
-"""Prompts by their uri: a file, a file in S3, the synthetic world's, or made by a generator."""
+"""Prompts by their uri: a file, here or elsewhere, the synthetic world's, or made by a generator."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
+from marble_core.assets import SCHEMES, Part, resolve
 from marble_core.prompts.generate import generate
 from marble_core.prompts.reading import Placed, read
 from marble_core.types import MarbleError, Prompt
 
 DEMO = "demo://prompts/"
 GENERATE = "generate://"
-S3_SCHEME = "s3://"
 
 
 def is_made(uri: str) -> bool:
@@ -24,8 +22,9 @@ def is_made(uri: str) -> bool:
 def load(uri: str, source: str, size: int, seed: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[Placed]:
     """The prompts of one source.
 
-    A file, local or ``s3://bucket/key``, is read whole. Of ``demo://prompts/<source>`` and ``generate://<source>`` ``size``
-    prompts are drawn from ``seed``, from the held-out side if ``held_out``; generated ones differ from those of ``avoid``.
+    A file, local or named as assets.py has it (``s3://``, ``https://``), is read whole. Of ``demo://prompts/<source>`` and
+    ``generate://<source>`` ``size`` prompts are drawn from ``seed``, from the held-out side if ``held_out``; generated ones
+    differ from those of ``avoid``.
     Raises MarbleError for a uri or a file that holds prompts of another source, and as ``read`` does.
     """
     if is_made(uri):
@@ -39,27 +38,23 @@ def load(uri: str, source: str, size: int, seed: int, held_out: bool, avoid: Col
         else:
             made = generate(source, size, seed, held_out, avoid)
         return [Placed(prompt, f"{uri}, prompt {number}") for number, prompt in enumerate(made, 1)]
-    with local_file(uri) as path:
-        placed = read(path, source, uri)
+    placed = read(local_file(uri), source, shown(uri))
     if stray := next((p for p in placed if p.prompt.source != source), None):
         raise MarbleError(f"{stray.where}: a prompt of {stray.prompt.source!r}, but the file is configured as {source!r}.")
     return placed
 
 
-@contextmanager
-def local_file(uri: str) -> Iterator[Path]:
-    """The file as a local one, which an object in S3 is for as long as the block lasts. Raises MarbleError."""
-    if not uri.startswith(S3_SCHEME):
-        if "://" in uri:
-            raise MarbleError(f"{uri!r} is neither a file nor of a known kind; write s3://, demo://prompts/ or generate://.")
-        yield Path(uri).expanduser()
-        return
-    from marble_core.storage import S3
+def local_file(uri: str) -> Path:
+    """The file on this machine: what is named by a scheme of assets.py is brought into the model cache. Raises MarbleError."""
+    if uri.startswith(SCHEMES):
+        return resolve(uri, Part.FILE)
+    if "://" in uri:
+        raise MarbleError(
+            f"{uri!r} is neither a file nor of a known kind; write s3://, https://, demo://prompts/ or generate://."
+        )
+    return Path(uri).expanduser()
 
-    bucket, _, key = uri.removeprefix(S3_SCHEME).partition("/")
-    if not bucket or not key:
-        raise MarbleError(f"{uri!r} names no object in S3; write 's3://bucket/path/prompts.jsonl'.")
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / Path(key).name
-        S3(bucket).download_file(key, path)
-        yield path
+
+def shown(uri: str) -> str:
+    """The uri for people: a query may hold a signature."""
+    return uri.partition("?")[0] if uri.startswith(("https://", "http://")) else uri

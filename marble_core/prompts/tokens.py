@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from marble_core.assets import resolve
+from marble_core.assets import Part, find
 from marble_core.config import ModelConfig
 from marble_core.types import MarbleError
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Find = Callable[[str], Path | None]  # a file of the model by its path in there, where it is on this machine
+CLIP_POSITIONS = 77
+_CHUNK = 1000  # texts whose tokens are in memory at once
 # CLIP's words: contractions, runs of letters, single digits, runs of anything else.
 _CLIP_WORD = r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
@@ -31,53 +33,61 @@ class TextEncoder:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """The tokens of each text, special ones included."""
-        return [len(encoding.ids) for encoding in self.tokenizer.encode_batch(list(texts))]
+        chunks = (list(texts[i : i + _CHUNK]) for i in range(0, len(texts), _CHUNK))
+        return [len(encoding.ids) for chunk in chunks for encoding in self.tokenizer.encode_batch_fast(chunk)]
 
 
 def text_encoders(model: ModelConfig) -> list[TextEncoder]:
-    """The model's text encoders, one of each name; none where the model's files are not on this machine (no network is used).
+    """The model's text encoders, one of each name; none where the model's files are not on this machine.
 
     T5 reads ``model.max_sequence_length`` tokens, at most what its tokenizer allows. Raises MarbleError for files that are
     broken.
     """
-    find = _finder(model)
-    index = find("model_index.json")
-    if index is None:
-        return []
+    local = _finder(model)
+    parts = _json(local("model_index.json"))
     found: dict[str, TextEncoder] = {}
-    parts = json.loads(index.read_text(encoding="utf-8"))
     for part in sorted(key for key in parts if re.fullmatch(r"tokenizer(_\d)?", key)):
         library_and_class = parts.get(part.replace("tokenizer", "text_encoder")) or [None, None]
         encoder = str(library_and_class[1] or part)
         known = re.match("CLIP|T5|UMT5", encoder)
         name = known[0] if known else encoder
-        settings, tokenizer = find(f"{part}/tokenizer_config.json"), _tokenizer(find, part)
-        if name in found or settings is None or tokenizer is None:
-            continue
-        limit = json.loads(settings.read_text(encoding="utf-8")).get("model_max_length", model.max_sequence_length)
-        found[name] = TextEncoder(name, limit if name == "CLIP" else min(limit, model.max_sequence_length), tokenizer)
+        if name not in found and (tokenizer := _tokenizer(local, part)):
+            most = CLIP_POSITIONS if name == "CLIP" else model.max_sequence_length
+            own = _json(local(f"{part}/tokenizer_config.json")).get("model_max_length", most)
+            found[name] = TextEncoder(name, min(own, most), tokenizer)
     return list(found.values())
 
 
 def _finder(model: ModelConfig) -> Find:
-    place = resolve(model.path)
-    if isinstance(place, Path):
-        return lambda relative: path if (path := place / relative).is_file() else None
+    """Looks only at what is on this machine: nothing is brought for a count."""
+    try:
+        place = find(model.path, Part.PIPELINE, model.revision)
+    except MarbleError:
+        return lambda relative: None  # a path that may well be there on the machine that trains
+    if not isinstance(place, Path):
+        from marble_core.hub import HubFile, HubRepository
 
-    def cached(relative: str) -> Path | None:
-        from huggingface_hub import try_to_load_from_cache
-
-        path = try_to_load_from_cache(place, relative, revision=model.revision)
-        return Path(path) if isinstance(path, str) else None
-
-    return cached
+        if isinstance(place, HubRepository):
+            name, revision = place.name, place.revision
+            return lambda relative: HubFile(name, relative, revision).cached()
+    home = place if isinstance(place, Path) else place.cached()
+    return lambda relative: path if home and (path := home / relative).is_file() else None
 
 
-def _tokenizer(find: Find, part: str) -> Tokenizer | None:
+def _json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise MarbleError(f"The model's file {path} is not JSON; fetch it anew.") from None
+
+
+def _tokenizer(local: Find, part: str) -> Tokenizer | None:
     """From tokenizer.json, or from vocab.json and merges.txt, as which CLIP's are published."""
     from tokenizers import Tokenizer
 
-    whole, vocabulary, merges = (find(f"{part}/{name}") for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    whole, vocabulary, merges = (local(f"{part}/{name}") for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     try:
         if whole:
             tokenizer = Tokenizer.from_file(str(whole))

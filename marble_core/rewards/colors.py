@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marble_core.catalogue import CLIP_L
+from marble_core.prompts.geneval import COLORS
 from marble_core.rewards.checks import known_picture
 from marble_core.rewards.clip import Clip, load_clip
 from marble_core.rewards.geneval import Detection
 from marble_core.types import MarbleError
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 GROUND = (153, 153, 153)  # around the object
 

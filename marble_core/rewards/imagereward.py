@@ -41,7 +41,7 @@ class ImageReward:
         if path.is_dir():
             raise MarbleError(f"{what} is a directory: give the file ImageReward.pt.")
         self.model = place(load_image_reward(path), device or default_device(), dtype, what)
-        self.side = self.model["vision"].config.image_size
+        self.image_size = self.model["vision"].config.image_size
         vocabulary = self.model["text"].config.vocab_size
         self.tokenizer = load_tokenizer(resolve(tokenizer, Part.PROCESSOR), vocabulary, "ImageReward's tokenizer")
         self.batch_size = batch_size
@@ -62,7 +62,7 @@ class ImageReward:
     def _values(self, images_NHWC: np.ndarray, texts: Sequence[str]) -> torch.Tensor:
         """The head's output (B,) for pictures with their own texts, on the CPU."""
         vision, text = self.model["vision"], self.model["text"]
-        pixels = resize_and_crop(images_NHWC, self.side, (self.side, self.side), "bicubic").float() / 255
+        pixels = resize_and_crop(images_NHWC, self.image_size, (self.image_size, self.image_size), "bicubic").float() / 255
         tokens = self.tokenizer(
             list(texts), padding="max_length", max_length=MAX_TEXT_TOKENS, truncation=True, return_tensors="pt"
         ).to(vision.device)

@@ -19,6 +19,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from marble_core.assets import resolve
 from marble_core.catalogue import MASK2FORMER
+from marble_core.prompts.geneval import CLASSES
 from marble_core.rewards.geneval import Detection
 from marble_core.rewards.mask2former_keys import UNSET, infer_config, modern, to_transformers
 from marble_core.rewards.originals import read_original, require_exact
@@ -29,18 +30,6 @@ SHORT, LONG, MULTIPLE = 800, 1333, 32  # pixels: the edges that a picture is res
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 INSTANCES = 100  # (query, class) pairs of a picture that are looked at
 SURE = 0.5  # of the person in the self-check's photograph
-
-# COCO's, in its order, three of them by GenEval's names: computer mouse, tv remote, computer keyboard.
-CLASSES = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant"),
-    *("stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra"),
-    *("giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite"),
-    *("baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork"),
-    *("knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut"),
-    *("cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse"),
-    *("tv remote", "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book"),
-    *("clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
-)
 
 
 class Mask2Former:

@@ -143,7 +143,7 @@ def _engine(detection: bool) -> Any:
     try:
         from rapidocr import RapidOCR
     except ModuleNotFoundError as error:
-        raise MarbleError(f"The reward 'ocr' needs {error.name}: pip install 'marble[rewards]'.") from error
+        raise MarbleError(f"The reward 'ocr' needs {error.name}: pip install 'marble-core[rewards]'.") from error
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
     return RapidOCR(
         params={

@@ -40,7 +40,7 @@ class UnifiedReward:
 
     ``url`` is the endpoint's base, such as http://host:17140/v1. Its key comes from the environment variable that
     ``key_variable`` names, and only from there. The published values were asked for in another wording of ``instruction``
-    (flow_grpo's rewards.py has it), which names the caption as ``{prompt}``. Pictures are sent as PNG of ``side`` pixels,
+    (flow_grpo's rewards.py has it), which names the caption as ``{prompt}``. Pictures are sent as PNG of ``image_size`` pixels,
     ``workers`` at once. An endpoint that cannot be reached, is silent for ``request_timeout`` seconds or answers 429 or 5xx is
     asked ``retries`` times more, after 0, 2, 4, ... times ``backoff`` seconds. An answer without a mark is an error, never a 0.
     """
@@ -55,7 +55,7 @@ class UnifiedReward:
         model: str = "CodeGoat24/UnifiedReward-7b-v1.5",
         instruction: str = INSTRUCTION,
         key_variable: str = "OPENAI_API_KEY",
-        side: int = 512,
+        image_size: int = 512,
         max_tokens: int = 1024,
         workers: int = 16,
         request_timeout: float = 120.0,
@@ -70,7 +70,7 @@ class UnifiedReward:
         if "{prompt}" not in instruction:
             raise MarbleError("The instruction of the reward 'unifiedreward' must name the caption, as {prompt}.")
         self.url, self.model, self.instruction = url.rstrip("/") + "/chat/completions", model, instruction
-        self.key_variable, self.side, self.max_tokens, self.workers = key_variable, side, max_tokens, workers
+        self.key_variable, self.image_size, self.max_tokens, self.workers = key_variable, image_size, max_tokens, workers
         self._http = urllib3.PoolManager(
             maxsize=workers,
             block=True,
@@ -107,7 +107,7 @@ class UnifiedReward:
     def _ask(self, image_HWC: np.ndarray, prompt: Prompt) -> str:
         """The text that the model answers."""
         content = [
-            {"type": "image_url", "image_url": {"url": _data_url(image_HWC, self.side)}},
+            {"type": "image_url", "image_url": {"url": _data_url(image_HWC, self.image_size)}},
             {"type": "text", "text": self.instruction.replace("{prompt}", prompt.text)},
         ]
         body = {
@@ -116,7 +116,7 @@ class UnifiedReward:
             "max_tokens": self.max_tokens,
             "messages": [{"role": "user", "content": content}],
         }
-        key = os.environ.get(self.key_variable, "")
+        key = self._key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             response = self._http.request("POST", self.url, json=body, headers={**headers, "Content-Type": "application/json"})
@@ -129,6 +129,12 @@ class UnifiedReward:
         if response.status != 200:
             raise MarbleError(self._refusal(response.status, response.data.decode(errors="replace"), key))
         return self._text(response, key)
+
+    def _key(self) -> str:
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):  # the error of a bad header would show it
+            raise MarbleError(f"The environment variable {self.key_variable} holds no key, but other characters besides.")
+        return key
 
     def _text(self, response: urllib3.BaseHTTPResponse, key: str) -> str:
         try:
@@ -158,10 +164,10 @@ def read_mark(answer: str) -> float | None:
     return mark if _LOW <= mark <= _HIGH else None
 
 
-def _data_url(image_HWC: np.ndarray, side: int) -> str:
+def _data_url(image_HWC: np.ndarray, size: int) -> str:
     picture = Image.fromarray(image_HWC)
-    if picture.size != (side, side):
-        picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,92 @@
+"""A run that is killed goes on to the same bits: kill -9 at random moments, in steps, in saving, in uploading."""
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+from training import PATIENCE, Left, Training, random_moments
+
+pytestmark = pytest.mark.faults
+
+STEPS, KILLS, MOMENTS = 24, 20, 35  # a step has some 30 moments before and after a write
+
+
+@pytest.fixture(scope="module")
+def undisturbed(services_of_module: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Left, Left, float]:
+    """What is left of a run at step 6 and at its end, and how long its step takes."""
+    training = Training("undisturbed", tmp_path_factory.mktemp("undisturbed"), f"train.steps={STEPS}")
+    assert training.begun.wait(PATIENCE), training.said
+    began = time.monotonic()
+    assert training.end() == [0], training.said
+    return Left.of("undisturbed", 6), Left.of("undisturbed"), (time.monotonic() - began) / STEPS
+
+
+def test_20_kills_leave_weights_optimizer_and_metrics_of_an_undisturbed_run(undisturbed, tmp_path: Path) -> None:
+    _, whole, step_seconds = undisturbed
+    moments, delays = random_moments(7, KILLS, MOMENTS), random.Random(11)
+    for kill in range(KILLS):
+        if kill % 2:
+            training = Training("killed", tmp_path / "run", f"train.steps={STEPS}", kill_at=moments[kill])
+        else:
+            training = Training("killed", tmp_path / "run", f"train.steps={STEPS}")
+            training.kill_within(1.5 * step_seconds, delays.random())
+        assert training.end() == [-9], f"attempt {kill}: {training.said}"
+    last = Training("killed", tmp_path / "run", f"train.steps={STEPS}")
+    assert last.end() == [0], last.said
+    left = Left.of("killed")
+    assert left.tensors == whole.tensors
+    assert left == whole
+
+
+def test_sigterm_drops_the_unfinished_step_and_has_the_state_before_it_on_s3_within_30_seconds(
+    services, tmp_path: Path
+) -> None:
+    training = Training("terminated", tmp_path, "train.steps=50", "train.checkpoint_every=50", pace=1.0)
+    assert training.begun.wait(PATIENCE), training.said
+    threading.Event().wait(2.5)
+    training.processes[0].terminate()
+    began = time.monotonic()
+    assert training.end() == [1]
+    assert time.monotonic() - began < 30
+    left = Left.of("terminated")
+    assert [line["step"] for line in left.history] == list(range(1, left.state["step"] + 1)) and left.state["step"] >= 1
+    assert [step for step, _ in left.metrics["skipped"]] == list(range(1, left.state["step"] + 1))
+
+
+def test_of_two_runs_with_one_id_at_once_one_goes_on_and_the_other_says_why_it_does_not(undisturbed, tmp_path: Path) -> None:
+    at_6, _, _ = undisturbed
+    pair = [Training("same", tmp_path / machine, "train.steps=6") for machine in ("a", "b")]
+    codes = [training.end()[0] for training in pair]
+    assert sorted(codes) == [0, 2], [training.said for training in pair]
+    (refused,) = [training for training, code in zip(pair, codes, strict=True) if code == 2]
+    assert "The run same is being worked on by process" in refused.said and "\n" not in refused.said
+    left = Left.of("same")
+    assert left.tensors == at_6.tensors and left.history == at_6.history and left.state == at_6.state
+
+
+def test_of_two_processes_one_is_killed_and_the_run_goes_on_with_two_to_the_bit_or_with_one_to_rounding(
+    services, tmp_path: Path
+) -> None:
+    steps = "train.steps=6"
+    whole = Training("two", tmp_path / "two", steps, count=2)
+    assert whole.end() == [0, 0], whole.said
+    expected = Left.of("two")
+    for run_id, killed, again in (("one-of-two", 1, 2), ("two-then-one", 0, 1)):
+        training = Training(run_id, tmp_path / run_id, steps, count=2, pace=0.5)
+        training.kill_after(1.8, rank=killed)
+        codes = training.end()
+        assert codes[killed] == -9 and codes[1 - killed] not in (0, -9), training.said
+        resumed = Training(run_id, tmp_path / run_id, steps, count=again)
+        assert resumed.end() == [0] * again, resumed.said
+        left = Left.of(run_id)
+        if again == 2:
+            assert left == expected
+        else:
+            assert [h["step"] for h in left.history] == list(range(1, 7))
+            found, wanted = load(left.tensors), load(expected.tensors)
+            for name in wanted:
+                assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-5), name
