@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,12 +15,28 @@ from marble_core.loading import load_config
 from marble_core.prompts.reading import read
 from marble_core.types import SOURCES, MarbleError
 
+pytestmark = pytest.mark.faults
+
 # What breaks parsers: syntax of YAML and JSON, quotes, numbers at their ends, and bytes that are no text.
 TOKENS = [
     *(b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc3\xa9", "\u2028".encode(), b"\r", b"\n", b"\t", b" "),
     *(b'"', b"'", "“".encode(), b"\\", b"\\ud800", b"{", b"}", b"[", b"]", b":", b",", b"- ", b"#", b"? ", b"---\n", b"..."),
     *(b"&a ", b"*a", b"<<: ", b"!!int ", b"!!float ", b"!!timestamp ", b"!!bool ", b"!!binary ", b"!!set ", b"!!omap ", b"!x "),
-    *(b"null", b"true", b"NaN", b".inf", b"-1", b"0", b"1e999", b"1:99", b"0x", b"2020-13-45", b"9" * 5000, b"[" * 300, b"x" * 2000),
+    *(
+        b"null",
+        b"true",
+        b"NaN",
+        b".inf",
+        b"-1",
+        b"0",
+        b"1e999",
+        b"1:99",
+        b"0x",
+        b"2020-13-45",
+        b"9" * 5000,
+        b"[" * 300,
+        b"x" * 2000,
+    ),
     *(b'"prompt": ', b'"include": ', b'"count": ', b"train: ", b"rewards: ", b"steps", b"PAR1"),
 ]
 EDIT = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 12), st.sampled_from(TOKENS) | st.binary(max_size=3))
@@ -98,7 +115,11 @@ def test_a_damaged_option_is_read_or_answered_by_one_sentence(item: bytes, edits
 
 
 @settings(max_examples=5000, **SETTINGS)
-@given(suffix=st.sampled_from(sorted(FILES)), source=st.sampled_from([*SOURCES, None]), edits=st.lists(EDIT, min_size=1, max_size=4))
+@given(
+    suffix=st.sampled_from(sorted(FILES)),
+    source=st.sampled_from([*SOURCES, None]),
+    edits=st.lists(EDIT, min_size=1, max_size=4),
+)
 def test_a_damaged_prompt_file_is_read_or_answered_by_one_sentence(
     tmp_path: Path, suffix: str, source: str | None, edits: list
 ) -> None:
