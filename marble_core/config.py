@@ -130,7 +130,7 @@ class BalanceConfig(Section):
     kappa: float = Field(1.0, ge=0, le=1)  # [O] share of the balanced weights, the rest is the prior's
     floor: dict[str, Share] = {}  # [O] least alpha of a reward
     cap: dict[str, Share] = {}  # [O] largest alpha of a reward
-    wishes: tuple[str, ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
+    wishes: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
     final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
     observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
     halves: bool = True  # [O] keep the gradients of two halves of the prompts apart: 2K + 1 accumulators instead of K + 1

@@ -160,7 +160,7 @@ def run_evaluation(config: RunConfig, prompts: Sequence[Prompt], adapter: Path, 
     e = config.evaluation
     seeds = [derive(e.seed, "evaluation", i) for i in range(len(prompts))]
     policy = Policy.load(config)
-    policy.load_adapter(adapter)
+    policy.load_adapter(adapter, config.lora.rank)
     scorers = load_scorers(config.rewards)
     images: dict[str, np.ndarray] = {}
     for role, lora in (("base", "off"), ("trained", "default")):

@@ -109,7 +109,7 @@ def sentence(error: ValidationError, where: str, root: type[BaseModel] = RunConf
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
         return f"Unknown key {_quoted(path)} in {where}: {hint}"
     message = _PLAINLY.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    return f"Invalid {_short(path) or 'configuration'} in {where}: {message[0].lower()}{message[1:]}."
+    return f"Invalid {_short(path) or 'configuration'} in {where}: {message[0].lower()}{_short(message[1:])}."
 
 
 # Where pydantic speaks of Python's types, in the words of YAML.
@@ -139,4 +139,4 @@ def _quoted(text: str) -> str:
 def _short(text: str) -> str:
     """On one line whatever is in it, and no longer than one."""
     shown = text if text.isprintable() else repr(text)[1:-1]
-    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+    return shown if len(shown) <= 250 else f"{shown[:250]}..."

@@ -13,6 +13,7 @@ from peft import LoraConfig as PeftLora
 from peft.utils import get_peft_model_state_dict
 
 from marble_core.config import OptimizerConfig, RunConfig
+from marble_core.lora_file import check_lora_file
 from marble_core.models import DiffusionModel
 from marble_core.seeding import derive
 from marble_core.types import MarbleError
@@ -129,11 +130,13 @@ class Policy:
             for name, p in self.parameters_of("default").items():
                 p.copy_(kept[name])
 
-    def load_adapter(self, directory: Path) -> None:
-        """Load a saved LoRA as ``default``, through the same road as any user of diffusers."""
+    def load_adapter(self, directory: Path, rank: int | None = None) -> None:
+        """Load a saved LoRA as ``default``, through the same road as any user of diffusers. Raises MarbleError where it is none
+        of this model's, or not of this ``rank``."""
         if not (Path(directory) / ADAPTER_FILE).is_file():
             raise MarbleError(
                 f"The adapter directory {directory} holds no {ADAPTER_FILE}; give the directory that train wrote."
             )
+        check_lora_file(Path(directory) / ADAPTER_FILE, self.transformer, rank)
         self.model.pipeline.load_lora_weights(str(directory), adapter_name="default")  # type: ignore[attr-defined]
         self.transformer.requires_grad_(False)

@@ -53,10 +53,11 @@ def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
 def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
     from marble_core.prompts.data import prepare_data
-    from marble_core.rewards.beforehand import check_rewards
+    from marble_core.rewards.beforehand import check_heard, check_named
 
+    check_named(config.rewards)
     data = prepare_data(config)
-    check_rewards(config, data.train, data.evaluation)
+    check_heard(config, data.train, data.evaluation)
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import yaml
 
 from marble_core.types import MarbleError
 
-MAX_BYTES = 1_000_000  # a configuration has thousands; PyYAML takes seconds for a megabyte
+MAX_CHARACTERS = 1_000_000  # a configuration has thousands; PyYAML takes seconds for a megabyte
+MAX_DEPTH = 100  # of brackets, for whose nesting PyYAML takes time squared
+_STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 # What PyYAML's constructors let through for a value that is not of its tag, such as 2020-13-45 or a number of 5000 digits.
 _NOT_OF_ITS_TAG = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
@@ -42,8 +45,10 @@ def read_yaml(path: Path, what: str) -> Any:
 
 def parse(text: str, what: str) -> Any:
     """The value of a YAML text. Raises MarbleError, which begins with ``what`` and names line and column."""
-    if len(text) > MAX_BYTES:
-        raise MarbleError(f"{what} has {len(text)} characters, more than {MAX_BYTES}; it is no configuration.")
+    if len(text) > MAX_CHARACTERS:
+        raise MarbleError(f"{what} has {len(text)} characters, more than {MAX_CHARACTERS}; it is no configuration.")
+    if max(accumulate(_STEPS.get(character, 0) for character in text), default=0) > MAX_DEPTH:
+        raise MarbleError(f"{what} is nested more than {MAX_DEPTH} deep; no setting is.")
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:

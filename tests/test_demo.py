@@ -1,5 +1,6 @@
 """The main job for real, at tiny size: one command from prompts to the registry, and what everybody finds afterwards."""
 
+import base64
 import json
 import os
 import re
@@ -19,6 +20,16 @@ TINY = [
     "train.steps=2", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
     "loss.timesteps=2", "data.train_size=30", "data.evaluation_size=4", "evaluation.steps=3", "evaluation.resamples=200",
 ]  # fmt: skip
+
+# Marked, so that they are found wherever they went. The real server's keys are a mark of their own.
+SECRETS = {
+    "HF_TOKEN": "hf_MarkedTokenOfTheHub",
+    "OPENAI_API_KEY": "sk-MarkedKeyOfUnifiedReward",
+    "MLFLOW_TRACKING_USERNAME": "somebody",
+    "MLFLOW_TRACKING_PASSWORD": "MarkedPasswordOfMLflow",
+    "AWS_SESSION_TOKEN": "",
+    "KUBEFLOW_TOKEN": "MarkedTokenOfKubeflow",
+}
 
 PLAIN_DIFFUSERS = """
 import json, sys
@@ -57,8 +68,9 @@ def run(cwd: Path, environment: dict[str, str], run_id: str, *overrides: str) ->
 def done(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The output and the directory of a finished run."""
     cwd = tmp_path_factory.mktemp("demo")
-    finished = run(cwd, servers, "tiny", "optimizer.lr=1e-3")
+    finished = run(cwd, servers | SECRETS, "tiny", "optimizer.lr=1e-3")
     assert finished.returncode == 0, finished.stdout + finished.stderr
+    (cwd / "output").write_text(finished.stdout + finished.stderr)
     return finished.stdout, cwd / ".marble" / "runs" / "tiny"
 
 
@@ -93,6 +105,26 @@ def test_s3_has_a_checkpoint_of_each_step_with_its_manifest_and_how_good_the_las
     files = ("manifest.json", "state.json", "state.safetensors", "config.json", "history.jsonl")
     steps = {f"checkpoints/step-00000{n}/{file}" for n in (1, 2) for file in files}
     assert keys == {*steps, "checkpoints/latest", "evaluations/step-000002.json"}
+
+
+def test_no_secret_is_in_anything_that_the_run_wrote(done, services, tmp_path_factory):
+    _, directory = done
+    secrets = {name: value for name, value in SECRETS.items() if value.startswith(("hf_", "sk-", "Marked"))}
+    secrets |= {name: services[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    login = f"{SECRETS['MLFLOW_TRACKING_USERNAME']}:{SECRETS['MLFLOW_TRACKING_PASSWORD']}"
+    secrets |= {"an MLflow login": base64.b64encode(login.encode()).decode()}
+    written = {str(path): path.read_bytes() for path in directory.parents[2].rglob("*") if path.is_file()}
+    # What MLflow keeps of runs, parameters, metrics, tags and models, and what the servers said.
+    for pattern in ("servers*/mlflow/*", "servers*/*/server.log"):
+        written |= {str(path): path.read_bytes() for path in tmp_path_factory.getbasetemp().glob(pattern) if path.is_file()}
+    s3 = boto3.client("s3")
+    for bucket in ("marble", "mlflow"):
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for key in (item["Key"] for item in page.get("Contents", ())):
+                written[f"s3://{bucket}/{key}"] = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    for name in ("output", "pipeline.log", "mlflow.db", "history.jsonl", "report.html", "manifest.json", "progress.jsonl"):
+        assert any(where.endswith(name) for where in written), f"{name} was not looked into"
+    assert [(where, name) for where, data in written.items() for name, value in secrets.items() if value.encode() in data] == []
 
 
 def test_plain_diffusers_loads_the_registered_lora_and_gives_the_evaluations_pictures(done, services, tmp_path):

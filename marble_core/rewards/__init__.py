@@ -136,7 +136,7 @@ def check_options(parameters: Mapping[str, bool], options: Mapping[str, Any], wh
 def _check_types(cls: type, options: Mapping[str, Any], what: str) -> None:
     """By the constructor's annotations, where it has some that can be resolved."""
     try:
-        hints = get_type_hints(vars(cls).get("__init__", cls))
+        hints = get_type_hints(inspect.getattr_static(cls, "__init__"))
     except (NameError, AttributeError, TypeError):
         return
     for option in hints.keys() & options.keys():

@@ -12,16 +12,17 @@ from marble_core.rewards import SCORERS, check_known, check_options
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 
-def check_rewards(config: RunConfig, train: Sequence[Prompt], evaluation: Sequence[Prompt]) -> None:
-    """Raises MarbleError for a reward that is not known, an option that it does not have, and one that no prompt can use.
-
-    Of a scorer of the user's own only the form of its path is known here.
-    """
-    check_known(config.rewards)
-    for reward in config.rewards:
+def check_named(rewards: Sequence[RewardConfig]) -> None:
+    """Raises MarbleError for a reward that is not known, and for an option that a known one does not have, or lacks."""
+    check_known(rewards)
+    for reward in rewards:
         parameters = None if reward.scorer else _parameters(SCORERS[reward.name])
         if parameters is not None:
             check_options(parameters, reward.options, f"The reward {reward.name!r}")
+
+
+def check_heard(config: RunConfig, train: Sequence[Prompt], evaluation: Sequence[Prompt]) -> None:
+    """Raises MarbleError for a reward that no prompt can use: it would train nothing, or could never pass the gate."""
     for stage in config.balance.stages:
         rewards = [r for r in config.rewards if r.name in stage.rewards]
         _require_prompts(rewards, train, "data.train", stage.sources or SOURCES)
@@ -43,7 +44,6 @@ def can_use(reward: RewardConfig, prompt: Prompt) -> bool:
 def _require_prompts(
     rewards: Sequence[RewardConfig], prompts: Sequence[Prompt], where: str, sources: Sequence[str] = SOURCES
 ) -> None:
-    """A reward that is never heard would train nothing; one that is not judged could never pass the gate."""
     offered = [prompt for prompt in prompts if prompt.source in sources]
     for reward in rewards:
         if not any(can_use(reward, prompt) for prompt in offered):
