@@ -85,7 +85,7 @@ OVERRIDES = [
     b"data.train.ocr=p.txt",
     b"balance={method: equal, every: 3}",
 ]
-SETTINGS = dict(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
 def is_one_sentence(error: MarbleError) -> bool:
