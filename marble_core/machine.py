@@ -41,11 +41,16 @@ def as_sentence(error: Exception) -> MarbleError | None:
 
 @contextmanager
 def whole_or_gone(directory: Path) -> Iterator[None]:
-    """Nothing half written stays: an error in the block takes with it what the block has put there."""
+    """Nothing half written stays: an error in the block takes with it what the block has put there.
+
+    A full disk's error, which says no file, gets the directory's name.
+    """
     before = set(directory.iterdir()) if directory.is_dir() else None
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(directory)
         if before is None:
             shutil.rmtree(directory, ignore_errors=True)
         elif directory.is_dir():

@@ -103,10 +103,11 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
         from marble_core.train import run_training
 
         config, run_id = read_prepared(prepared)
-        if (count := processes_wanted(config)) > 1:
-            train_on(count, prepared, out)
-        else:
-            run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
+        with whole_or_gone(out):
+            if (count := processes_wanted(config)) > 1:
+                train_on(count, prepared, out)
+            else:
+                run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
         history = read_history(out)
         metrics = history[-1]["metrics"] if history else {}
         result |= {"adapter": str(out)}
