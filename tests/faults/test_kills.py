@@ -39,6 +39,7 @@ def test_20_kills_leave_weights_optimizer_and_metrics_of_an_undisturbed_run(undi
     assert last.end() == [0], last.said
     left = Left.of("killed")
     assert left.tensors == whole.tensors
+    assert {n: v for n, v in left.metrics.items() if v != whole.metrics.get(n)} == {}
     assert left == whole
 
 
