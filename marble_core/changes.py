@@ -18,6 +18,7 @@ FREE = (
     "model.gradient_checkpointing",
     "rollout.batch_size",
     "loss.micro_batch",
+    "rewards.*.timeout",
 )
 
 

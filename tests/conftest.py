@@ -52,6 +52,15 @@ def services(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[s
     return servers
 
 
+@pytest.fixture(scope="module")
+def services_of_module(servers: dict[str, str]) -> Iterator[None]:
+    """The same for fixtures of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in servers.items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture
 def bucket(services: dict[str, str]) -> S3:
     """A bucket of the test's own."""

@@ -19,9 +19,13 @@ def noise(count, side, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def clip_config():
+def clip_config(hidden_act="quick_gelu"):
     text = {**_SIZES, "vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513, "max_position_embeddings": 77}
-    return CLIPConfig(text_config=text, vision_config={**_SIZES, "image_size": 32, "patch_size": 8}, projection_dim=12)
+    return CLIPConfig(
+        text_config={**text, "hidden_act": hidden_act},
+        vision_config={**_SIZES, "image_size": 32, "patch_size": 8, "hidden_act": hidden_act},
+        projection_dim=12,
+    )
 
 
 def randomised(model, seed=0):

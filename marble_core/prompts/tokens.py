@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core.assets import SCHEMES, Part, find
+from marble_core.assets import Part, find
 from marble_core.config import ModelConfig
 from marble_core.types import MarbleError
 
@@ -63,8 +63,6 @@ def _finder(model: ModelConfig) -> Find:
     try:
         place = find(model.path, Part.PIPELINE, model.revision)
     except MarbleError:
-        if model.path.startswith(SCHEMES):
-            raise
         return lambda relative: None  # a path that may well be there on the machine that trains
     if not isinstance(place, Path):
         from marble_core.hub import HubFile, HubRepository
