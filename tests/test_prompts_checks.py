@@ -222,7 +222,7 @@ def test_check_names_prompts_too_long_for_a_model_in_the_hub_cache_without_a_net
     (repo / "snapshots" / "c0ffee").symlink_to(model)
     (tmp_path / "p.txt").write_text("a cat\n" + "the " * 100)
     command = [sys.executable, "-m", "marble_core.cli", "check", "--set", "model.path=org/sd"]
-    command += ["--set", f"data.train.general={tmp_path / 'p.txt'}", "--set", "data.evaluation_size=6"]
+    command += ["--set", f"data.train.general={tmp_path / 'p.txt'}", "--set", "rewards=[{name: clipscore}]"]
     environment = {**os.environ, "HF_HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     assert f"more than 77 CLIP tokens and are cut: {tmp_path / 'p.txt'}, line 2 (102)." in done.stdout
@@ -259,7 +259,8 @@ def test_prepare_writes_the_checked_prompts_the_report_and_one_page_that_fetches
     (tmp_path / "p.txt").write_text(f"{evil}\na cat\na CAT\n{'the ' * 100}")
     overrides = [f"model.path={model}", f"data.train.general={tmp_path / 'p.txt'}", "data.train.geneval=generate://geneval"]
     out, html = tmp_path / "prepared", tmp_path / "page" / "data.html"
-    stages.prepare("demo", [*overrides, "data.train_size=170", "data.evaluation_size=6"], "r", out, html)
+    overrides += ["rewards=[{name: clipscore}, {name: geneval}]", "data.train_size=170", "data.evaluation_size=6"]
+    stages.prepare("demo", overrides, "r", out, html)
     report = json.loads((out / "data_report.json").read_text())
     general = report["train"]["general"]
     assert general["examples"][0] == evil and (general["read"], general["prompts"]) == (4, 3)
