@@ -16,7 +16,7 @@ import torch
 
 from marble_core.checkpoints import CheckpointStore
 from marble_core.loading import load_config
-from marble_core.prompts import load_prompts
+from marble_core.prompts.data import prepare_data
 from marble_core.services import SeaweedFS
 from marble_core.state import save_state
 from marble_core.step import optimizer_step
@@ -28,7 +28,7 @@ STEPS = 3
 
 def demo(directory: Path) -> None:
     config = load_config("demo")
-    prompts = load_prompts(config.data.train, config.data.train_size, config.seed, held_out=False)
+    prompts = prepare_data(config).train
     learner = start(config)
     optimizer_step(learner, prompts)  # warm
     store = CheckpointStore(directory / "local", S3("marble"), "cost", config.storage)
