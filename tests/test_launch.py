@@ -30,7 +30,9 @@ REWARDS = (
 
 
 def prepared(directory: Path, *overrides: str) -> tuple[Path, str]:
-    run_id = stages.prepare("demo", [*TINY, REWARDS, *overrides], f"launch-{uuid.uuid4().hex[:8]}", directory / "prepared")
+    run_id = stages.prepare(
+        "demo", [*TINY, REWARDS, *overrides], f"launch-{uuid.uuid4().hex[:8]}", directory / "prepared", directory / "data.html"
+    )
     return directory / "prepared", run_id
 
 

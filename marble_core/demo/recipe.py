@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything but the code that decides the weights. As it is, two cores take some 40 minutes."""
+    """Everything but the code that decides the weights. By the times of single steps, two idle cores take about 50 minutes.
+
+    The text-to-image steps are what decides: words become readable last. With 500 of them the loss on held-out prompts was 0.31,
+    where the shipped weights, which saw as many samples as 1100 steps see, have 0.20, and hardly a word could be read.
+    """
 
     seed: int = 1
     pictures: int = 24_000

@@ -89,7 +89,7 @@ def test_with_s3_and_mlflow_away_training_goes_on_and_all_is_there_in_the_end_on
         assert [step for step, _ in left.metrics[name]] == list(range(1, steps + 1)), name
     for line in left.history:
         assert all(
-            left.metrics[name][line["step"] - 1][1] == value for name, value in line["metrics"].items() if "mean" in name
+            left.metrics[name][line["step"] - 1][1] == repr(value) for name, value in line["metrics"].items() if "mean" in name
         )
 
 

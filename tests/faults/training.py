@@ -200,7 +200,7 @@ class Left:
     tensors: bytes
     state: dict[str, Any]
     history: list[dict[str, Any]]
-    metrics: dict[str, list[tuple[int, float]]]
+    metrics: dict[str, list[tuple[int, str]]]
 
     @classmethod
     def of(cls, run_id: str, step: int | None = None) -> "Left":
@@ -228,13 +228,16 @@ def _timeless(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if not name.startswith(TIMES)}
 
 
-def _points(run_id: str) -> dict[str, list[tuple[int, float]]]:
-    """Every point that MLflow has, in the order of the steps; none may be there twice, not even with another time."""
+def _points(run_id: str) -> dict[str, list[tuple[int, str]]]:
+    """Every point that MLflow has, in the order of the steps; none may be there twice, not even with another time.
+
+    Values are written out, so that NaN is NaN.
+    """
     client = MlflowClient()
     experiment = client.get_experiment_by_name("marble")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`marble.run_id` = '{run_id}'")
-    found = {n: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, n)] for n in run.data.metrics}
+    found = {n: [(m.step, repr(m.value)) for m in client.get_metric_history(run.info.run_id, n)] for n in run.data.metrics}
     for name, points in found.items():
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps)), f"{name} is doubled or out of order: {steps}"
