@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv demo test test-faults bench lint
+.PHONY: help venv lock demo test test-faults bench lint
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -17,12 +17,22 @@ help:  ## this list
 
 venv: $(READY)  ## install everything into .venv, once (TORCH="torch==2.13.0 --index-url ..." picks another build)
 
-# Torch first and alone: what is satisfied is not fetched again in another build.
-$(READY): pyproject.toml constraints.txt
+# Torch first and alone, in the build that is wanted; then what CI ran, every file by its hash; then this package, which pip
+# cannot hash, and which fetches nothing.
+$(READY): pyproject.toml constraints.hashes.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[train,rewards,parquet,pipelines,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement constraints.hashes.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	touch $@
+
+lock:  ## constraints.hashes.txt anew, after a change of pyproject.toml or constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	echo '# constraints.txt with the hash of every file that PyPI has of each package, but for torch, whose build is the user'"'"'s choice. Made by: make lock' > constraints.hashes.txt
+	$(BIN)/uv pip compile --quiet --generate-hashes --all-extras --no-emit-package torch --no-annotate --no-header \
+		--python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) --constraint constraints.txt pyproject.toml >> constraints.hashes.txt
 
 demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimizer.lr=5e-4 seed=1", RUN=name)
 	$(BIN)/marble run --preset demo $(if $(STEPS),--set train.steps=$(STEPS)) $(foreach pair,$(SET),--set '$(pair)') $(if $(RUN),--run-id '$(RUN)')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from functools import cache, reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -29,8 +29,7 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
     """
     if preset not in presets():
         raise MarbleError(f"There is no preset {preset!r}; choose one of {', '.join(presets())}.")
-    packaged = files("marble_core").joinpath("presets", f"{preset}.yaml").read_text(encoding="utf-8")
-    layers = [(f"preset {preset}", parse(packaged, f"The preset {preset}"))]
+    layers = [(f"preset {preset}", _preset(preset))]
     if file is not None:
         layers.append((str(file), read_sections(Path(file))))
     layers += [(f"override {_quoted(item)}", _override(item)) for item in overrides or []]
@@ -38,6 +37,13 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
         return RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
     except ValidationError as error:
         raise MarbleError(sentence(error, _origin(error, layers))) from None
+
+
+@cache
+def _preset(name: str) -> dict[str, Any]:
+    """Not to be changed by the caller."""
+    text = files("marble_core").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+    return dict(parse(text, f"The preset {name}"))
 
 
 def read_config(path: Path) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -103,3 +104,16 @@ def test_these_rules_see_what_breaks_them() -> None:
         name for name, _ in calls(tree)
     }
     assert part("marble_core.rewards.clip") == "rewards" and part("torch.load") == ""
+
+
+def test_what_is_installed_is_what_is_pinned_every_file_by_its_hash() -> None:
+    """torch alone is not: its build is the user's choice."""
+    pinned = re.findall(r"^([\w.-]+==\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    locked = re.findall(r"^([\w.-]+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", (ROOT / "constraints.hashes.txt").read_text(), re.MULTILINE)  # fmt: skip
+    assert all(hashes for _, hashes in locked)
+
+    def names(pins: list[str]) -> set[str]:
+        return {re.sub(r"[-_.]+(?=.*==)", "-", pin).lower() for pin in pins}
+
+    assert names(pinned) - names([pin for pin, _ in locked]) == {"torch==2.13.0"}, "run: make lock"
+    assert names([pin for pin, _ in locked]) <= names(pinned), "run: make lock"
