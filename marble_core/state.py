@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from marble_core import __version__
@@ -66,7 +67,7 @@ def load_state(learner: Learner, directory: Path) -> list[str]:
     """
     require_same_run(read_config(directory / CONFIG), learner.config, directory)
     state: dict[str, Any] = json.loads((directory / "state.json").read_text())
-    tensors = load_file(directory / TENSORS)
+    tensors = _read_tensors(directory / TENSORS)
     _load_lora(learner, tensors, directory)
     default = learner.policy.parameters_of("default")
     for n, p in default.items():
@@ -96,8 +97,15 @@ def load_weights(learner: Learner, directory: Path) -> None:
             raise MarbleError(
                 f"train.start_from = {ours.train.start_from!r} was trained with {name} = {value}, not {wanted}: set it so."
             )
-    _load_lora(learner, load_file(directory / TENSORS), str(ours.train.start_from))
+    _load_lora(learner, _read_tensors(directory / TENSORS), str(ours.train.start_from))
     learner.policy.old_is_default = False
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MarbleError(f"{path} is no safetensors file ({error}): start from another checkpoint.") from None
 
 
 def _load_lora(learner: Learner, tensors: Mapping[str, torch.Tensor], where: object) -> None:

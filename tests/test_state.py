@@ -107,6 +107,18 @@ def test_a_gradient_that_is_not_finite_names_reward_and_prompt(monkeypatch):
     assert same(weights(one), before)
 
 
+def test_a_pickle_in_place_of_the_tensors_is_one_sentence_though_every_hash_is_right(tmp_path):
+    def pickled(directory):
+        save_state(learner(), directory)
+        torch.save({"x": torch.zeros(1)}, directory / "state.safetensors")
+
+    checkpoints = store(tmp_path)
+    with checkpoints.owned():
+        checkpoints.save(1, pickled)
+    with pytest.raises(MarbleError, match=r"state.safetensors is no safetensors file"):
+        train.train(learner("train.steps=2"), prompts(), store(tmp_path), lambda _: None)
+
+
 def test_saving_writes_nothing_but_safetensors_and_json(tmp_path):
     save_state(learner(), tmp_path)
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json", ".jsonl"}
