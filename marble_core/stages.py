@@ -12,10 +12,10 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marble_core import progress
 from marble_core.config import RunConfig
@@ -63,16 +63,19 @@ def checked_data(config: RunConfig) -> Data:
     return data
 
 
-def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Path) -> str:
+def prepare(
+    preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None
+) -> str:
     """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
-    as HTML. Returns the run id."""
+    as HTML. ``form`` has the fields of marble_core.form, laid over the overrides. Returns the run id."""
     with progress.stage("prepare") as result:
         from marble_core.checkpoints.source import check_beginning
+        from marble_core.form import overrides_of
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.report import write_page
         from marble_core.storage import S3
 
-        config = load_config(preset, overrides=overrides)
+        config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         s3.require_bucket()

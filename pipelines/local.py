@@ -80,12 +80,13 @@ def main(parameters: dict[str, str], directory: Path) -> None:
 
     from kfp import local
 
-    from pipelines.marble import marble
+    from pipelines.marble import build
+    from pipelines.settings import Settings, without_retries
 
     warnings.filterwarnings("ignore", "You may be attemping to run a task")  # no image is run here
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(directory / "artifacts"))
-    marble(**parameters)
+    build(without_retries(Settings()))(**parameters)
 
 
 if __name__ == "__main__":

@@ -75,15 +75,19 @@ def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> Non
 
 def compile_(
     output: Annotated[Path, typer.Option(help="The file to write.")] = Path("marble.yaml"),
+    registry: Annotated[str, typer.Option(help="Where the images lie, such as registry.example/team.")] = "",
+    tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
+    settings: Annotated[Path | None, typer.Option(help="A YAML file on images, pods, secrets; see docs/compile.md.")] = None,
 ) -> None:
-    """Compile the pipeline for a cluster. MARBLE_REGISTRY names the registry of the images."""
+    """Compile the pipeline to the one file that a cluster takes: upload it in Kubeflow's UI, or give it to marble submit."""
     from marble_core.types import MarbleError
     from pipelines.marble import compile_to
+    from pipelines.settings import read_settings
 
     if output.suffix != ".yaml":
         raise MarbleError(f"The file {str(output)!r} must end with .yaml: give another with --output.")
     try:
-        print(compile_to(output))
+        print(compile_to(output, read_settings(settings, registry=registry, tag=tag)))
     except OSError as error:
         raise MarbleError(f"The file {str(output)!r} cannot be written: {error.strerror}.") from None
 
