@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, fi
 from marble_core.types import SOURCES
 from marble_core.wishes import parse
 
+CHAMPION = "champion"  # in train.start_from, and the alias in the registry
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Uri = Annotated[str, Field(min_length=1)]
 DottedPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]  # package.module:Class
@@ -58,6 +60,7 @@ class DataConfig(Section):
     evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
     keep_repeated: bool = False  # otherwise the first of equal texts in a file stays
     block_list: Uri | None = None  # a file of words and phrases; prompts that hold one are dropped
+    new_prompts: Literal["mix", "only", "all"] = "mix"  # of a run that starts from the champion, see retraining.py
     safe_for_work: bool = True  # drop general prompts that hold a word of prompts/checks.py's short list
 
     @model_validator(mode="after")
@@ -176,7 +179,8 @@ class TrainConfig(Section):
     processes: int = Field(1, ge=0)  # on one machine; 0: one a GPU
     checkpoint_every: int = Field(10, ge=1)
     max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
-    start_from: str | None = Field(None, pattern=r"^s3://[^/]+/.+")  # another run's prefix or checkpoint: its LoRA only
+    # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only.
+    start_from: str | None = Field(None, pattern=rf"^({CHAMPION}|s3://[^/]+/.+)$")
 
 
 class EvaluationConfig(Section):

@@ -17,6 +17,7 @@ KEYS = {
     "steps": "train.steps",
     "seed": "seed",
     "start_from": "train.start_from",
+    "new_prompts": "data.new_prompts",
     "gate_margin": "registry.margin",
     "bucket": "storage.bucket",
     "registered_model": "registry.model",

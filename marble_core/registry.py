@@ -133,6 +133,20 @@ def register_version(name: str, evaluation: Evaluation, decision: Decision, run_
     return made
 
 
+def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
+    """Version and tags of the champion of the registered model ``name``; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    with _mlflow_client() as client:
+        try:
+            found = client.get_model_version_by_alias(name, CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+                return None
+            raise
+    return str(found.version), dict(found.tags)
+
+
 def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> None:
     """Write decision, reasons and numbers to MLflow run ``run_id``, without making a version."""
     with _mlflow_client() as client:

@@ -67,34 +67,52 @@ def prepare(
     preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None
 ) -> str:
     """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
-    as HTML. ``form`` has the fields of marble_core.form, laid over the overrides. Returns the run id."""
+    as HTML. ``form`` has the fields of marble_core.form, laid over the overrides.
+
+    Returns the run id; an empty one where a retraining has nothing to train on, so that the pipeline asks for no GPU.
+    """
     with progress.stage("prepare") as result:
         from marble_core.checkpoints.source import check_beginning
         from marble_core.form import overrides_of
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.report import write_page
+        from marble_core.retraining import plan, store_prompts
         from marble_core.storage import S3
 
         config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         s3.require_bucket()
+        config, beginning = plan(config, s3, run_id)
         check_beginning(config, s3, run_id)
         data = checked_data(config)
+        prompts, said = beginning.prompts(data.train, data.evaluation)
         with whole_or_gone(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.json").write_text(config.to_json())
-            (out / "run.json").write_text(json.dumps({"run_id": run_id}))
-            write_jsonl(out / "train.jsonl", data.train)
+            (out / "run.json").write_text(json.dumps({"run_id": run_id, "notes": said}))
+            write_jsonl(out / "train.jsonl", prompts)
             write_jsonl(out / "evaluation.jsonl", data.evaluation)
             (out / "data_report.json").write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
             page.parent.mkdir(parents=True, exist_ok=True)
             write_page(page, data.report)
+        if prompts:
+            store_prompts(s3, run_id, out / "train.jsonl")
         result |= {"run_id": run_id, "data_report": str(page)}
-        progress.emit("prepare", note=f"{len(data.train)} prompts to train on, {len(data.evaluation)} held out")
-        for warning in data.warnings:
-            progress.emit("prepare", note=f"Warning: {warning}")
-    return run_id
+        progress.emit("prepare", note=f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out")
+        for sentence in (*said, *(f"Warning: {warning}" for warning in data.warnings)):
+            progress.emit("prepare", note=sentence)
+    return run_id if prompts else ""
+
+
+def skip(prepared: Path) -> str:
+    """Record a run that had nothing to train on. Returns why, in words."""
+    with progress.stage("skip") as result:
+        said = " ".join(json.loads((prepared / "run.json").read_bytes())["notes"])
+        with _tracked(prepared) as tracker:
+            tracker.set_tags({"marble.decision": "nothing to train on", "mlflow.note.content": said})
+        result |= {"reason": said}
+    return said
 
 
 def train(prepared: Path, out: Path) -> dict[str, float]:

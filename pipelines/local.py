@@ -67,7 +67,11 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
         display.poll()
     if display.error:
         raise MarbleError(display.error)
-    if code != 0 or not display.results.keys() & {"register", "reject"}:  # kfp.local may skip a branch and call it success
+    if code != 0 or not display.results.keys() & {
+        "register",
+        "reject",
+        "skip",
+    }:  # kfp.local may skip a branch and call it success
         said = display.traceback or log.read_text(errors="replace")
         tail = "\n".join(said.rstrip().splitlines()[-TAIL:])
         raise progress.StageFailed(f"{tail}\nThe pipeline failed; its whole log is {log}.")

@@ -1,4 +1,4 @@
-"""The pipeline: prepare -> train -> evaluate -> gate -> register or reject.
+"""The pipeline: prepare -> train -> evaluate -> gate -> register or reject; prepare -> skip where there is nothing new to train on.
 
 One definition for the laptop, for containers and for a cluster. ``python -m pipelines.marble`` compiles it with the default
 settings to pipelines/marble.yaml, byte for byte the same each time.
@@ -14,6 +14,7 @@ from components.gate.component import gate
 from components.prepare.component import prepare
 from components.register.component import register
 from components.reject.component import reject
+from components.skip.component import skip
 from components.train.component import train
 from pipelines.pods import give_gpus, place
 from pipelines.settings import Settings
@@ -39,6 +40,7 @@ def build(settings: Settings) -> Any:
         seed: int = -1,
         run_id: str = "",
         start_from: str = "",
+        new_prompts: str = "",
         gate_margin: float = -1.0,
         bucket: str = "",
         registered_model: str = "",
@@ -59,7 +61,8 @@ def build(settings: Settings) -> Any:
             accelerator: The resource that these are, such as nvidia.com/gpu or amd.com/gpu.
             seed: Of prompts, noise and timesteps; -1 for the preset's.
             run_id: The name of the run; empty for a new one. A run that exists goes on from its newest checkpoint.
-            start_from: Another run's adapter to begin with, as s3://bucket/runs/RUN.
+            start_from: What to begin with: champion (where there is none yet, the base) or s3://bucket/runs/RUN.
+            new_prompts: From champion, train on "mix" (new ones, filled up with its own), "only" (new ones) or "all".
             gate_margin: Harm that is still accepted, in standard deviations of the base; -1 for the preset's.
             bucket: The S3 bucket of checkpoints.
             registered_model: The name in MLflow's model registry.
@@ -77,25 +80,29 @@ def build(settings: Settings) -> Any:
             seed=seed,
             run_id=run_id,
             start_from=start_from,
+            new_prompts=new_prompts,
             gate_margin=gate_margin,
             bucket=bucket,
             registered_model=registered_model,
             config=config,
         )
         data = prepared.outputs["prepared"]
-        trained = train(prepared=data)
-        adapter = trained.outputs["adapter"]
-        evaluated = evaluate(prepared=data, adapter=adapter)
-        evaluation = evaluated.outputs["evaluation"]
         # kfp.local skips a plain If on a named output without a word: hence one return value, and both branches.
-        passed = gate(evaluation=evaluation)
-        with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison
-            registered = register(prepared=data, adapter=adapter, evaluation=evaluation)
-        with dsl.Else(name="refused"):
-            rejected = reject(prepared=data, evaluation=evaluation)
+        with dsl.If(prepared.outputs["Output"] != "", name="train"):
+            trained = train(prepared=data)
+            adapter = trained.outputs["adapter"]
+            evaluated = evaluate(prepared=data, adapter=adapter)
+            evaluation = evaluated.outputs["evaluation"]
+            passed = gate(evaluation=evaluation)
+            with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison
+                registered = register(prepared=data, adapter=adapter, evaluation=evaluation)
+            with dsl.Else(name="refused"):
+                rejected = reject(prepared=data, evaluation=evaluation)
+        with dsl.Else(name="nothing-new"):
+            skipped = skip(prepared=data)
         give_gpus(trained, gpus, accelerator, settings)
         give_gpus(evaluated, evaluation_gpus, accelerator, settings)
-        for task in (prepared, trained, evaluated, passed, registered, rejected):
+        for task in (prepared, trained, evaluated, passed, registered, rejected, skipped):
             place(task, task.name, settings)
 
     return marble

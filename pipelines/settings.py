@@ -18,12 +18,13 @@ from marble_core.loading import merged, sentence
 from marble_core.strict_yaml import read_yaml
 from marble_core.types import MarbleError
 
-Stage = Literal["prepare", "train", "evaluate", "gate", "register", "reject"]
+Stage = Literal["prepare", "train", "evaluate", "gate", "register", "reject", "skip"]
 Image = Literal["prepare", "train", "evaluate", "register"]
 IMAGE_OF: dict[str, Image] = {
     **{stage: stage for stage in ("prepare", "train", "evaluate", "register")},
     "gate": "register",
     "reject": "register",
+    "skip": "register",
 }
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]  # of a Kubernetes object
@@ -32,7 +33,7 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 STORAGE: tuple[Stage, ...] = ("prepare", "train", "evaluate", "register")
-TRACKING: tuple[Stage, ...] = ("prepare", "train", "evaluate", "gate", "register", "reject")
+TRACKING: tuple[Stage, ...] = ("prepare", "train", "evaluate", "gate", "register", "reject", "skip")
 MODELS: tuple[Stage, ...] = ("prepare", "train", "evaluate")
 
 
@@ -86,6 +87,7 @@ PODS: dict[Stage, Pod] = {
     "gate": Pod(cpu_request="100m", memory_request="256Mi"),
     "register": Pod(cpu_request="250m", memory_request="512Mi"),
     "reject": Pod(cpu_request="100m", memory_request="256Mi"),
+    "skip": Pod(cpu_request="100m", memory_request="256Mi"),
 }
 
 

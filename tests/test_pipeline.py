@@ -16,7 +16,7 @@ from marble_core.types import MarbleError
 from pipelines.marble import PACKAGE, compile_to
 from pipelines.settings import IMAGE_OF, read_settings
 
-STAGES = ("prepare", "train", "evaluate", "gate", "register", "reject")
+STAGES = ("prepare", "train", "evaluate", "gate", "register", "reject", "skip")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def executors(spec: dict) -> dict[str, dict]:
 
 
 def test_every_stage_names_its_image_and_installs_nothing(spec: dict) -> None:
-    images = {s: s for s in STAGES} | {"gate": "register", "reject": "register"}
-    assert {s: c["image"] for s, c in executors(spec).items()} == {s: f"marble-{i}:{__version__}" for s, i in images.items()}
+    assert {s: c["image"] for s, c in executors(spec).items()} == {s: f"marble-{IMAGE_OF[s]}:{__version__}" for s in STAGES}
+    assert {s for s in STAGES if IMAGE_OF[s] == "register"} == {"register", "gate", "reject", "skip"}
     assert "pip install" not in str([container["command"] for container in executors(spec).values()])
 
 
@@ -158,13 +158,20 @@ def walk(spec: dict, dag: dict) -> Iterator[tuple[str, dict]]:
             yield from walk(spec, inner)
 
 
-def test_the_gate_is_one_bool_and_both_its_branches_are_drawn(spec: dict) -> None:
+def test_every_condition_has_both_its_branches(spec: dict) -> None:
+    """kfp.local skips a lone If on a named output without a word."""
     assert spec["components"]["comp-gate"]["outputDefinitions"] == {"parameters": {"Output": {"parameterType": "BOOLEAN"}}}
-    tasks = dict(walk(spec, spec["root"]["dag"]))
-    branches = [spec["components"][t["componentRef"]["name"]]["dag"]["tasks"] for t in tasks.values() if "triggerPolicy" in t]
-    assert [list(branch) for branch in branches] == [["register"], ["reject"]]
-    passed, refused = (t["triggerPolicy"]["condition"] for t in tasks.values() if "triggerPolicy" in t)
-    assert "gate-Output" in passed and refused == f"!({passed})"
+    choices = [
+        c["dag"]["tasks"]
+        for c in spec["components"].values()
+        if all("triggerPolicy" in t for t in c.get("dag", {}).get("tasks", {"": {}}).values())
+    ]
+    named = [
+        [set(spec["components"][t["componentRef"]["name"]]["dag"]["tasks"]) & set(STAGES) for t in c.values()] for c in choices
+    ]
+    assert sorted(named, key=str) == sorted([[{"register"}, {"reject"}], [{"train", "evaluate", "gate"}, {"skip"}]], key=str)
+    for first, second in (c.values() for c in choices):
+        assert second["triggerPolicy"]["condition"] == f"!({first['triggerPolicy']['condition']})"
 
 
 def test_no_task_may_be_answered_from_a_cache(spec: dict) -> None:

@@ -18,6 +18,7 @@ def prepare(
     seed: int,
     run_id: str,
     start_from: str,
+    new_prompts: str,
     gate_margin: float,
     bucket: str,
     registered_model: str,
@@ -32,7 +33,7 @@ def prepare(
         data_report: One HTML page on the prompts: counts, lengths, tags, examples, what was dropped and what is cut.
 
     Returns:
-        The run id.
+        The run id; empty where there is nothing to train on.
     """
     from pathlib import Path
 
@@ -48,6 +49,7 @@ def prepare(
         "gpus": gpus,
         "seed": seed,
         "start_from": start_from,
+        "new_prompts": new_prompts,
         "gate_margin": gate_margin,
         "bucket": bucket,
         "registered_model": registered_model,

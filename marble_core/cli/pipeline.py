@@ -114,6 +114,9 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     from marble_core.registry import CHAMPION
 
     found = outcome.results
+    if "skip" in found:
+        console.print(found["skip"]["reason"], markup=False)
+        return
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
     table = Table("reward", title="Held-out prompts, same noise for both models; 95 % intervals")
     for heading in ("prompts", "base", "trained", "difference", "interval", "wins"):
