@@ -39,8 +39,12 @@ class ModelConfig(Section):
     path: str = "demo://sd3"  # a diffusers directory, a hub id, an s3:// prefix, or demo://sd3
     revision: str | None = None
     family: DottedPath = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # autocast; LoRA weights and gradients stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the frozen weights but the VAE's; LoRA and gradients stay fp32
     gradient_checkpointing: bool = False  # keep only the blocks' inputs, recompute each once for all cotangents
+    offload: Literal["none", "encoders", "scorers", "all"] = "none"  # [O] what waits in the host's memory while it is not used
+    t5: Literal["device", "cpu", "none"] = "device"  # [O] where the T5 encoder computes, or that it is left out
+    vae_tiling: bool = False  # decode in overlapping tiles of half the picture's sides: less memory, pictures a little other
+    compile: bool = False  # torch.compile of each transformer block; the first steps wait for it
     height: int = Field(512, gt=0)  # [N]
     width: int = Field(512, gt=0)
     max_sequence_length: int = Field(256, ge=1)  # T5 tokens
