@@ -186,11 +186,15 @@ class EvaluationConfig(Section):
     batch_size: int = Field(48, ge=1)
     resamples: int = Field(2000, ge=100)  # bootstrap
     seed: int = 4242
+    rewards: tuple[RewardConfig, ...] = ()  # [O] measured like the others and judged for harm, never trained on
+    diversity_prompts: int = Field(24, ge=0)  # [O] over all sources; 0: diversity is not measured
+    diversity_images: int = Field(4, ge=2)  # [O] of each of these prompts
 
 
 class RegistryConfig(Section):
     model: str = Field("marble", pattern=r"^[^/:]+$")
-    margin: float = Field(0.1, ge=0)  # refused if a reward's whole interval lies below -margin base stds
+    margin: float = Field(0.02, ge=0)  # [O] refused if a reward's whole interval lies below -margin base stds
+    floors: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.9": the trained model's mean must meet it
 
 
 class StorageConfig(Section):
@@ -221,7 +225,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _arithmetic(self) -> RunConfig:
-        names = [r.name for r in self.rewards]
+        names, measured = [r.name for r in self.rewards], [r.name for r in self.measured]
         if doubled := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"reward {min(doubled)!r} is listed twice")
         named = {
@@ -230,6 +234,12 @@ class RunConfig(Section):
             *self.balance.cap,
             *(r for s in self.balance.stages for r in s.rewards),
         }
+        if doubled := {n for n in measured if measured.count(n) > 1}:
+            raise ValueError(
+                f"reward {min(doubled)!r} is listed twice, in evaluation.rewards too, which are measured beside rewards"
+            )
+        for floor in self.registry.floors:
+            parse(floor, tuple(measured), "floor")
         if unknown := (named | ({self.balance.single} - {""})) - set(names):
             raise ValueError(f"balance names the reward {min(unknown)!r}, but the rewards are {', '.join(names)}")
         for wish in self.balance.wishes:
@@ -257,13 +267,19 @@ class RunConfig(Section):
     def reward_names(self) -> tuple[str, ...]:
         return tuple(r.name for r in self.rewards)
 
+    @property
+    def measured(self) -> tuple[RewardConfig, ...]:
+        """All rewards of the evaluation: those trained on, then ``evaluation.rewards``."""
+        return self.rewards + self.evaluation.rewards
+
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)
 
     def flat(self) -> dict[str, str]:
-        """Every setting by its dotted name: ``section.key``, and ``rewards.NAME.key`` for the list of rewards."""
+        """Every setting by its dotted name: ``section.key``, and ``rewards.NAME.key`` for the lists of rewards."""
         tree = self.model_dump(mode="json")
-        tree["rewards"] = {reward.pop("name"): reward for reward in tree["rewards"]}
+        for section in (tree, tree["evaluation"]):
+            section["rewards"] = {reward.pop("name"): reward for reward in section["rewards"]}
         return {"reward_names": ",".join(self.reward_names), **_flatten(tree)}
 
     @property

@@ -24,9 +24,9 @@ from marble_core.machine import whole_or_gone
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
-    from marble_core.evaluate import Evaluation
     from marble_core.prompts.data import Data
     from marble_core.registry import Decision
+    from marble_core.results import Evaluation
     from marble_core.tracking import Tracker
 
 
@@ -57,7 +57,7 @@ def checked_data(config: RunConfig) -> Data:
     from marble_core.rewards.beforehand import check_heard, check_named
 
     find(config.model.path, Part.PIPELINE, config.model.revision)
-    check_named(config.rewards)
+    check_named(config.measured)
     data = prepare_data(config)
     check_heard(config, data.train, data.evaluation)
     return data
@@ -193,8 +193,8 @@ def reject(prepared: Path, evaluation: Path) -> str:
 
 
 def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
-    from marble_core.evaluate import Evaluation
     from marble_core.registry import decide
+    from marble_core.results import Evaluation
 
     config = read_config(evaluation / "config.json")
     numbers = Evaluation.load(evaluation / "evaluation.json")

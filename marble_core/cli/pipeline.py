@@ -106,8 +106,8 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
 
     from rich.table import Table
 
-    from marble_core.evaluate import Evaluation
     from marble_core.registry import CHAMPION
+    from marble_core.results import Evaluation
 
     found = outcome.results
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
