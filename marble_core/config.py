@@ -182,6 +182,7 @@ class TrainConfig(Section):
     steps: int = Field(300, ge=1)
     processes: int = Field(1, ge=0)  # on one machine; 0: one a GPU
     checkpoint_every: int = Field(10, ge=1)
+    samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
     max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
     # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only.
     start_from: str | None = Field(None, pattern=rf"^({CHAMPION}|s3://[^/]+/.+)$")

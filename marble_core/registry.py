@@ -128,6 +128,12 @@ def register_version(name: str, evaluation: Evaluation, decision: Decision, run_
     return made
 
 
+def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
+    with _mlflow_client() as client:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+
+
 def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
     """Version and tags of the champion of the registered model ``name``; None where there is none."""
     from mlflow.exceptions import MlflowException

@@ -144,6 +144,13 @@ def choose(mode: str, given: Sequence[Prompt], before: Sequence[Prompt], held_ou
     return Choice(chosen, news, olds)
 
 
+def successor_tags(config: RunConfig, run_id: str) -> dict[str, str]:
+    """What a version says to a run that begins from it."""
+    remote = Remote(S3(config.storage.bucket), run_id)
+    name = remote.latest()
+    return {CHECKPOINT_TAG: remote.uri(name)} if name else {}
+
+
 def store_prompts(s3: S3, run_id: str, file: Path) -> None:
     """Leave the run's prompts for its successor."""
     s3.upload_file(file, _key(run_id))
