@@ -135,9 +135,10 @@ def choose(mode: str, given: Sequence[Prompt], before: Sequence[Prompt], held_ou
         new = [p for p in own if (source, p.text) not in known]
         old = [p for p in own if (source, p.text) in known] if mode == "all" else []
         if mode == "mix":
-            usable = [p for p in before if p.source == source and p.text not in judged_by]
+            then = [p for p in before if p.source == source]
+            usable = [p for p in then if p.text not in judged_by]
             order = np.random.default_rng(derive(seed, "retraining", source)).permutation(len(usable))
-            old = [usable[i] for i in sorted(order[: max(0, len(usable) - len(new))])]
+            old = [usable[i] for i in sorted(order[: max(0, len(then) - len(new))])]
         if new or old:
             news[source], olds[source] = len(new), len(old)
         chosen += [*new, *old]
