@@ -20,7 +20,7 @@ import numpy as np
 
 from marble_core.config import RunConfig
 from marble_core.figures import History, balance_figures, colour, reward_figures
-from marble_core.registry import Decision
+from marble_core.gate import Decision
 from marble_core.results import SCORES_FILE, Estimate, Evaluation, RewardResult
 from marble_core.types import SOURCES
 

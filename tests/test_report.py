@@ -14,8 +14,8 @@ from PIL import Image
 
 from marble_core.config import RunConfig
 from marble_core.figures import History, balance_figures, ends, reward_figures, running_mean
+from marble_core.gate import decide
 from marble_core.loading import load_config
-from marble_core.registry import decide
 from marble_core.report import headline, write_report
 from marble_core.results import Estimate, Evaluation, RewardResult
 
@@ -144,7 +144,7 @@ def test_curves_follow_the_theme_of_the_page(page: Page) -> None:
 
 def test_the_page_says_what_changed_and_what_the_gate_decided(page: Page) -> None:
     assert "6 steps of training raised geneval (+0.200); clipscore and ocr did not change measurably." in page.text
-    assert "Promoted" in page.text and "The mean gain over all rewards is +0.200 (+0.100 to +0.300)" in page.text
+    assert "Promoted" in page.text and "The mean gain over the base is +0.200 (+0.100 to +0.300)" in page.text
     assert "2.0 min for 6 steps (sample 25 %, train 75 %)" in page.text
     assert "Training ended" not in page.text and "skipped" not in page.text
     assert re.search(r"Beside the rewards .*geneval/strict\s+96\s+0\.25\d*\s+0\.37\d*", page.text, re.DOTALL)
@@ -176,7 +176,7 @@ def test_a_killed_run_with_skipped_steps_makes_a_truthful_page(config: RunConfig
     evaluation = replace(an_evaluation(ocr=(-0.2, -0.3, -0.1)), notes=("Base and trained differ.",))
     write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), history, tmp_path / "none", config)
     page = Page(tmp_path / "r.html")
-    assert "Refused: worse" in page.text and "ocr got worse by −0.200 (−0.300 to −0.100)" in page.text
+    assert "Refused: worse" in page.text and "ocr is worse than the base by −0.200 (−0.300 to −0.100)" in page.text
     assert "Training ended after step 5 of 6." in page.text
     assert "3 of 5 steps were skipped (×): 2, 3, 5." in page.text
     assert "Step 2: reward ocr is not finite for the prompt 'x'." in page.text

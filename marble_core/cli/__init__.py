@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, demo, evidence, models, pipeline
+from marble_core.cli import checkpoints, demo, evidence, models, pipeline, registry
 from marble_core.cli.examples import add_examples
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for command in (
     evidence.study,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.command("rollback")(registry.rollback)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(demo.app, name="demo")
 add_examples(app)
