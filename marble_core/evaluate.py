@@ -161,7 +161,7 @@ def run_evaluation(config: RunConfig, prompts: Sequence[Prompt], adapter: Path, 
     seeds = [derive(e.seed, "evaluation", i) for i in range(len(prompts))]
     policy = Policy.load(config)
     policy.load_adapter(adapter, config.lora.rank)
-    scorers = load_scorers(config.rewards)
+    scorers = load_scorers(config.rewards, config.model.offloads_scorers)
     images: dict[str, np.ndarray] = {}
     for role, lora in (("base", "off"), ("trained", "default")):
         batches = []
