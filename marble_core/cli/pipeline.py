@@ -130,7 +130,7 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     from rich.table import Table
 
     from marble_core.comparing import interval
-    from marble_core.registry import CHAMPION
+    from marble_core.config import CHAMPION
     from marble_core.results import Evaluation
 
     found = outcome.results
