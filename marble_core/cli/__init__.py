@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, demo, evidence, models, pipeline
+from marble_core.cli import checkpoints, cluster, demo, evidence, models, pipeline, runs
 
 app = typer.Typer(
     help="MARBLE: fine-tune a text-to-image model on several rewards at once.",
@@ -21,6 +21,9 @@ app = typer.Typer(
 )
 for command in (pipeline.run, pipeline.check, models.fetch, pipeline.compile_, pipeline.ui, evidence.bench, evidence.study):
     app.command(command.__name__.rstrip("_"))(command)
+app.command("submit")(cluster.submit)
+app.add_typer(cluster.schedule, name="schedule")
+app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(demo.app, name="demo")
 
