@@ -228,9 +228,7 @@ class Cluster:
         parameters = package.parameters if package else Parameters.of(version.pipeline_spec)
         if package:
             version = self.version_of(package)
-        kept = old.runtime_config.parameters or {}
-        values = {key: value for key, value in kept.items() if key in parameters.definitions} | parameters.values(given)
-        parameters.require(values)
+        values = parameters.values(given, old.runtime_config.parameters)
         ordered = {
             "experiment_id": old.experiment_id,
             "job_name": name,

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marble_core.form import KEYS, overrides_of
+from marble_core.loading import load_config
 from marble_core.types import MarbleError
+
+FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus")
 
 
 def _boolean(text: str) -> bool:
@@ -32,23 +36,31 @@ TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
 class Parameters:
     """What a pipeline takes: its root's inputDefinitions, by name."""
 
+    pipeline: str
     definitions: Mapping[str, Mapping[str, Any]]
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Parameters:
         """``spec`` is a pipeline's specification as the file has it, or as the server answers it, with a platform's or without."""
-        root = spec.get("pipeline_spec", spec).get("root", {})
-        return cls(root.get("inputDefinitions", {}).get("parameters", {}))
+        spec = spec.get("pipeline_spec", spec)
+        return cls(spec["pipelineInfo"]["name"], spec["root"].get("inputDefinitions", {}).get("parameters", {}))
 
-    def values(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """The given texts as values of their parameters' types. Raises MarbleError, which names the parameter."""
-        return {name: self._value(name, text) for name, text in given.items()}
+    def values(self, given: Mapping[str, str], kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The given texts as values of their parameters' types, laid over ``kept``, of which unknown ones are left out.
 
-    def require(self, values: Mapping[str, Any]) -> None:
-        """Raises MarbleError where a parameter without a default has no value."""
+        Raises MarbleError, which names the parameter: an unknown one, one of another type, one that is missing, and, of the
+        pipeline of this package, what its first stage would refuse.
+        """
+        values = {name: value for name, value in (kept or {}).items() if name in self.definitions}
+        values |= {name: self._value(name, text) for name, text in given.items()}
         for name, definition in self.definitions.items():
             if name not in values and "defaultValue" not in definition and not definition.get("isOptional"):
                 raise MarbleError(f"The pipeline's parameter {name!r} has no default: give it by --param {name}=VALUE.")
+        if self.pipeline == "marble":
+            form = {name: value for name, value in values.items() if name in FORM}
+            preset = values.get("preset") or self.definitions.get("preset", {}).get("defaultValue", "demo")
+            load_config(preset, overrides=overrides_of(preset, **form))
+        return values
 
     def _value(self, name: str, text: str) -> Any:
         if name not in self.definitions:
@@ -80,13 +92,16 @@ class Package:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise MarbleError(f"The pipeline file {str(path)!r} cannot be read: {error.strerror}.") from None
+            raise MarbleError(
+                f"The pipeline file {str(path)!r} cannot be read ({error.strerror}): make one by marble compile."
+            ) from None
         if path.suffix not in (".yaml", ".yml"):
             raise MarbleError(f"The pipeline file {str(path)!r} must end with .yaml, as marble compile writes it.")
         try:
             spec = MessageToDict(load_component_from_text(content.decode()).pipeline_spec)
-            name = spec["pipelineInfo"]["name"]
+            parameters = Parameters.of(spec)
             spec["root"]["dag"]
         except Exception:  # noqa: BLE001 - whatever a YAML, protobuf or KFP error says, it is no pipeline
-            raise MarbleError(f"{path} is no compiled pipeline: make one by marble compile --output marble.yaml.") from None
-        return cls(path, name, f"{name}-{hashlib.sha256(content).hexdigest()[:12]}", Parameters.of(spec))
+            raise MarbleError(f"{path} is no compiled pipeline: make one by marble compile.") from None
+        name = parameters.pipeline
+        return cls(path, name, f"{name}-{hashlib.sha256(content).hexdigest()[:12]}", parameters)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import kfp
 import pytest
 
 from pipelines.cron import six_fields
-from pipelines.marble import compile_to
+from pipelines.marble import PACKAGE
 from stub_hub import serving
 from stub_kfp import API, Refused, StubKfp, strict
 from test_cases import marble as marble_command
@@ -47,6 +48,7 @@ def away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(kfp.Client, "_LOCAL_KFP_CONTEXT", str(tmp_path / "home" / "context.json"))
     monkeypatch.chdir(tmp_path)
+    shutil.copyfile(PACKAGE, tmp_path / "pipeline.yaml")
     return tmp_path
 
 
@@ -76,19 +78,21 @@ def server(away_from_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[St
 def test_a_submitted_run_is_what_was_ordered_and_the_same_file_is_uploaded_once(
     server: StubKfp, marble: Marble, tmp_path: Path
 ) -> None:
-    compile_to(tmp_path / "mine.yaml")
-    marble("submit", "mine.yaml", "--run-id", "first", "--preset", "demo", "--set", "train.steps=7")
-    said = marble("submit", "--json", "--run-id", "second").json  # the same pipeline, compiled again
+    shutil.copyfile(PACKAGE, tmp_path / "mine.yaml")
+    ordered = ("--preset", "demo", "--set", "train.steps=7", "--param", "seed=3", "--param", "gate_margin=0.2")
+    marble("submit", "mine.yaml", "--run-id", "first", *ordered)
+    said = marble("submit", "--json", "--run-id", "second").json  # the same pipeline in another file
     first, second = server.posted("runs")
     assert first["display_name"] == "first" and second["display_name"] == said["display_name"] == "second"
-    assert first["runtime_config"]["parameters"] == {"preset": "demo", "config": '["train.steps=7"]', "run_id": "first"}
+    parameters = {"preset": "demo", "config": '["train.steps=7"]', "seed": 3, "gate_margin": 0.2, "run_id": "first"}
+    assert first["runtime_config"]["parameters"] == parameters
     assert first["pipeline_version_reference"] == second["pipeline_version_reference"]
     assert "pipeline_spec" not in said
     (version,) = server.tables["versions"].values()
     assert re.fullmatch(r"marble-[0-9a-f]{12}", version["display_name"])
     (uploaded,) = server.posted("pipelines/upload_version")
-    assert uploaded["uploadfile"] == (tmp_path / "mine.yaml").read_bytes()
-    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text() + "# changed\n")
+    assert uploaded["uploadfile"] == PACKAGE.read_bytes()
+    (tmp_path / "mine.yaml").write_text(PACKAGE.read_text() + "# changed\n")
     marble("submit", "mine.yaml")
     assert len(server.tables["versions"]) == 2 and len(server.tables["pipelines"]) == len(server.tables["experiments"]) == 1
 
@@ -151,14 +155,14 @@ def test_a_schedule_is_made_paused_resumed_changed_and_deleted(server: StubKfp, 
     marble("schedule", "pause", "nightly")
     assert [each["status"] for each in marble("schedule", "list", "--json").json] == ["DISABLED"]
     assert "paused" in marble("schedule", "list")
-    marble("schedule", "update", "nightly", "--cron", "0 5 * * 1-5", "--param", "preset=sd3")
+    marble("schedule", "update", "nightly", "--cron", "0 5 * * 1-5", "--param", "steps=80")
     ((_, changed),) = server.tables["recurring"].items()
     assert changed["trigger"]["cron_schedule"]["cron"] == "0 0 5 * * 1-5" and changed["status"] == "DISABLED"
-    assert changed["runtime_config"]["parameters"] == {"config": '["train.steps=7"]', "preset": "sd3"}
+    assert changed["runtime_config"]["parameters"] == {"config": '["train.steps=7"]', "steps": 80}
     assert changed["service_account"] == "trainer" and changed["max_concurrency"] == 1
     assert changed["pipeline_version_reference"] == sent["pipeline_version_reference"]
 
-    compile_to(tmp_path / "next.yaml").open("a").write("# the next release\n")
+    (tmp_path / "next.yaml").write_text(PACKAGE.read_text() + "# the next release\n")
     marble("schedule", "update", "nightly", "--package", "next.yaml")
     marble("schedule", "resume", "nightly")
     ((_, changed),) = server.tables["recurring"].items()
@@ -280,6 +284,8 @@ def test_a_login_page_is_not_taken_for_an_empty_answer(
         (("submit", "--param", "preset"), ("'preset'", "NAME=VALUE")),
         (("submit", "--param", "config=[]", "--set", "train.steps=7"), ("'config'", "twice")),
         (("submit", "--set", "train.stpes=7"), ("train.stpes", "'steps'")),
+        (("submit", "--param", "method=marbel"), ("marbel", "choose one of")),
+        (("submit", "--param", "gpus=all"), ("'all'", "gpus")),
         (("submit", "--run-id", "../x"), ("'../x'", "letters")),
         (("submit", "none.yaml"), ("none.yaml", "No such file")),
         (("submit", "other.yaml"), ("other.yaml", "marble compile")),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.connection import Target
     from pipelines.package import Package
 
-Pipeline = Annotated[Path | None, typer.Argument(metavar="[PACKAGE]", help="A compiled pipeline. Default: this version's own.")]
+Pipeline = Annotated[Path, typer.Argument(metavar="[PACKAGE]", help="The pipeline, as marble compile writes it.")]
 Param = Annotated[
     list[str] | None,
     typer.Option("--param", metavar="NAME=VALUE", help="A parameter of the pipeline; an unknown name lists them."),
@@ -42,7 +39,7 @@ schedule = typer.Typer(help="Recurring runs: one at a time, and none for a time 
 @at_cluster
 def submit(
     target: Target,
-    package: Pipeline = None,
+    package: Pipeline = Path("pipeline.yaml"),
     preset: Preset = "",
     config: File = None,
     set_: Set = None,
@@ -56,28 +53,22 @@ def submit(
     dry_run: DryRun = False,
     json_: AsJson = False,
 ) -> None:
-    """Start one run of the pipeline on a cluster. The same pipeline file is uploaded once.
-
-    marble submit --preset demo --set train.steps=40
-
-    marble submit marble.yaml --param preset=demo --namespace team --wait --json
-
-    marble submit --dry-run
-    """
+    """Start one run of the pipeline on a cluster. The same pipeline file is uploaded once."""
     from marble_core.stages import check_run_id, new_run_id
+    from pipelines.package import Package
 
-    with _package(package) as compiled:
-        given = _given(compiled, preset, config, set_, param)
-        name = check_run_id(run_id or given.get("run_id") or new_run_id())
-        if "run_id" in compiled.parameters.definitions:
-            given["run_id"] = name
-        order = _order(name, compiled, given, experiment, service_account)
-        if dry_run:
-            return print_json(order.as_json(target))
-        cluster = cluster_at(target)
-        run = cluster.submit(order)
-        if not json_ or wait:
-            typer.echo(f"Run {name} is submitted; follow it: marble runs wait {name}", err=json_)
+    compiled = Package.read(package)
+    given = _given(compiled, preset, config, set_, param)
+    name = check_run_id(run_id or given.get("run_id") or new_run_id())
+    if "run_id" in compiled.parameters.definitions:
+        given["run_id"] = name
+    order = _order(name, compiled, given, experiment, service_account)
+    if dry_run:
+        return print_json(order.as_json(target))
+    cluster = cluster_at(target)
+    run = cluster.submit(order)
+    if not json_ or wait:
+        typer.echo(f"Run {name} is submitted; follow it: marble runs wait {name}", err=json_)
     if wait:
         return wait_for(cluster, name, timeout, every, json_)
     if json_:
@@ -90,7 +81,7 @@ def create(
     target: Target,
     name: Name,
     cron: Cron,
-    package: Pipeline = None,
+    package: Pipeline = Path("pipeline.yaml"),
     preset: Preset = "",
     config: File = None,
     set_: Set = None,
@@ -101,22 +92,19 @@ def create(
     dry_run: DryRun = False,
     json_: AsJson = False,
 ) -> None:
-    """Create a schedule. One that is there already and does the same is left as it is.
-
-    marble schedule create nightly --cron '0 3 * * *' --preset demo --set train.steps=40
-    """
+    """Create a schedule. One that is there already and does the same is left as it is."""
     from marble_core.types import MarbleError
     from pipelines.cron import six_fields
+    from pipelines.package import Package
 
-    when = six_fields(cron)
-    with _package(package) as compiled:
-        given = _given(compiled, preset, config, set_, param)
-        if given.get("run_id"):
-            raise MarbleError("A schedule's runs cannot share one run_id: the second would only go on with the first.")
-        order = _order(name, compiled, given, experiment, service_account, cron=when, enabled=not paused)
-        if dry_run:
-            return print_json(order.as_json(target))
-        there, is_new = cluster_at(target).create_schedule(order)
+    when, compiled = six_fields(cron), Package.read(package)
+    given = _given(compiled, preset, config, set_, param)
+    if given.get("run_id"):
+        raise MarbleError("A schedule's runs cannot share one run_id: the second would only go on with the first.")
+    order = _order(name, compiled, given, experiment, service_account, cron=when, enabled=not paused)
+    if dry_run:
+        return print_json(order.as_json(target))
+    there, is_new = cluster_at(target).create_schedule(order)
     if json_:
         return print_json(said(there))
     typer.echo(f"Schedule {name}: {when}" if is_new else f"Schedule {name} was there already, and is as it should be")
@@ -147,12 +135,7 @@ def update(
     service_account: Account = "",
     json_: AsJson = False,
 ) -> None:
-    """Change a schedule. What is not given stays as it is; a paused one stays paused.
-
-    marble schedule update nightly --cron '0 5 * * 1-5' --param preset=demo
-
-    marble compile --output marble.yaml && marble schedule update nightly --package marble.yaml
-    """
+    """Change a schedule. What is not given stays as it is; a paused one stays paused."""
     from pipelines.cron import six_fields
     from pipelines.package import Package
 
@@ -185,20 +168,6 @@ def delete(target: Target, name: Name) -> None:
     """Delete a schedule. Its runs, and what they made, stay."""
     cluster_at(target).delete_schedule(name)
     typer.echo(f"Schedule {name} is deleted")
-
-
-@contextmanager
-def _package(path: Path | None) -> Iterator[Package]:
-    """The compiled pipeline, made now where none is given."""
-    from pipelines.package import Package
-
-    if path:
-        yield Package.read(path)
-        return
-    from pipelines.marble import compile_to
-
-    with TemporaryDirectory() as directory:
-        yield Package.read(compile_to(Path(directory) / "marble.yaml"))
 
 
 def _given(
@@ -235,9 +204,7 @@ def _pairs(params: list[str] | None) -> dict[str, str]:
 def _order(name: str, package: Package, given: dict[str, str], experiment: str, account: str, **schedule: Any) -> Order:
     from pipelines.cluster import Order
 
-    values = package.parameters.values(given)
-    package.parameters.require(values)
-    return Order(name, package, values, experiment, account or None, **schedule)
+    return Order(name, package, package.parameters.values(given), experiment, account or None, **schedule)
 
 
 def _when(schedule: dict[str, Any]) -> str:
