@@ -124,33 +124,35 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
 
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
-    """Compare base and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns the gains."""
-    with progress.stage("evaluate") as result:
+    """Compare base and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns what was measured."""
+    with progress.stage("evaluate") as result, _tracked(prepared, "evaluate", "RUNNING") as tracker:
         from marble_core.checkpoints.remote import Remote
         from marble_core.evaluate import run_evaluation
+        from marble_core.past import evaluation_metrics
         from marble_core.prompts import read_prompts
-        from marble_core.report import write_report
+        from marble_core.report import shown_files, write_report
         from marble_core.storage import S3
 
+        tracker.watch_machine()
         config, run_id = read_prepared(prepared)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
         run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out)
         evaluation, decision, _ = _judge(out)
-        write_report(out / "report.html", evaluation, decision, adapter / "history.jsonl", out / "images", config)
+        history, past = adapter / "history.jsonl", tracker.past_runs(config.registry.model)
+        write_report(out / "report.html", evaluation, decision, history, out / "images", config, past, run_id)
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "report.html", report)
-        results = {**evaluation.rewards, **evaluation.side}
-        gains = {f"evaluation/{name}/difference": result.difference.mean for name, result in results.items()}
-        gains = {"evaluation/mean_gain": evaluation.mean_gain.mean, **gains}
         step = _trained_steps(adapter)
         Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
-        with _tracked(prepared, "evaluate", "RUNNING") as tracker:
-            tracker.log_metrics(gains, step)
-            tracker.log_artifact(out / "report.html")
-            tracker.log_artifact(out / "evaluation.json")
+        metrics = evaluation_metrics(evaluation)
+        tracker.log_metrics(metrics, step)
+        for path in (out / "report.html", out / "evaluation.json"):
+            tracker.log_artifact(path)
+        for path in shown_files(out / "images"):
+            tracker.log_artifact(path, "evaluation")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
-    return gains
+    return metrics
 
 
 def _trained_steps(adapter: Path) -> int:
