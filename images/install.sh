@@ -18,7 +18,7 @@ new_venv() {
 # The lines NAME==VERSION of the standard input, each file by its hash; further words are options of pip install.
 install_pinned() {
     awk 'NR == FNR { wanted[$1]; next } /^[^ ]/ { found = $1 in wanted } found' - constraints.hashes.txt > pinned.txt
-    pip install --no-compile --no-deps --require-hashes --requirement pinned.txt "$@"
+    pip install --no-deps --require-hashes --requirement pinned.txt "$@"
     # What no stage reads: tests, and the descriptions of AWS's services but for S3 and for logging in.
     find /opt -type d -name tests -prune -exec rm -r {} +
     for service in /opt/venv/lib/python3*/site-packages/botocore/data/*/; do
@@ -28,9 +28,9 @@ install_pinned() {
 
 # marble_core, and kfp of the version that compiles the pipelines, without its dependencies: a component's executor needs none.
 install_marble() {
-    pip install --no-compile --no-deps --target /opt/stage marble_core-*.whl
+    pip install --no-deps --target /opt/stage "$@" marble_core-*.whl
     pip check
-    grep -o '^kfp==[^ ]*' constraints.hashes.txt | install_pinned --target /opt/stage
+    grep -o '^kfp==[^ ]*' constraints.hashes.txt | install_pinned --target /opt/stage "$@"
 }
 
 # Writes the bytecode of these modules and of what they import, which a read-only image cannot do later.
