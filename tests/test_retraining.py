@@ -1,10 +1,6 @@
 """Retraining from the champion: which prompts, which weights, and four rounds of it."""
 
-import json
 from collections import Counter
-from pathlib import Path
-
-import pytest
 
 from marble_core.retraining import choose
 from marble_core.types import Prompt
