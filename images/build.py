@@ -64,7 +64,11 @@ def version() -> str:
 def revision() -> str:
     """The commit, with "-dirty" where files differ from it."""
     said = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], check=False, cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     return said.stdout.strip() or "unknown"
 

@@ -41,8 +41,8 @@ def settings_of(images: Images) -> Settings:
     return settings.model_copy(update={"pods": again, "backoff": settings.backoff.model_copy(update={"seconds": 1})})
 
 
-def check(images: Images) -> None:
-    """Raises MarbleError where there is no engine, or an image is neither here nor in its registry."""
+def find(images: Images) -> None:
+    """Pull what is not on this machine. Raises MarbleError where there is no engine, or an image is neither here nor in its registry."""
     from docker.errors import DockerException, ImageNotFound
 
     with _engine() as client:

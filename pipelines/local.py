@@ -59,7 +59,6 @@ def run(
     if images:
         from pipelines import containers
 
-        containers.check(images)
         containers.hand_over([directory / "artifacts", home, scratch])
         command.append(images.model_dump_json())
     scratch.mkdir(exist_ok=True)
