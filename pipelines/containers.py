@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from marble_core import progress
 from marble_core.types import MarbleError
 from pipelines.pods import CACHE, SCRATCH
-from pipelines.settings import IMAGE_OF, Images, Pod, Settings
+from pipelines.settings import IMAGE_OF, Images, Settings
 
 if TYPE_CHECKING:
     from docker import DockerClient
