@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from marble_core.config import RunConfig
     from pipelines.local import Outcome
+    from pipelines.settings import Images
 
 
 def run(
@@ -23,12 +24,16 @@ def run(
     config: File = None,
     set_: Set = None,
     run_id: Annotated[str, typer.Option(help="The name of the run; a run that exists goes on. Default: a new one.")] = "",
+    containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
+    registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
+    tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
 ) -> None:
     """Run the pipeline on this machine: from prompts to a registered model and a report.
 
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
     settings, overrides = load(preset, config, set_)
+    images = _images(registry, tag) if containers else None
     from rich.console import Console
 
     from marble_core.services import embedded
@@ -41,8 +46,18 @@ def run(
         os.environ.update(environment)
         from pipelines.local import run as run_pipeline
 
-        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console)
+        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images)
     _summary(console, settings, outcome)
+
+
+def _images(registry: str, tag: str) -> Images:
+    """The images to run, all of which are here."""
+    from pipelines.containers import find
+    from pipelines.settings import read_settings
+
+    images = read_settings(registry=registry, tag=tag).images
+    find(images)
+    return images
 
 
 def init(
