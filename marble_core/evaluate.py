@@ -206,6 +206,8 @@ def _settings(config: RunConfig, prompts: Sequence[Prompt], adapter: Path, score
         "height": m.height,
         "width": m.width,
         "precision": m.precision,
+        "t5": m.t5,
+        "vae_tiling": m.vae_tiling,
         "noise_seed": e.seed,
         "batch_size": e.batch_size,
         "images_per_prompt": 1,
