@@ -142,7 +142,6 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     from rich.table import Table
 
     from marble_core.comparing import interval
-    from marble_core.config import CHAMPION
     from marble_core.results import Evaluation
 
     found = outcome.results
@@ -177,7 +176,7 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
         console.print(f"  {reason}", markup=False)
     if decision["passed"]:
         version = f"version {found['register']['version']} of {settings.registry.model}"
-        console.print(f"Registered: {version} as {CHAMPION} in MLflow (see it: marble ui)")
+        console.print(f"Registered: {version} as {found['register']['alias']} in MLflow (see it: marble ui)")
     if Path(found["evaluate"]["report"]).is_file():
         console.print(
             f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True
