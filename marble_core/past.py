@@ -38,12 +38,17 @@ class Past:
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """What a run says of its evaluation in MLflow: evaluation/mean_gain, and of every reward difference, base and trained."""
+    """As metrics of MLflow and of the pipeline's page: the mean gain; of every reward the difference, base and trained."""
     found = {"evaluation/mean_gain": evaluation.mean_gain.mean}
     found |= {f"evaluation/mean_gain/{end}": getattr(evaluation.mean_gain, end) for end in ("low", "high")}
     for name, result in {**evaluation.measured, **evaluation.side}.items():
         found[f"evaluation/{name}/difference"] = result.difference.mean
         found |= {f"evaluation/{name}/{role}": getattr(result, role) for role in ("base", "trained")}
+    if over := evaluation.champion:
+        found["evaluation/mean_gain_over_champion"] = over.mean_gain.mean
+        found |= {f"evaluation/{name}/over_champion": versus.difference.mean for name, versus in over.rewards.items()}
+    if evaluation.diversity:
+        found["evaluation/diversity_change"] = evaluation.diversity.change.mean
     return found
 
 

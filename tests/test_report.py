@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from marble_core.config import RunConfig
+from marble_core.gate import decide
 from marble_core.loading import load_config
 from marble_core.past import Past
-from marble_core.registry import decide
 from marble_core.report import write_report
 from marble_core.report.curves import balance_figures, ends, reward_figures, running_mean
 from marble_core.report.history import History
@@ -202,7 +202,7 @@ def test_curves_follow_the_theme_of_the_page(page: Page) -> None:
 
 def test_the_page_says_what_changed_and_what_the_gate_decided(page: Page) -> None:
     assert "6 steps of training raised geneval (+0.200); clipscore and ocr did not change measurably." in page.text
-    assert "Promoted" in page.text and "The mean gain over all rewards is +0.200 (+0.100 to +0.300)" in page.text
+    assert "Promoted" in page.text and "The mean gain over the base is +0.200 (+0.100 to +0.300)" in page.text
     cost = " ".join(page.text.partition("Cost")[2].split())
     assert cost.startswith(
         "2.0 min for 6 steps and 1,728 pictures: 14.4 pictures a second. sample 30.0 s 25 % train 1.5 min 75 %"
@@ -265,7 +265,7 @@ def test_a_killed_run_with_skipped_steps_makes_a_truthful_page(config: RunConfig
     evaluation = replace(an_evaluation(ocr=(-0.2, -0.3, -0.1)), notes=("Base and trained differ.",))
     write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), history, tmp_path / "none", config)
     page = Page(tmp_path / "r.html")
-    assert "Refused: worse" in page.text and "ocr got worse by −0.200 (−0.300 to −0.100)" in page.text
+    assert "Refused: worse" in page.text and "ocr is worse than the base by −0.200 (−0.300 to −0.100)" in page.text
     assert "Training ended after step 5 of 6." in page.text
     assert "3 of 5 steps were skipped (×): 2, 3, 5." in page.text
     assert "Step 2: reward ocr is not finite for the prompt 'x'." in page.text

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, demo, evidence, models, pipeline
+from marble_core.cli import checkpoints, demo, evidence, models, pipeline, registry
 
 app = typer.Typer(
     help="MARBLE: fine-tune a text-to-image model on several rewards at once.",
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 for command in (pipeline.run, pipeline.check, models.fetch, pipeline.compile_, pipeline.ui, evidence.bench, evidence.study):
     app.command(command.__name__.rstrip("_"))(command)
+app.command("rollback")(registry.rollback)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(demo.app, name="demo")
 

@@ -106,22 +106,31 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
 
     from rich.table import Table
 
+    from marble_core.comparing import interval
     from marble_core.registry import CHAMPION
     from marble_core.results import Evaluation
 
     found = outcome.results
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
-    table = Table("reward", title="Held-out prompts, same noise for both models; 95 % intervals")
-    for heading in ("prompts", "base", "trained", "difference", "interval", "wins"):
+    table = Table("reward", title="Held-out prompts, same noise for all models; 95 % intervals")
+    for heading in (
+        "prompts",
+        "base",
+        "trained",
+        "difference",
+        "interval",
+        "wins",
+        *(["over champion"] if evaluation.champion else []),
+    ):
         table.add_column(heading, justify="right")
-    for name, reward in evaluation.rewards.items():
+    for name, reward in evaluation.measured.items():
         d = reward.difference
         style = "green" if d.low > 0 else "red" if d.high < 0 else ""
         numbers = (f"{reward.base:.3f}", f"{reward.trained:.3f}", f"{d.mean:+.3f}", f"{d.low:+.3f} .. {d.high:+.3f}")
-        table.add_row(name, str(reward.n), *numbers, f"{reward.win_rate:.0%}", style=style)
+        over = [interval(evaluation.champion.rewards[name].difference)] if evaluation.champion else []
+        table.add_row(name, str(reward.n), *numbers, f"{reward.win_rate:.0%}", *over, style=style)
     console.print(table)
-    gain = evaluation.mean_gain
-    console.print(f"Mean gain: {gain.mean:+.3f} base standard deviations ({gain.low:+.3f} .. {gain.high:+.3f})")
+    console.print(f"Mean gain: {interval(evaluation.mean_gain)} base standard deviations")
     for note in evaluation.notes:
         console.print(f"Note: {note}", markup=False)
     decision = found["gate"]
