@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, fi
 from marble_core.types import SOURCES
 from marble_core.wishes import parse
 
+CHAMPION = "champion"  # in train.start_from, and the alias in the registry
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Uri = Annotated[str, Field(min_length=1)]
 DottedPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]  # package.module:Class
@@ -37,11 +39,23 @@ class ModelConfig(Section):
     path: str = "demo://sd3"  # a diffusers directory, a hub id, an s3:// prefix, or demo://sd3
     revision: str | None = None
     family: DottedPath = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # autocast; LoRA weights and gradients stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the frozen weights but the VAE's; LoRA and gradients stay fp32
     gradient_checkpointing: bool = False  # keep only the blocks' inputs, recompute each once for all cotangents
+    offload: Literal["none", "encoders", "scorers", "all"] = "none"  # [O] what waits in the host's memory while it is not used
+    t5: Literal["device", "cpu", "none"] = "device"  # [O] where the T5 encoder computes, or that it is left out
+    vae_tiling: bool = False  # decode in overlapping tiles of half the picture's sides: less memory, pictures a little other
+    compile: bool = False  # torch.compile of the transformer's blocks, where no gradient is wanted; the first step waits for it
     height: int = Field(512, gt=0)  # [N]
     width: int = Field(512, gt=0)
     max_sequence_length: int = Field(256, ge=1)  # T5 tokens
+
+    @property
+    def offloads_encoders(self) -> bool:
+        return self.offload in ("encoders", "all")
+
+    @property
+    def offloads_scorers(self) -> bool:
+        return self.offload in ("scorers", "all")
 
 
 class LoraConfig(Section):
@@ -58,6 +72,7 @@ class DataConfig(Section):
     evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
     keep_repeated: bool = False  # otherwise the first of equal texts in a file stays
     block_list: Uri | None = None  # a file of words and phrases; prompts that hold one are dropped
+    new_prompts: Literal["mix", "only", "all"] = "mix"  # of a run that starts from the champion, see retraining.py
     safe_for_work: bool = True  # drop general prompts that hold a word of prompts/checks.py's short list
 
     @model_validator(mode="after")
@@ -177,7 +192,8 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(10, ge=1)
     samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
     max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
-    start_from: str | None = Field(None, pattern=r"^s3://[^/]+/.+")  # another run's prefix or checkpoint: its LoRA only
+    # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only.
+    start_from: str | None = Field(None, pattern=rf"^({CHAMPION}|s3://[^/]+/.+)$")
 
 
 class EvaluationConfig(Section):

@@ -38,7 +38,8 @@ class Past:
 
 
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """As metrics of MLflow and of the pipeline's page: the mean gain; of every reward the difference, base and trained."""
+    """What a run says of its evaluation in MLflow: evaluation/mean_gain, and of every reward difference, base and trained;
+    of the champion what trained has over it."""
     found = {"evaluation/mean_gain": evaluation.mean_gain.mean}
     found |= {f"evaluation/mean_gain/{end}": getattr(evaluation.mean_gain, end) for end in ("low", "high")}
     for name, result in {**evaluation.measured, **evaluation.side}.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core import glossary
-from marble_core.config import RunConfig
+from marble_core.config import CHAMPION, RunConfig
 from marble_core.gate import Decision
 from marble_core.model_card import describe, write_card
 from marble_core.results import Evaluation
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHALLENGER = "challenger"
 MODEL_URI_TAG = "marble.model_uri"  # on the MLflow run: what log_adapter logged
 SHA256_TAG = "marble.adapter_sha256"  # on the run, of that LoRA's file
 BASE_TAG, REVISION_TAG = "marble.base_model", "marble.base_revision"  # on a version
@@ -152,6 +152,19 @@ def register_version(config: RunConfig, evaluation: Evaluation, decision: Decisi
         elif made != champion:
             client.set_registered_model_alias(name, CHALLENGER, made)
     return made
+
+
+def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
+    with _mlflow_client() as client:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+
+
+def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
+    """Version and tags of the champion of the registered model ``name``; None where there is none."""
+    with _mlflow_client() as client:
+        version = _holder(client, name, CHAMPION)
+        return None if version is None else (version, dict(client.get_model_version(name, version).tags))
 
 
 def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marble_core import progress
 from marble_core.config import RunConfig
@@ -64,44 +64,65 @@ def checked_data(config: RunConfig) -> Data:
     return data
 
 
-def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Path) -> str:
+def prepare(
+    preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None
+) -> str:
     """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
-    as HTML. Returns the run id."""
+    as HTML. ``form`` has the fields of marble_core.form, laid over the overrides.
+
+    Returns the run id; an empty one where a retraining has nothing to train on, so that the pipeline asks for no GPU.
+    """
     with progress.stage("prepare") as result:
         from marble_core.checkpoints.source import check_beginning
+        from marble_core.form import overrides_of
         from marble_core.lineage import code_tags, datasets, public
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.report import write_page
+        from marble_core.retraining import plan, store_prompts
         from marble_core.storage import S3
         from marble_core.tracking import run_params
 
-        config = load_config(preset, overrides=overrides)
+        config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         s3.require_bucket()
+        config, beginning = plan(config, s3, run_id)
         check_beginning(config, s3, run_id)
         data = checked_data(config)
+        prompts, said = beginning.prompts(data.train, data.evaluation)
         with whole_or_gone(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.json").write_text(config.to_json())
-            (out / "run.json").write_text(json.dumps({"run_id": run_id}))
-            write_jsonl(out / "train.jsonl", data.train)
+            (out / "run.json").write_text(json.dumps({"run_id": run_id, "notes": said}))
+            write_jsonl(out / "train.jsonl", prompts)
             write_jsonl(out / "evaluation.jsonl", data.evaluation)
             (out / "data_report.json").write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
             write_page(out / "data_report.html", data.report)
             page.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "data_report.html", page)
+        if prompts:
+            store_prompts(s3, run_id, out / "train.jsonl")
         with _tracked(out, "prepare", "RUNNING", run_params(config), code_tags()) as tracker:
-            sets = {"train": data.train, "evaluation": data.evaluation}
+            sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
             tracker.log_text(public(config.to_json()), "config.json")
             for name in ("data_report.html", "data_report.json"):
                 tracker.log_artifact(out / name)
         result |= {"run_id": run_id, "data_report": str(page)}
-        progress.emit("prepare", note=f"{len(data.train)} prompts to train on, {len(data.evaluation)} held out")
-        for warning in data.warnings:
-            progress.emit("prepare", note=f"Warning: {warning}")
-    return run_id
+        progress.emit("prepare", note=f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out")
+        for sentence in (*said, *(f"Warning: {warning}" for warning in data.warnings)):
+            progress.emit("prepare", note=sentence)
+    return run_id if prompts else ""
+
+
+def skip(prepared: Path) -> str:
+    """Record a run that had nothing to train on. Returns why, in words."""
+    with progress.stage("skip") as result:
+        said = " ".join(json.loads((prepared / "run.json").read_bytes())["notes"])
+        with _tracked(prepared, "skip") as tracker:
+            tracker.set_tags({"marble.decision": "nothing to train on", "mlflow.note.content": said})
+        result |= {"reason": said}
+    return said
 
 
 def train(prepared: Path, out: Path) -> dict[str, float]:
@@ -125,9 +146,13 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
 
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
-    """Compare base, champion and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns what was
-    measured, as metrics."""
-    with progress.stage("evaluate") as result, _tracked(prepared, "evaluate", "RUNNING") as tracker:
+    """Compare base, champion and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns what was measured."""
+    with (
+        progress.stage("evaluate") as result,
+        _tracked(prepared, "evaluate", "RUNNING") as tracker,
+        whole_or_gone(out),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         from marble_core.checkpoints.remote import Remote
         from marble_core.evaluate import run_evaluation
         from marble_core.past import evaluation_metrics
@@ -138,24 +163,23 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
 
         tracker.watch_machine()
         config, run_id = read_prepared(prepared)
-        step, history = _trained_steps(adapter), adapter / "history.jsonl"
-        with whole_or_gone(out), tempfile.TemporaryDirectory() as scratch:
-            out.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
-            incumbent = fetch_champion(config, adapter, Path(scratch))
-            run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out, incumbent)
-            evaluation, decision, _ = _judge(out)
-            past = tracker.past_runs(config.registry.model)
-            write_report(out / "report.html", evaluation, decision, history, out / "images", config, past, run_id)
-            report.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / "report.html", report)
-            metrics = evaluation_metrics(evaluation)
-            Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
-            tracker.log_metrics(metrics, step)
-            for path in (out / "report.html", out / "evaluation.json"):
-                tracker.log_artifact(path)
-            for path in shown_files(out / "images"):
-                tracker.log_artifact(path, "evaluation")
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
+        incumbent = fetch_champion(config, adapter, Path(scratch))
+        run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out, incumbent)
+        evaluation, decision, _ = _judge(out)
+        history, past = adapter / "history.jsonl", tracker.past_runs(config.registry.model)
+        write_report(out / "report.html", evaluation, decision, history, out / "images", config, past, run_id)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / "report.html", report)
+        step = _trained_steps(adapter)
+        Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
+        metrics = evaluation_metrics(evaluation)
+        tracker.log_metrics(metrics, step)
+        for path in (out / "report.html", out / "evaluation.json"):
+            tracker.log_artifact(path)
+        for path in shown_files(out / "images"):
+            tracker.log_artifact(path, "evaluation")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
     return metrics
 
@@ -178,11 +202,13 @@ def gate(evaluation: Path) -> bool:
 def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
     """Register the adapter as the next version of the model. Returns the version."""
     with progress.stage("register") as result:
-        from marble_core.registry import register_version
+        from marble_core.registry import register_version, tag_version
+        from marble_core.retraining import successor_tags
 
         numbers, decision, config = _judge(evaluation)
         with _tracked(prepared, "register") as tracker:
             version = register_version(config, numbers, decision, evaluation / "images", tracker.mlflow_run_id)
+            tag_version(config.registry.model, version, successor_tags(config, read_prepared(prepared)[1]))
         result |= {"model": config.registry.model, "version": version}
     return version
 

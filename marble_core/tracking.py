@@ -140,6 +140,10 @@ class Tracker:
         self._attempt("question", lambda: found.extend(past_runs(self._client, self.experiment_id, model, self.mlflow_run_id)))
         return found
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._attempt("tag", lambda k=key, v=value: self._client.set_tag(self.mlflow_run_id, k, v))  # type: ignore[misc]
+
     def log_artifact(self, path: Path, directory: str | None = None) -> None:
         """A file, or a directory with all that is in it, below the run's artifact path ``directory``."""
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from marble_core.config import RunConfig
+from marble_core.gate import Decision
 from marble_core.lineage import public
 from marble_core.past import Past
-from marble_core.gate import Decision
 from marble_core.report.curves import balance_figures, reward_figures
 from marble_core.report.drawing import colour
 from marble_core.report.history import History
