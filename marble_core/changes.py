@@ -16,6 +16,8 @@ FREE = (
     "evaluation.*",
     "data.evaluation*",
     "model.gradient_checkpointing",
+    "model.offload",
+    "model.compile",
     "rollout.batch_size",
     "loss.micro_batch",
     "rewards.*.timeout",

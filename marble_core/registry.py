@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from marble_core import glossary
+from marble_core.comparing import interval
 from marble_core.config import RegistryConfig
-from marble_core.evaluate import Estimate, Evaluation, RewardResult
+from marble_core.results import Evaluation, RewardResult
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -65,12 +66,6 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
         reasons.append(f"Shown to be better: {', '.join(better)}.")
     reasons.append(f"No reward is shown to be worse by more than {config.margin:g} base standard deviations.")
     return Decision(True, "promoted", tuple(reasons))
-
-
-def interval(estimate: Estimate, digits: int = 3) -> str:
-    """+0.123 (+0.045 to +0.201)"""
-    mean, low, high = (f"{value:+.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} ({low} to {high})"
 
 
 def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata: Mapping[str, Any] | None = None) -> str:
@@ -131,6 +126,26 @@ def register_version(name: str, evaluation: Evaluation, decision: Decision, run_
         else:
             client.set_registered_model_alias(name, CHALLENGER, made)
     return made
+
+
+def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
+    with _mlflow_client() as client:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+
+
+def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
+    """Version and tags of the champion of the registered model ``name``; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    with _mlflow_client() as client:
+        try:
+            found = client.get_model_version_by_alias(name, CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
+                return None
+            raise
+    return str(found.version), dict(found.tags)
 
 
 def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> None:

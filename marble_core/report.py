@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from marble_core.config import RunConfig
-from marble_core.evaluate import SCORES_FILE, Estimate, Evaluation, RewardResult
 from marble_core.figures import History, balance_figures, colour, reward_figures
 from marble_core.registry import Decision
+from marble_core.results import SCORES_FILE, Estimate, Evaluation, RewardResult
 from marble_core.types import SOURCES
 
 PICTURE_BYTES = 1_900_000  # of encoded pictures; of the page's 3 MB the rest is for curves and text
@@ -190,7 +190,8 @@ def _ticks(limit: float) -> list[tuple[float, str]]:
 def _row(name: str, result: RewardResult, config: RunConfig, limit: float) -> Row:
     span = _span(result.difference, result.base_std, limit) if result.base_std > 0 else None
     reward = name.partition("/")[0]  # a side value has its reward's colour
-    return Row(name, result, _effect(result.difference), span, colour(config.reward_names.index(reward)))
+    index = [r.name for r in config.measured].index(reward)
+    return Row(name, result, _effect(result.difference), span, colour(index))
 
 
 def _remarks(evaluation: Evaluation, history: History, config: RunConfig) -> list[str]:
@@ -270,14 +271,14 @@ def _choose(rows: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> tuple[
 
 
 def _change(row: Mapping[str, Any], evaluation: Evaluation) -> float:
-    units = {n: r.base_std for n, r in evaluation.rewards.items() if r.base_std > 0}
+    units = {n: r.base_std for n, r in evaluation.measured.items() if r.base_std > 0}
     changes = [(row["trained"][n] - b) / units[n] for n, b in row["base"].items() if n in units]
     return float(np.mean(changes)) if changes else 0.0
 
 
 def _scores(row: Mapping[str, Any], evaluation: Evaluation) -> Iterator[Score]:
     for name, base in row["base"].items():
-        trained, result = row["trained"][name], evaluation.rewards[name]
+        trained, result = row["trained"][name], evaluation.measured[name]
         moved = abs(trained - base) > NOTEWORTHY * result.base_std
         effect = "same" if not moved else "better" if trained > base else "worse"
         yield Score(name, base, trained, effect, max(2, result.digits - 1))

@@ -67,7 +67,11 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
         display.poll()
     if display.error:
         raise MarbleError(display.error)
-    if code != 0 or not display.results.keys() & {"register", "reject"}:  # kfp.local may skip a branch and call it success
+    if code != 0 or not display.results.keys() & {
+        "register",
+        "reject",
+        "skip",
+    }:  # kfp.local may skip a branch and call it success
         said = display.traceback or log.read_text(errors="replace")
         tail = "\n".join(said.rstrip().splitlines()[-TAIL:])
         raise progress.StageFailed(f"{tail}\nThe pipeline failed; its whole log is {log}.")
@@ -80,12 +84,13 @@ def main(parameters: dict[str, str], directory: Path) -> None:
 
     from kfp import local
 
-    from pipelines.marble import marble
+    from pipelines.marble import build
+    from pipelines.settings import Settings, without_retries
 
     warnings.filterwarnings("ignore", "You may be attemping to run a task")  # no image is run here
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(directory / "artifacts"))
-    marble(**parameters)
+    build(without_retries(Settings()))(**parameters)
 
 
 if __name__ == "__main__":

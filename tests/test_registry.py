@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from marble_core.config import RegistryConfig
-from marble_core.evaluate import Estimate, Evaluation, RewardResult
 from marble_core.registry import MODEL_URI_TAG, decide, log_adapter, record_refusal, register_version
+from marble_core.results import Estimate, Evaluation, RewardResult
 from marble_core.types import MarbleError
 
 GATE = RegistryConfig(margin=0.1)

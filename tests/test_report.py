@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from marble_core.config import RunConfig
-from marble_core.evaluate import Estimate, Evaluation, RewardResult
 from marble_core.figures import History, balance_figures, ends, reward_figures, running_mean
 from marble_core.loading import load_config
 from marble_core.registry import decide
 from marble_core.report import headline, write_report
+from marble_core.results import Estimate, Evaluation, RewardResult
 
 MAX_BYTES = 3_000_000
 NAMES = ("clipscore", "ocr", "geneval")

@@ -1,4 +1,4 @@
-"""Commands on the pipeline: run, check, compile, ui."""
+"""Commands on the pipeline: run, init, check, compile, ui."""
 
 from __future__ import annotations
 
@@ -45,6 +45,25 @@ def run(
     _summary(console, settings, outcome)
 
 
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("marble.yaml"),
+    preset: Preset = "demo",
+) -> None:
+    """Write a commented configuration with every setting there is, to change and to give to run, check and study."""
+    from marble_core.starter import starter
+    from marble_core.types import MarbleError
+
+    text = starter(preset)
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(text)
+    except FileExistsError:
+        raise MarbleError(f"The file {str(file)!r} is there already: give another name.") from None
+    except OSError as error:
+        raise MarbleError(f"The file {str(file)!r} cannot be written: {error.strerror}.") from None
+    print(f"{file}: change it, then marble check --preset {preset} --config {file}")
+
+
 def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
     """Check a configuration and its prompt files, and print what a step will do."""
     settings, _ = load(preset, config, set_)
@@ -74,16 +93,20 @@ def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> Non
 
 
 def compile_(
-    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("marble.yaml"),
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("pipeline.yaml"),
+    registry: Annotated[str, typer.Option(help="Where the images lie, such as registry.example/team.")] = "",
+    tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
+    settings: Annotated[Path | None, typer.Option(help="A YAML file on images, pods, secrets; see docs/compile.md.")] = None,
 ) -> None:
-    """Compile the pipeline for a cluster. MARBLE_REGISTRY names the registry of the images."""
+    """Compile the pipeline to the one file that a cluster takes: upload it in Kubeflow's UI, or give it to marble submit."""
     from marble_core.types import MarbleError
     from pipelines.marble import compile_to
+    from pipelines.settings import read_settings
 
     if output.suffix != ".yaml":
         raise MarbleError(f"The file {str(output)!r} must end with .yaml: give another with --output.")
     try:
-        print(compile_to(output))
+        print(compile_to(output, read_settings(settings, registry=registry, tag=tag)))
     except OSError as error:
         raise MarbleError(f"The file {str(output)!r} cannot be written: {error.strerror}.") from None
 
@@ -106,10 +129,13 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
 
     from rich.table import Table
 
-    from marble_core.evaluate import Evaluation
     from marble_core.registry import CHAMPION
+    from marble_core.results import Evaluation
 
     found = outcome.results
+    if "skip" in found:
+        console.print(found["skip"]["reason"], markup=False)
+        return
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
     table = Table("reward", title="Held-out prompts, same noise for both models; 95 % intervals")
     for heading in ("prompts", "base", "trained", "difference", "interval", "wins"):

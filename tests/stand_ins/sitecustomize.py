@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from marble_core import progress, stages
-from marble_core.evaluate import Estimate, Evaluation, RewardResult
+from marble_core.results import Estimate, Evaluation, RewardResult
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 
