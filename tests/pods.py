@@ -10,7 +10,6 @@ pod's, without capabilities; the volumes are empty or hold what their ConfigMap 
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 PATH = ":".join([str(Path(sys.executable).parent), *map(str, Path("/usr/lib/postgresql").glob("*/bin")), os.environ["PATH"]])
-PROGRAMS = (Path(sys.prefix), Path(sys.base_prefix))
+PROGRAMS = sorted({sys.prefix, sys.base_prefix})
 Manifest = dict[str, Any]
 
 
@@ -33,7 +32,7 @@ class Cluster:
     def __init__(
         self, manifests: Sequence[Manifest], namespace: str, secrets: Mapping[str, Mapping[str, str]], root: Path
     ) -> None:
-        self._manifests = {(each["kind"], each["metadata"]["name"]): each for each in manifests}
+        self.install(manifests)
         self._namespace, self._secrets, self._root = namespace, secrets, root
         services = [name for kind, name in self._manifests if kind == "Service"]
         self.addresses = {name: f"10.96.0.{number}" for number, name in enumerate(services, 1)}
@@ -66,6 +65,10 @@ class Cluster:
         for process in [self._holder, *self._running]:
             process.wait()
 
+    def install(self, manifests: Sequence[Manifest]) -> None:
+        """From now on these are the ones; what runs goes on."""
+        self._manifests = {(each["kind"], each["metadata"]["name"]): each for each in manifests}
+
     def pod(self, kind: str, name: str) -> Manifest:
         """The PodSpec of a workload."""
         manifest = self._manifests[kind, name]
@@ -90,22 +93,29 @@ class Cluster:
         ``entrypoint`` is that of the image, where the container has no command.
         """
         pod = self.pod(kind, name)
+        started = []
         for container in pod["containers"]:
-            log = (self._root / f"{name}-{container['name']}.log").open("wb")
             command = self._command(pod, container, without, entrypoint)
-            self._running.append(subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/"))
-        for container in pod["containers"]:
+            with (self._root / f"{name}-{container['name']}.log").open("wb") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/")
+            self._running.append(process)
+            started.append((container, process))
+        for container, process in started:
             if probe := container.get("startupProbe"):
-                self._wait_for(container, probe, self._running[-1])
+                self._wait_for(container, probe, process)
 
     def run(self, kind: str, name: str, without: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         """Runs the one container of a Job or a test pod to its end."""
         pod = self.pod(kind, name)
         (container,) = pod["containers"]
         command = self._command(pod, container, without, ())
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/", check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd="/", check=False)
 
-    def fetch(self, url: str, credentials: str = "", seconds: float = 0.0) -> tuple[int, str]:
+    def background(self, *command: str) -> None:
+        """Something of the test's own, in the same network."""
+        self._running.append(subprocess.Popen([*self._enter, *command], stdin=subprocess.DEVNULL))
+
+    def fetch(self, url: str, authorization: str = "", seconds: float = 0.0) -> tuple[int, str]:
         """Status and text of a GET from within, tried again for ``seconds``; 0 where nobody listens."""
         script = (
             "import sys, time, urllib.request, urllib.error\n"
@@ -119,9 +129,8 @@ class Cluster:
             "    time.sleep(0.2)\n"
             "print(answer.status if answer else 0, answer.read().decode() if answer else '')\n"
         )
-        header = f"Basic {base64.b64encode(credentials.encode()).decode()}" if credentials else ""
         done = subprocess.run(
-            [*self._enter, sys.executable, "-S", "-c", script, url, header, str(seconds)],
+            [*self._enter, sys.executable, "-S", "-c", script, url, authorization, str(seconds)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         status, _, text = done.stdout.partition(" ")
@@ -144,7 +153,7 @@ class Cluster:
         env = self.environment(container)
         command = [_expand(word, env) for word in [*container.get("command", entrypoint), *container.get("args", [])]]
         env = {"PATH": PATH, **{key: value for key, value in env.items() if key not in without}}
-        plan = {"command": command, "env": env, "mounts": self._mounts(pod, container)}
+        plan = {"command": command, "env": env, "mounts": self._mounts(pod, container), "programs": PROGRAMS}
         plan |= {"user": pod["securityContext"]["runAsUser"], "group": pod["securityContext"]["runAsGroup"]}
         return [*self._enter, "unshare", "--mount", sys.executable, "-S", __file__, json.dumps(plan)]
 
@@ -159,6 +168,8 @@ class Cluster:
                 files = self._manifests["ConfigMap", volume["configMap"]["name"]]["data"]
             if "secret" in volume:
                 files = self._secrets[volume["secret"]["secretName"]]
+            if "projected" in volume:
+                files = self._secrets["serviceAccountToken"]
             mounts[mount["mountPath"]] = dict(files)
         return mounts
 
@@ -171,11 +182,12 @@ def _expand(text: str, env: Mapping[str, str]) -> str:
 def _contain(plan: Manifest) -> None:
     """Becomes the container: its mounts, a read-only root, its user without capabilities, then its program."""
     made: list[Path] = []
-    closed = [each for path in PROGRAMS for each in reversed(path.parents) if not each.stat().st_mode & stat.S_IXOTH]
+    programs = [Path(each) for each in plan["programs"]]
+    closed = [each for path in programs for each in reversed(path.parents) if not each.stat().st_mode & stat.S_IXOTH]
     wanted = [each if each.is_dir() else next(up for up in each.parents if up.is_dir()) for each in map(Path, plan["mounts"])]
     for each in [*closed[:1], *wanted]:  # a home directory lets no other user in, which an image has no equal of
         if not any(each.is_relative_to(other) for other in made):
-            _mount_empty(each)
+            _mount_empty(each, programs)
             made.append(each)
     for path, files in plan["mounts"].items():
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -193,13 +205,13 @@ def _contain(plan: Manifest) -> None:
     os.execvpe("setpriv", ["setpriv", *identity, "--inh-caps=-all", *plan["command"]], plan["env"])
 
 
-def _mount_empty(there: Path) -> None:
-    """A new, empty directory in the place of another, but for the installed programs, which may lie in there."""
-    handles = {path: os.open(path, os.O_PATH) for path in PROGRAMS if path.is_relative_to(there)}
+def _mount_empty(there: Path, programs: Sequence[Path]) -> None:
+    """A new, empty directory in the place of another, but for the installed ``programs``, which may lie in there."""
+    handles = {path: os.open(path, os.O_PATH) for path in programs if path.is_relative_to(there)}
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(there)], check=True)
     for path, handle in handles.items():
         path.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "--bind", f"/proc/{os.getpid()}/fd/{handle}", str(path)], check=True)
+        subprocess.run(["mount", "--no-canonicalize", "--bind", f"/proc/{os.getpid()}/fd/{handle}", str(path)], check=True)
         os.close(handle)
 
 
