@@ -52,15 +52,16 @@ def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
 
 def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
-    from marble_core.assets import Part, find
+    from marble_core.assets import Part, refuse
     from marble_core.estimate import check_fits
     from marble_core.prompts.data import prepare_data
     from marble_core.rewards.beforehand import check_heard, check_named
 
-    find(config.model.path, Part.PIPELINE, config.model.revision)
-    check_named(config.rewards)
     check_fits(config)
+    warning = refuse(config.model.path, Part.PIPELINE, config.model.revision)
+    check_named(config.rewards)
     data = prepare_data(config)
+    data.warnings.extend([warning] if warning else [])
     check_heard(config, data.train, data.evaluation)
     return data
 
