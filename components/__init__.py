@@ -1,11 +1,10 @@
-"""Kubeflow components, one folder a stage. Each calls one function of marble_core.stages."""
+"""Kubeflow components, one folder a stage. Each calls one function of marble_core.stages.
 
-import os
+A component names its image as the engine on this machine knows it; pipelines/marble.py puts the registry's in its place.
+"""
 
 from marble_core import __version__
 
 
-def image(stage: str) -> str:
-    """The container image of a stage, in the registry that MARBLE_REGISTRY names when the pipeline is compiled."""
-    registry = os.environ.get("MARBLE_REGISTRY", "").rstrip("/")
-    return f"{registry}/marble-{stage}:{__version__}" if registry else f"marble-{stage}:{__version__}"
+def image(name: str) -> str:
+    return f"marble-{name}:{__version__}"

@@ -135,7 +135,7 @@ def assets_of(config: RunConfig) -> list[Asset]:
     """Everything that a run reads, each once, the model first."""
     users: dict[str, list[str]] = {}
     parts: dict[str, Part] = {}
-    for reward in config.rewards:
+    for reward in config.measured:
         for uri, part in needs(reward).items():
             users.setdefault(uri, []).append(reward.name)
             parts[uri] = Part.MODEL if Part.MODEL in (part, parts.get(uri)) else part

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, fi
 from marble_core.types import SOURCES
 from marble_core.wishes import parse
 
+CHAMPION = "champion"  # in train.start_from, and the alias in the registry
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Uri = Annotated[str, Field(min_length=1)]
 DottedPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]  # package.module:Class
@@ -73,6 +75,7 @@ class DataConfig(Section):
     evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
     keep_repeated: bool = False  # otherwise the first of equal texts in a file stays
     block_list: Uri | None = None  # a file of words and phrases; prompts that hold one are dropped
+    new_prompts: Literal["mix", "only", "all"] = "mix"  # of a run that starts from the champion, see retraining.py
     safe_for_work: bool = True  # drop general prompts that hold a word of prompts/checks.py's short list
 
     @field_validator("train", "evaluation", mode="before")
@@ -207,8 +210,10 @@ class TrainConfig(Section):
     steps: int = Field(300, ge=1)
     processes: int = Field(1, ge=0)  # on one machine; 0: one a GPU
     checkpoint_every: int = Field(10, ge=1)
+    samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
     max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
-    start_from: str | None = Field(None, pattern=r"^s3://[^/]+/.+")  # another run's prefix or checkpoint: its LoRA only
+    # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only.
+    start_from: str | None = Field(None, pattern=rf"^({CHAMPION}|s3://[^/]+/.+)$")
 
 
 class EvaluationConfig(Section):
@@ -217,11 +222,15 @@ class EvaluationConfig(Section):
     batch_size: int = Field(48, ge=0)  # 0: as many as fit, by estimate/
     resamples: int = Field(2000, ge=100)  # bootstrap
     seed: int = 4242
+    rewards: tuple[RewardConfig, ...] = ()  # [O] measured like the others and judged for harm, never trained on
+    diversity_prompts: int = Field(24, ge=0)  # [O] over all sources; 0: diversity is not measured
+    diversity_images: int = Field(4, ge=2)  # [O] of each of these prompts
 
 
 class RegistryConfig(Section):
     model: str = Field("marble", pattern=r"^[^/:]+$")
-    margin: float = Field(0.1, ge=0)  # refused if a reward's whole interval lies below -margin base stds
+    margin: float = Field(0.02, ge=0)  # [O] refused if a reward's whole interval lies below -margin base stds
+    floors: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.9": the trained model's mean must meet it
 
 
 class StorageConfig(Section):
@@ -253,7 +262,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _arithmetic(self) -> RunConfig:
-        names = [r.name for r in self.rewards]
+        names, measured = [r.name for r in self.rewards], [r.name for r in self.measured]
         if doubled := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"reward {min(doubled)!r} is listed twice")
         named = {
@@ -262,6 +271,12 @@ class RunConfig(Section):
             *self.balance.cap,
             *(r for s in self.balance.stages for r in s.rewards),
         }
+        if doubled := {n for n in measured if measured.count(n) > 1}:
+            raise ValueError(
+                f"reward {min(doubled)!r} is listed twice, in evaluation.rewards too, which are measured beside rewards"
+            )
+        for floor in self.registry.floors:
+            parse(floor, tuple(measured), "floor")
         if unknown := (named | ({self.balance.single} - {""})) - set(names):
             raise ValueError(f"balance names the reward {min(unknown)!r}, but the rewards are {', '.join(names)}")
         for wish in self.balance.wishes:
@@ -294,13 +309,19 @@ class RunConfig(Section):
     def reward_names(self) -> tuple[str, ...]:
         return tuple(r.name for r in self.rewards)
 
+    @property
+    def measured(self) -> tuple[RewardConfig, ...]:
+        """All rewards of the evaluation: those trained on, then ``evaluation.rewards``."""
+        return self.rewards + self.evaluation.rewards
+
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)
 
     def flat(self) -> dict[str, str]:
-        """Every setting by its dotted name: ``section.key``, and ``rewards.NAME.key`` for the list of rewards."""
+        """Every setting by its dotted name: ``section.key``, and ``rewards.NAME.key`` for the lists of rewards."""
         tree = self.model_dump(mode="json")
-        tree["rewards"] = {reward.pop("name"): reward for reward in tree["rewards"]}
+        for section in (tree, tree["evaluation"]):
+            section["rewards"] = {reward.pop("name"): reward for reward in section["rewards"]}
         return {"reward_names": ",".join(self.reward_names), **_flatten(tree)}
 
     @property

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache, reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -97,15 +98,16 @@ def _first(error: ValidationError) -> Any:
 
 
 def _laid_over(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    return reduce(_merge, trees)
+    return reduce(merged, trees)
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``: what is a mapping in both is merged key by key, anything else is replaced."""
+    result = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
 
 
 def sentence(error: ValidationError, where: str, root: type[BaseModel] = RunConfig) -> str:
@@ -131,14 +133,19 @@ _PLAINLY = {
 
 
 def _fields_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
-    """The keys of the section at ``loc``; below a list (rewards, balance.stages) those of its members."""
+    """The keys of the section at ``loc``; below a list or a mapping those of its members."""
     section: Any = root
     for part in loc:
-        if not isinstance(part, int):
-            section = section.model_fields[part].annotation
-        members = [t for t in get_args(section) if t is not Ellipsis]
-        section = members[0] if members else section
+        inside = _members(section)
+        section = inside[-1] if inside else section.model_fields[part].annotation
+        if isinstance(section, UnionType) or get_origin(section) is Union:
+            section = _members(section)[0]
     return sorted(section.model_fields)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types that a list's, a mapping's or a union's annotation is made of; none for a section's."""
+    return [each for each in get_args(annotation) if each not in (Ellipsis, NoneType)]
 
 
 def _quoted(text: str) -> str:

@@ -16,7 +16,7 @@ _PREFIX = "transformer."
 def read_lora_file(path: Path, transformer: torch.nn.Module, rank: int | None = None) -> dict[str, torch.Tensor]:
     """The file's tensors by their names in the transformer. Raises MarbleError unless the file has lora_A (r, in) and lora_B (out, r) for layers of the transformer, with their sizes.
 
-    ``rank`` is the r that it must have. ``transformer`` carries no adapter yet.
+    ``rank`` is the r that it must have. The transformer may carry other adapters.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -24,7 +24,8 @@ def read_lora_file(path: Path, transformer: torch.nn.Module, rank: int | None = 
     except (SafetensorError, OSError) as error:
         said = str(error).split("\n")[0].rstrip(".")
         raise MarbleError(f"The LoRA {path} is damaged or no safetensors file ({said}): let train write it again.") from None
-    sizes = {n: (m.in_features, m.out_features) for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = {n: m for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    sizes = {n.removesuffix(".base_layer"): (m.in_features, m.out_features) for n, m in linear.items()}
     if not shapes:
         raise MarbleError(f"The LoRA {path} holds no layers: give the directory that train wrote.")
     for name, shape in shapes.items():

@@ -134,17 +134,17 @@ class Policy:
             for name, p in self.parameters_of("default").items():
                 p.copy_(kept[name])
 
-    def load_adapter(self, directory: Path, rank: int | None = None) -> None:
-        """Load a saved LoRA as ``default``, through the same road as any user of diffusers. Raises MarbleError where it is none
+    def load_adapter(self, directory: Path, rank: int | None = None, name: str = "default") -> None:
+        """Load a saved LoRA as the adapter ``name``, through the same road as any user of diffusers. Raises MarbleError where it is none
         of this model's, or not of this ``rank``."""
         if not (Path(directory) / ADAPTER_FILE).is_file():
             raise MarbleError(
                 f"The adapter directory {directory} holds no {ADAPTER_FILE}; give the directory that train wrote."
             )
         weights = read_lora_file(Path(directory) / ADAPTER_FILE, self.transformer, rank)
-        self.model.pipeline.load_lora_weights(str(directory), adapter_name="default")
+        self.model.pipeline.load_lora_weights(str(directory), adapter_name=name)
         self.transformer.requires_grad_(False)
-        self._widen("default")
+        self._widen(name)
         with torch.no_grad():
-            for name, p in self.parameters_of("default").items():
-                p.copy_(weights[name])  # which that road has rounded
+            for key, p in self.parameters_of(name).items():
+                p.copy_(weights[key])  # which that road has rounded

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from marble_core import __version__
 from marble_core.machine import as_sentence
 from marble_core.types import MarbleError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 VARIABLE = "MARBLE_PROGRESS"
+PIPELINE = "MARBLE_PIPELINE_VERSION"  # what the pipeline file was compiled with
 
 
 class StageFailed(Exception):
@@ -66,6 +68,10 @@ def stage(name: str) -> Iterator[dict[str, Any]]:
     emit(name, state="started")
     result: dict[str, Any] = {}
     try:
+        if (compiled := os.environ.get(PIPELINE, __version__)) != __version__:
+            raise MarbleError(
+                f"The pipeline file is of MARBLE {compiled} and this image of {__version__}: compile the file anew, or name images of its version."
+            )
         yield result
     except MarbleError as error:
         emit(name, error=str(error))

@@ -1,7 +1,7 @@
 """The pipeline's stages as typed functions: files in, files out. Each component calls one of them.
 
 ``prepare`` writes a directory that the other stages read: config.json, run.json, train.jsonl, evaluation.jsonl and
-data_report.json. prepare, gate, register and reject never import torch.
+data_report.json (and .html). prepare, gate, register and reject never import torch.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import math
 import re
 import secrets
 import shutil
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marble_core import progress
 from marble_core.config import RunConfig
@@ -24,9 +25,9 @@ from marble_core.machine import whole_or_gone
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
-    from marble_core.evaluate import Evaluation
+    from marble_core.gate import Decision
     from marble_core.prompts.data import Data
-    from marble_core.registry import Decision
+    from marble_core.results import Evaluation
     from marble_core.tracking import Tracker
 
 
@@ -59,42 +60,72 @@ def checked_data(config: RunConfig) -> Data:
 
     check_fits(config)
     warning = refuse(config.model.path, Part.PIPELINE, config.model.revision)
-    check_named(config.rewards)
+    check_named(config.measured)
     data = prepare_data(config)
     data.warnings.extend([warning] if warning else [])
     check_heard(config, data.train, data.evaluation)
     return data
 
 
-def prepare(preset: str, overrides: list[str], run_id: str, out: Path, page: Path) -> str:
+def prepare(
+    preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None
+) -> str:
     """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
-    as HTML. Returns the run id."""
+    as HTML. ``form`` has the fields of marble_core.form, laid over the overrides.
+
+    Returns the run id; an empty one where a retraining has nothing to train on, so that the pipeline asks for no GPU.
+    """
     with progress.stage("prepare") as result:
         from marble_core.checkpoints.source import check_beginning
+        from marble_core.form import overrides_of
+        from marble_core.lineage import code_tags, datasets, public
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.report import write_page
+        from marble_core.retraining import plan, store_prompts
         from marble_core.storage import S3
+        from marble_core.tracking import run_params
 
-        config = load_config(preset, overrides=overrides)
+        config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         s3.require_bucket()
+        config, beginning = plan(config, s3, run_id)
         check_beginning(config, s3, run_id)
         data = checked_data(config)
+        prompts, said = beginning.prompts(data.train, data.evaluation)
         with whole_or_gone(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.json").write_text(config.to_json())
-            (out / "run.json").write_text(json.dumps({"run_id": run_id}))
-            write_jsonl(out / "train.jsonl", data.train)
+            (out / "run.json").write_text(json.dumps({"run_id": run_id, "notes": said}))
+            write_jsonl(out / "train.jsonl", prompts)
             write_jsonl(out / "evaluation.jsonl", data.evaluation)
             (out / "data_report.json").write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
+            write_page(out / "data_report.html", data.report)
             page.parent.mkdir(parents=True, exist_ok=True)
-            write_page(page, data.report)
+            shutil.copyfile(out / "data_report.html", page)
+        if prompts:
+            store_prompts(s3, run_id, out / "train.jsonl")
+        with _tracked(out, "prepare", "RUNNING", run_params(config), code_tags()) as tracker:
+            sets = {"train": prompts, "evaluation": data.evaluation}
+            tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
+            tracker.log_text(public(config.to_json()), "config.json")
+            for name in ("data_report.html", "data_report.json"):
+                tracker.log_artifact(out / name)
         result |= {"run_id": run_id, "data_report": str(page)}
-        progress.emit("prepare", note=f"{len(data.train)} prompts to train on, {len(data.evaluation)} held out")
-        for warning in data.warnings:
-            progress.emit("prepare", note=f"Warning: {warning}")
-    return run_id
+        progress.emit("prepare", note=f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out")
+        for sentence in (*said, *(f"Warning: {warning}" for warning in data.warnings)):
+            progress.emit("prepare", note=sentence)
+    return run_id if prompts else ""
+
+
+def skip(prepared: Path) -> str:
+    """Record a run that had nothing to train on. Returns why, in words."""
+    with progress.stage("skip") as result:
+        said = " ".join(json.loads((prepared / "run.json").read_bytes())["notes"])
+        with _tracked(prepared, "skip") as tracker:
+            tracker.set_tags({"marble.decision": "nothing to train on", "mlflow.note.content": said})
+        result |= {"reason": said}
+    return said
 
 
 def train(prepared: Path, out: Path) -> dict[str, float]:
@@ -118,33 +149,42 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
 
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
-    """Compare base and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns the gains."""
-    with progress.stage("evaluate") as result:
+    """Compare base, champion and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns what was measured."""
+    with (
+        progress.stage("evaluate") as result,
+        _tracked(prepared, "evaluate", "RUNNING") as tracker,
+        whole_or_gone(out),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         from marble_core.checkpoints.remote import Remote
         from marble_core.evaluate import run_evaluation
+        from marble_core.past import evaluation_metrics
         from marble_core.prompts import read_prompts
-        from marble_core.report import write_report
+        from marble_core.registry import fetch_champion
+        from marble_core.report import shown_files, write_report
         from marble_core.storage import S3
 
+        tracker.watch_machine()
         config, run_id = read_prepared(prepared)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
-        run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out)
+        incumbent = fetch_champion(config, adapter, Path(scratch))
+        run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out, incumbent)
         evaluation, decision, _ = _judge(out)
-        write_report(out / "report.html", evaluation, decision, adapter / "history.jsonl", out / "images", config)
+        history, past = adapter / "history.jsonl", tracker.past_runs(config.registry.model)
+        write_report(out / "report.html", evaluation, decision, history, out / "images", config, past, run_id)
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "report.html", report)
-        results = {**evaluation.rewards, **evaluation.side}
-        gains = {f"evaluation/{name}/difference": result.difference.mean for name, result in results.items()}
-        gains = {"evaluation/mean_gain": evaluation.mean_gain.mean, **gains}
         step = _trained_steps(adapter)
         Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
-        with _tracked(prepared, "RUNNING") as tracker:
-            tracker.log_metrics(gains, step)
-            tracker.log_artifact(out / "report.html")
-            tracker.log_artifact(out / "evaluation.json")
+        metrics = evaluation_metrics(evaluation)
+        tracker.log_metrics(metrics, step)
+        for path in (out / "report.html", out / "evaluation.json"):
+            tracker.log_artifact(path)
+        for path in shown_files(out / "images"):
+            tracker.log_artifact(path, "evaluation")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
-    return gains
+    return metrics
 
 
 def _trained_steps(adapter: Path) -> int:
@@ -166,11 +206,13 @@ def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
     """Register the adapter as the next version of the model. Returns the version."""
     with progress.stage("register") as result:
         from marble_core.registry import register_version
+        from marble_core.retraining import successor_tags
 
         numbers, decision, config = _judge(evaluation)
-        with _tracked(prepared) as tracker:
-            version = register_version(config.registry.model, numbers, decision, tracker.mlflow_run_id, config.digest)
-        result |= {"model": config.registry.model, "version": version}
+        with _tracked(prepared, "register") as tracker:
+            leads_on = successor_tags(config, read_prepared(prepared)[1])
+            version, alias = register_version(config, numbers, decision, evaluation / "images", tracker.mlflow_run_id, leads_on)
+        result |= {"model": config.registry.model, "version": version, "alias": alias}
     return version
 
 
@@ -180,15 +222,15 @@ def reject(prepared: Path, evaluation: Path) -> str:
         from marble_core.registry import record_refusal
 
         numbers, decision, _ = _judge(evaluation)
-        with _tracked(prepared) as tracker:
+        with _tracked(prepared, "reject") as tracker:
             record_refusal(numbers, decision, tracker.mlflow_run_id)
         result |= {"reason": " ".join(decision.reasons)}
     return " ".join(decision.reasons)
 
 
 def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
-    from marble_core.evaluate import Evaluation
-    from marble_core.registry import decide
+    from marble_core.gate import decide
+    from marble_core.results import Evaluation
 
     config = read_config(evaluation / "config.json")
     numbers = Evaluation.load(evaluation / "evaluation.json")
@@ -196,12 +238,18 @@ def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
 
 
 @contextmanager
-def _tracked(prepared: Path, status: str = "FINISHED") -> Iterator[Tracker]:
-    """The MLflow run that training began, which has this status after the block."""
+def _tracked(
+    prepared: Path,
+    stage: str,
+    status: str = "FINISHED",
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[Tracker]:
+    """The run's MLflow run, which has this status after the block, and the stage's own below it."""
     from marble_core.tracking import Tracker
 
     config, run_id = read_prepared(prepared)
-    tracker = Tracker.start(config.storage.experiment, run_id, run_id, {})
+    tracker = Tracker.start(config.storage.experiment, run_id, run_id, stage, params, tags)
     try:
         yield tracker
     except BaseException:

@@ -102,7 +102,7 @@ def _train_and_evaluate(
 
 def _add(arm: dict[str, Any], directory: Path) -> None:
     """One more seed of an arm."""
-    from marble_core.evaluate import Evaluation
+    from marble_core.results import Evaluation
     from marble_core.state import read_history
 
     evaluation = Evaluation.load(directory / "evaluation.json")

@@ -1,8 +1,13 @@
 """Metrics, parameters, pictures and files of a run in MLflow; the only module that imports it for metrics.
 
-A run is found again by its tag ``marble.run_id``, so a stage that is restarted, and the next stage, go on in the same one.
-Nothing here stops a training or holds it up: after ``start`` every failure is counted and logged, and metrics are sent in
-the background, in order, as often as it takes.
+A pipeline's run is one MLflow run, with a child for each stage. The parent has all that runs are held against each other by:
+parameters, prompt sets, the curves of training, the results, the report, the model. So MLflow's table shows one line a
+pipeline, and its compare view draws the curves of two pipelines over each other, whatever stages there are. A child has what
+is the stage's alone: its duration and status, image, machine, and the load of CPU and GPU (``system/...``).
+
+The parent is found again by its tag ``marble.run_id``, and a child by its parent and ``marble.stage``, so a stage that is
+restarted, and the next stage, go on in the same ones. Nothing here stops a training or holds it up: after ``start`` every
+failure is counted and logged, and metrics and pictures are sent in the background, metrics in order and as often as it takes.
 """
 
 from __future__ import annotations
@@ -17,17 +22,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_core.lineage import public, stage_tags
+from marble_core.past import Past, past_runs
 from marble_core.sending import Batch, Sender
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
     import numpy as np
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
     from marble_core.config import RunConfig
 
 RUN_ID_TAG = "marble.run_id"
+STAGE_TAG = "marble.stage"
+PARENT_TAG = "mlflow.parentRunId"
 # MLflow's own defaults let a call wait for 246 s when the server is gone, and report every use to its makers.
 _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -39,15 +48,18 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """One MLflow run. Give the server by MLFLOW_TRACKING_URI."""
+    """The MLflow run of a pipeline, and of one of its stages below it. Give the server by MLFLOW_TRACKING_URI."""
 
-    def __init__(self, client: MlflowClient, run: Run) -> None:
+    def __init__(self, client: MlflowClient, run: Run, stage_run: Run) -> None:
         self._client = client
         self.mlflow_run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
+        self.stage_run_id: str = stage_run.info.run_id
         self._failures = 0
         self._logged = 0
         self._sender = Sender(self._send, self._known)
+        self._pictures: list[threading.Thread] = []
+        self._monitor: Any = None
 
     @property
     def failures(self) -> int:
@@ -60,10 +72,12 @@ class Tracker:
         experiment: str,
         run_name: str,
         run_id_tag: str,
-        params: Mapping[str, str],
+        stage: str,
+        params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Tracker:
-        """Opens the run tagged ``run_id_tag`` in the experiment, or makes it. Raises MarbleError where MLflow does not answer.
+        """Opens the run tagged ``run_id_tag`` in the experiment and the stage's run below it, or makes them. Raises MarbleError
+        where MLflow does not answer.
 
         A run's parameters cannot change in MLflow: on a restart only new ones are added, and changed ones become tags
         ``changed.KEY``.
@@ -80,16 +94,28 @@ class Tracker:
             client = MlflowClient(where)
             experiment_id = _experiment_id(client, experiment)
             run = find_run(client, experiment_id, run_id_tag)
-            if run is None:
-                run = client.create_run(experiment_id, run_name=run_name, tags={**(tags or {}), RUN_ID_TAG: run_id_tag})
-            else:
-                client.update_run(run.info.run_id, status="RUNNING")
-            _log_params(client, run, params)
+            run = _opened(client, run, experiment_id, run_name, {**(tags or {}), RUN_ID_TAG: run_id_tag})
+            _log_params(client, run, params or {})
+            own = {STAGE_TAG: stage, PARENT_TAG: run.info.run_id}
+            stage_run = _find(client, experiment_id, own)
+            stage_run = _opened(client, stage_run, experiment_id, stage, {**stage_tags(), **own})
         except MlflowException as error:
             raise MarbleError(
                 f"MLflow at {where} cannot be used ({' '.join(str(error).split())[:200]}): check MLFLOW_TRACKING_URI and the server."
             ) from None
-        return cls(client, run)
+        return cls(client, run, stage_run)
+
+    def watch_machine(self) -> None:
+        """From now on the stage's run gets the load of this machine's CPU, memory, disk, network and GPUs (``system/...``)."""
+
+        def begin() -> None:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            where = os.environ["MLFLOW_TRACKING_URI"]
+            self._monitor = SystemMetricsMonitor(self.stage_run_id, resume_logging=True, tracking_uri=where)
+            self._monitor.start()
+
+        self._attempt("machine's load", begin)
 
     def log_history(self, history: Sequence[Mapping[str, Any]]) -> None:
         """The metrics of all steps behind us; those from an earlier call, or that MLflow has already, are not sent again.
@@ -108,6 +134,12 @@ class Tracker:
         """Waits for the metrics that are on their way. Returns how many steps' are still not sent after so many seconds."""
         return self._sender.flush(seconds)
 
+    def past_runs(self, model: str) -> list[Past]:
+        """Earlier runs of the experiment, oldest first; none where MLflow does not answer. ``model`` is the registered one."""
+        found: list[Past] = []
+        self._attempt("question", lambda: found.extend(past_runs(self._client, self.experiment_id, model, self.mlflow_run_id)))
+        return found
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
             self._attempt("tag", lambda k=key, v=value: self._client.set_tag(self.mlflow_run_id, k, v))  # type: ignore[misc]
@@ -117,22 +149,44 @@ class Tracker:
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         self._attempt(f"artifact {path.name}", lambda: send(self.mlflow_run_id, str(path), directory))
 
+    def log_text(self, text: str, path: str) -> None:
+        """A file of this text among the run's artifacts."""
+        self._attempt(f"artifact {path}", lambda: self._client.log_text(self.mlflow_run_id, text, path))
+
+    def log_inputs(self, datasets: Sequence[DatasetInput]) -> None:
+        """The prompt sets of the run (``lineage.datasets``)."""
+        self._attempt("prompt sets", lambda: self._client.log_inputs(self.mlflow_run_id, datasets))
+
     def log_image(self, image_HWC: np.ndarray, key: str, step: int = 0) -> None:
-        """A picture (uint8, RGB) of a series: MLflow shows it with a slider over the steps."""
-        self._attempt(f"image {key}", lambda: self._client.log_image(self.mlflow_run_id, image_HWC, key=_name(key), step=step))
+        """In the background, a picture (uint8, RGB) of a series: MLflow shows it with a slider over the steps."""
+
+        def send() -> None:
+            self._client.log_image(self.mlflow_run_id, image_HWC, key=_name(key), step=step)
+
+        self._pictures = [thread for thread in self._pictures if thread.is_alive()]
+        self._pictures.append(self._in_background(f"image {key}", send))
 
     def end(self, status: str = "FINISHED", seconds: float = 20.0) -> None:
-        """Waits for what is on its way, and sets the status: FINISHED, FAILED, KILLED, or RUNNING where another stage goes on
-        in the run. For a server that is gone it waits no longer than twice these seconds."""
+        """Waits for what is on its way, and sets the status: FINISHED, FAILED, KILLED, or RUNNING where the stage is finished
+        and another goes on in the run. For a server that is gone it waits no longer than twice these seconds."""
+        deadline = time.monotonic() + 2 * seconds
         if unsent := self._sender.flush(seconds):
             _log.warning("MLflow has not taken the metrics of %d steps", unsent)
         self._sender.close()
-        close = self._client.update_run if status == "RUNNING" else self._client.set_terminated
-        closing = threading.Thread(
-            target=self._attempt, args=("status", lambda: close(self.mlflow_run_id, status)), daemon=True
-        )
-        closing.start()
-        closing.join(seconds)
+
+        def close() -> None:
+            if self._monitor is not None:
+                self._monitor.finish()
+            self._client.set_terminated(self.stage_run_id, "FINISHED" if status == "RUNNING" else status)
+            (self._client.update_run if status == "RUNNING" else self._client.set_terminated)(self.mlflow_run_id, status)
+
+        for thread in (*self._pictures, self._in_background("status", close)):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _in_background(self, what: str, action: Callable[[], Any]) -> threading.Thread:
+        thread = threading.Thread(target=self._attempt, args=(what, action), name=what, daemon=True)
+        thread.start()
+        return thread
 
     def _put(self, metrics: Mapping[str, float], step: int, seconds: float) -> None:
         """Infinities are sent as NaN, MLflow has no other word."""
@@ -159,14 +213,29 @@ class Tracker:
 
 def find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
     """The MLflow run that carries the tag ``marble.run_id``; the newest, should there be several."""
-    quoted = run_id.replace("'", "")
-    runs = client.search_runs([experiment_id], f"tags.`{RUN_ID_TAG}` = '{quoted}'", max_results=1, order_by=["start_time DESC"])
-    return runs[0] if runs else None
+    return _find(client, experiment_id, {RUN_ID_TAG: run_id})
 
 
 def run_params(config: RunConfig) -> dict[str, str]:
     """The configuration as MLflow parameters."""
-    return {_name(key): value for key, value in config.flat().items()}
+    return {_name(key): public(value) for key, value in config.flat().items()}
+
+
+def _find(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:
+    wanted = " and ".join(f"tags.`{key}` = '{value.replace(chr(39), '')}'" for key, value in tags.items())
+    runs = client.search_runs([experiment_id], wanted, max_results=1, order_by=["start_time DESC"])
+    return runs[0] if runs else None
+
+
+def _opened(client: MlflowClient, run: Run | None, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
+    """The run, running; made where there is none. Its tags say where its newest part comes from."""
+    from mlflow.entities import RunTag
+
+    if run is None:
+        return client.create_run(experiment_id, run_name=name, tags=dict(tags))
+    client.update_run(run.info.run_id, status="RUNNING")
+    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    return run
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

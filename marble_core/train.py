@@ -172,18 +172,26 @@ def _tracked_training(
     config: RunConfig, run_id: str, prompts: Sequence[Prompt], checkpoints: CheckpointStore, out: Path
 ) -> None:
     from marble_core import glossary, progress, registry
+    from marble_core.samples import grid
     from marble_core.tracking import Tracker, run_params
 
     said = {"mlflow.note.content": glossary.as_markdown()}
-    tracker = Tracker.start(config.storage.experiment, run_id, run_id, run_params(config), said)
+    tracker = Tracker.start(config.storage.experiment, run_id, run_id, "train", run_params(config), said)
+    tracker.watch_machine()
     if config.balance.method in BALANCING or config.balance.observe:
         progress.emit("train", note=glossary.of_the_progress_line())
     status = "FAILED"
     try:
         learner = start(config)
 
+        def show_samples() -> None:
+            every, step = config.train.samples_every, learner.step
+            if every and (step % every == 0 or step == config.train.steps):
+                tracker.log_image(grid(learner.policy, prompts, config), "samples", step)
+
         def report(done: StepReport) -> None:
             tracker.log_history(learner.history)
+            show_samples()
             progress.emit("train", done.step, config.train.steps, "; ".join(done.notes), done.metrics)
 
         train(learner, prompts, checkpoints, report)

@@ -1,9 +1,11 @@
-"""The pipeline: prepare -> train -> evaluate -> gate -> register or reject.
+"""The pipeline: prepare -> train -> evaluate -> gate -> register or reject; prepare -> skip where there is nothing new to train on.
 
-``python -m pipelines.marble`` compiles it to pipelines/marble.yaml, byte for byte the same each time.
+One definition for the laptop, for containers and for a cluster. ``python -m pipelines.marble`` compiles it with the default
+settings to pipelines/marble.yaml, byte for byte the same each time.
 """
 
 from pathlib import Path
+from typing import Any
 
 from kfp import compiler, dsl
 
@@ -12,37 +14,102 @@ from components.gate.component import gate
 from components.prepare.component import prepare
 from components.register.component import register
 from components.reject.component import reject
+from components.skip.component import skip
 from components.train.component import train
+from pipelines.pods import give_gpus, place
+from pipelines.settings import Settings
 
 PACKAGE = Path(__file__).with_suffix(".yaml")
 
 
-@dsl.pipeline(name="marble", description="Fine-tune a model on several rewards at once; register it if none was lost.")
-def marble(preset: str = "demo", config: str = "[]", run_id: str = "") -> None:
-    """From prompts to a registered model.
+def build(settings: Settings) -> Any:
+    """The pipeline with these settings."""
 
-    Args:
-        preset: The preset that the configuration starts from.
-        config: A JSON list of overrides, each "section.key=value". (As text: numbers in a struct would become floats.)
-        run_id: The name of the run; empty for a new one. A run that exists goes on from its newest checkpoint.
-    """
-    prepared = prepare(preset=preset, config=config, run_id=run_id)
-    trained = train(prepared=prepared.outputs["prepared"])
-    adapter = trained.outputs["adapter"]
-    evaluated = evaluate(prepared=prepared.outputs["prepared"], adapter=adapter)
-    evaluation = evaluated.outputs["evaluation"]
-    # kfp.local skips a plain If on a named output without a word: hence one return value, and both branches.
-    passed = gate(evaluation=evaluation)
-    with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison
-        registered = register(prepared=prepared.outputs["prepared"], adapter=adapter, evaluation=evaluation)
-    with dsl.Else(name="refused"):
-        rejected = reject(prepared=prepared.outputs["prepared"], evaluation=evaluation)
-    for task in (prepared, trained, evaluated, passed, registered, rejected):
-        task.set_caching_options(False)  # a nightly run with the same parameters must not be a cache hit
+    @dsl.pipeline(name="marble", description="Fine-tune a model on several rewards at once; register it if none was lost.")
+    def marble(
+        preset: str = "demo",
+        base_model: str = "",
+        prompts: str = "",
+        held_out: str = "",
+        rewards: str = "",
+        method: str = "",
+        steps: int = 0,
+        gpus: str = "0",
+        evaluation_gpus: str = "0",
+        accelerator: str = "nvidia.com/gpu",
+        seed: int = -1,
+        run_id: str = "",
+        start_from: str = "",
+        new_prompts: str = "",
+        gate_margin: float = -1.0,
+        bucket: str = "",
+        registered_model: str = "",
+        config: str = "[]",
+    ) -> None:
+        """From prompts to a registered model.
+
+        Args:
+            preset: What everything starts from: demo (minutes, no GPU) or one for SD3.5. Empty fields below leave its values.
+            base_model: The model that is fine-tuned: a hub id, an s3:// prefix, or a directory of the image.
+            prompts: Prompt files to train on, as "general=s3://bucket/file.jsonl ocr=... geneval=...".
+            held_out: Prompt files to evaluate on, in the same form.
+            rewards: Names, such as "pickscore,hpsv2,ocr". Those that the preset has keep their options.
+            method: How the rewards are balanced: marble, mgda, weighted_sum, equal, gdpo or single:NAME.
+            steps: Optimizer steps; 0 for the preset's.
+            gpus: GPUs of the training pod, one process each; 0 trains on its CPUs. (A text: KFP reads no number here.)
+            evaluation_gpus: GPUs of the evaluation's pod, 0 or 1.
+            accelerator: The resource that these are, such as nvidia.com/gpu or amd.com/gpu.
+            seed: Of prompts, noise and timesteps; -1 for the preset's.
+            run_id: The name of the run; empty for a new one. A run that exists goes on from its newest checkpoint.
+            start_from: What to begin with: champion (where there is none yet, the base) or s3://bucket/runs/RUN.
+            new_prompts: From champion, train on "mix" (new ones, filled up with its own), "only" (new ones) or "all".
+            gate_margin: Harm that is still accepted, in standard deviations of the base; -1 for the preset's.
+            bucket: The S3 bucket of checkpoints.
+            registered_model: The name in MLflow's model registry.
+            config: Any other override as JSON, {"optimizer": {"lr": 1e-4}} or ["optimizer.lr=1e-4"]. The fields above win.
+        """
+        prepared = prepare(
+            preset=preset,
+            base_model=base_model,
+            prompts=prompts,
+            held_out=held_out,
+            rewards=rewards,
+            method=method,
+            steps=steps,
+            gpus=gpus,
+            seed=seed,
+            run_id=run_id,
+            start_from=start_from,
+            new_prompts=new_prompts,
+            gate_margin=gate_margin,
+            bucket=bucket,
+            registered_model=registered_model,
+            config=config,
+        )
+        data = prepared.outputs["prepared"]
+        # kfp.local skips a plain If on a named output without a word: hence one return value, and both branches.
+        with dsl.If(prepared.outputs["Output"] != "", name="train"):
+            trained = train(gpus=gpus, accelerator=accelerator, prepared=data)
+            adapter = trained.outputs["adapter"]
+            evaluated = evaluate(gpus=evaluation_gpus, accelerator=accelerator, prepared=data, adapter=adapter)
+            evaluation = evaluated.outputs["evaluation"]
+            passed = gate(evaluation=evaluation)
+            with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison
+                registered = register(prepared=data, adapter=adapter, evaluation=evaluation)
+            with dsl.Else(name="refused"):
+                rejected = reject(prepared=data, evaluation=evaluation)
+        with dsl.Else(name="nothing-new"):
+            skipped = skip(prepared=data)
+        give_gpus(trained, gpus, accelerator, settings)
+        give_gpus(evaluated, evaluation_gpus, accelerator, settings)
+        for task in (prepared, trained, evaluated, passed, registered, rejected, skipped):
+            place(task, task.name, settings)
+
+    return marble
 
 
-def compile_to(path: Path = PACKAGE) -> Path:
-    compiler.Compiler().compile(marble, str(path))
+def compile_to(path: Path = PACKAGE, settings: Settings | None = None) -> Path:
+    compiler.Compiler().compile(build(settings or Settings()), str(path))
     return path
 
 

@@ -47,10 +47,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 @pytest.fixture
 def services(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The servers, in the environment of the test; with the bucket ``marble``."""
-    for name, value in servers.items():
-        monkeypatch.setenv(name, value)
-    if mlflow := sys.modules.get("mlflow"):
-        mlflow.set_tracking_uri(servers["MLFLOW_TRACKING_URI"])  # it remembers another test's above the environment's
+    _use(servers, monkeypatch)
     return servers
 
 
@@ -58,9 +55,15 @@ def services(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[s
 def services_of_module(servers: dict[str, str]) -> Iterator[None]:
     """The same for fixtures of a module."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in servers.items():
-            patch.setenv(name, value)
+        _use(servers, patch)
         yield
+
+
+def _use(servers: dict[str, str], patch: pytest.MonkeyPatch) -> None:
+    for name, value in servers.items():
+        patch.setenv(name, value)
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(servers["MLFLOW_TRACKING_URI"])  # it remembers another test's above the environment's
 
 
 @pytest.fixture

@@ -6,15 +6,23 @@ The stages that need a model are stood in for by tests/stand_ins; the runner, th
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import yaml
 from mlflow import MlflowClient
 
 from conftest import ROOT, eventually, is_alive
+from marble_core import cli
+from marble_core.cli.examples import EXAMPLES
+from marble_core.loading import load_config, presets
 from marble_core.services import addresses
 from marble_core.tracking import RUN_ID_TAG
 
@@ -85,6 +93,31 @@ def test_a_users_file_is_laid_over_the_preset_and_options_over_the_file(tmp_path
     assert "8 steps, a checkpoint every 3" in done.stdout and "rewards      ocr;" in done.stdout
 
 
+def commands(group: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command there is, by its path."""
+    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+        yield from commands(command, f"{path}{name} ") if hasattr(command, "commands") else [(path + name, command)]
+
+
+@pytest.mark.parametrize(("path", "command"), commands(), ids=[path for path, _ in commands()])
+def test_every_command_ends_its_help_with_examples_that_it_takes(path: str, command: Any) -> None:
+    assert EXAMPLES[path] and all(example in command.epilog for example in EXAMPLES[path])
+    for example in EXAMPLES[path]:
+        words = shlex.split(example.partition("  #")[0])
+        assert words[: 1 + len(path.split())] == ["marble", *path.split()]
+        command.make_context(path, words[1 + len(path.split()) :])
+
+
+def test_init_writes_a_configuration_that_changes_nothing_and_replaces_no_file(tmp_path: Path) -> None:
+    for preset in presets():
+        done = marble(tmp_path, "init", f"{preset}.yaml", "--preset", preset)
+        assert done.returncode == 0, done.stderr
+        assert load_config(preset, tmp_path / f"{preset}.yaml") == load_config(preset)
+        written = yaml.safe_load((tmp_path / f"{preset}.yaml").read_text())
+        assert written == load_config(preset).model_dump(mode="json"), "every key is there"
+    assert_one_sentence(marble(tmp_path, "init", "demo.yaml"), "demo.yaml", "there already")
+
+
 def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
     done = marble(tmp_path, "compile", "--output", "out.yaml")
     assert done.returncode == 0 and (tmp_path / "out.yaml").read_bytes() == (ROOT / "pipelines" / "marble.yaml").read_bytes()
@@ -115,12 +148,12 @@ def test_a_worse_model_is_refused_with_the_reason_and_the_command_still_succeeds
 ) -> None:
     done = marble(tmp_path, "run", "--run-id", "second", *SMALL, "--set", "storage.experiment=refusals", stand_in="worse")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Gate: refused" in done.stdout and "ocr got worse" in done.stdout and "Registered" not in done.stdout
+    assert "Gate: refused" in done.stdout and "ocr is worse" in done.stdout and "Registered" not in done.stdout
     client = MlflowClient(services["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("refusals")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_ID_TAG}` = 'second'")
-    assert "ocr got worse" in run.data.tags["marble.reasons"]
+    assert "ocr is worse" in run.data.tags["marble.reasons"]
 
 
 def test_a_stage_that_names_its_error_ends_the_command_with_that_sentence(services: dict[str, str], tmp_path: Path) -> None:

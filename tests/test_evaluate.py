@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from marble_core.comparing import compare
 from marble_core.config import RegistryConfig
-from marble_core.evaluate import Evaluation, compare, run_evaluation
+from marble_core.evaluate import run_evaluation
+from marble_core.gate import decide
 from marble_core.loading import load_config
-from marble_core.registry import decide
+from marble_core.results import Alarm, Evaluation
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 NAMES = ("clipscore", "ocr")
@@ -134,7 +136,8 @@ def test_tables_of_different_prompts_or_with_other_masks_are_a_bug() -> None:
 
 def test_an_evaluation_survives_its_file_with_its_settings(tmp_path: Path) -> None:
     prompts = held_out(10)
-    e = compare(*tables(prompts, np.random.default_rng(0)), prompts, 100, 0, settings={"solver": "euler", "steps": 12})
+    b, t = tables(prompts, np.random.default_rng(0))
+    e = replace(compare(b, t, prompts, 100, 0, b, ["ocr"]), settings={"solver": "euler"}, alarms=(Alarm("mode collapse", "x"),))
     e.save(tmp_path / "evaluation.json")
     assert Evaluation.load(tmp_path / "evaluation.json") == e
     (tmp_path / "broken.json").write_text('{"rewards": 3}')
@@ -145,7 +148,7 @@ def test_an_evaluation_survives_its_file_with_its_settings(tmp_path: Path) -> No
 
 
 def test_the_gate_reads_an_evaluation_without_torch() -> None:
-    code = "import sys, marble_core.evaluate, marble_core.registry; sys.exit(bool({'torch', 'mlflow'} & set(sys.modules)))"
+    code = "import sys, marble_core.results, marble_core.registry; sys.exit(bool({'torch', 'mlflow', 'pandas', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

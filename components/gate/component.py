@@ -5,7 +5,7 @@ from kfp import dsl
 from components import image
 
 
-@dsl.component(base_image=image("gate"), packages_to_install=[], install_kfp_package=False)
+@dsl.component(base_image=image("register"), packages_to_install=[], install_kfp_package=False)
 def gate(evaluation: dsl.Input[dsl.Dataset]) -> bool:
     """Refuse a model that lost on a reward (registry.margin).
 

@@ -6,22 +6,53 @@ from components import image
 
 
 @dsl.component(base_image=image("prepare"), packages_to_install=[], install_kfp_package=False)
-def prepare(preset: str, config: str, run_id: str, prepared: dsl.Output[dsl.Dataset], data_report: dsl.Output[dsl.HTML]) -> str:
-    """Check everything that can be checked without a GPU.
+def prepare(
+    preset: str,
+    base_model: str,
+    prompts: str,
+    held_out: str,
+    rewards: str,
+    method: str,
+    steps: int,
+    gpus: str,
+    seed: int,
+    run_id: str,
+    start_from: str,
+    new_prompts: str,
+    gate_margin: float,
+    bucket: str,
+    registered_model: str,
+    config: str,
+    prepared: dsl.Output[dsl.Dataset],
+    data_report: dsl.Output[dsl.HTML],
+) -> str:
+    """Check everything that can be checked without a GPU. The parameters are the pipeline's own.
 
     Args:
-        preset: The preset that the configuration starts from.
-        config: A JSON list of overrides, each "section.key=value".
-        run_id: The name of the run; empty for a new one. A run that exists goes on.
         prepared: config.json, run.json, train.jsonl, evaluation.jsonl and data_report.json.
         data_report: One HTML page on the prompts: counts, lengths, tags, examples, what was dropped and what is cut.
 
     Returns:
-        The run id.
+        The run id; empty where there is nothing to train on.
     """
-    import json
     from pathlib import Path
 
     from marble_core import stages
 
-    return stages.prepare(preset, json.loads(config), run_id, Path(prepared.path), Path(data_report.path))
+    form = {
+        "base_model": base_model,
+        "prompts": prompts,
+        "held_out": held_out,
+        "rewards": rewards,
+        "method": method,
+        "steps": steps,
+        "gpus": gpus,
+        "seed": seed,
+        "start_from": start_from,
+        "new_prompts": new_prompts,
+        "gate_margin": gate_margin,
+        "bucket": bucket,
+        "registered_model": registered_model,
+        "config": config,
+    }
+    return stages.prepare(preset, [], run_id, Path(prepared.path), Path(data_report.path), form)

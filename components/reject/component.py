@@ -5,7 +5,7 @@ from kfp import dsl
 from components import image
 
 
-@dsl.component(base_image=image("reject"), packages_to_install=[], install_kfp_package=False)
+@dsl.component(base_image=image("register"), packages_to_install=[], install_kfp_package=False)
 def reject(prepared: dsl.Input[dsl.Dataset], evaluation: dsl.Input[dsl.Dataset]) -> str:
     """Note the refusal and its reasons in the MLflow run.
 

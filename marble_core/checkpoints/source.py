@@ -58,16 +58,17 @@ def check_beginning(config: RunConfig, s3: S3, run_id: str) -> None:
     Raises MarbleError where the run was begun with settings that may not change, or the address names no checkpoint.
     """
     own = Remote(s3, run_id)
-    if run_id and (name := own.latest()):
-        if before := _begun_with(own, name):
+    if name := own.latest():
+        if before := begun_with(own):
             require_same_run(before, config, own.uri(name))
     elif config.train.start_from:
         locate(config.train.start_from)
 
 
-def _begun_with(run: Remote, name: str) -> RunConfig | None:
-    """Not verified: what is broken here, training names and skips."""
-    found = run.s3.get(f"{run.prefix}/{name}/config.json")
+def begun_with(run: Remote) -> RunConfig | None:
+    """The configuration in the run's latest checkpoint. Not verified: what is broken here, training names and skips."""
+    name = run.latest()
+    found = run.s3.get(f"{run.prefix}/{name}/config.json") if name else None
     with contextlib.suppress(ValueError):
         return RunConfig.model_validate_json(found[0]) if found else None
     return None

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, demo, evidence, models, pipeline
+from marble_core.cli import checkpoints, cluster, demo, evidence, models, pipeline, registry, runs
+from marble_core.cli.examples import add_examples
 
 app = typer.Typer(
     help="MARBLE: fine-tune a text-to-image model on several rewards at once.",
@@ -19,10 +20,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (pipeline.run, pipeline.check, models.fetch, pipeline.compile_, pipeline.ui, evidence.bench, evidence.study):
+for command in (
+    pipeline.run,
+    pipeline.init,
+    pipeline.check,
+    models.fetch,
+    pipeline.compile_,
+    cluster.submit,
+    pipeline.ui,
+    evidence.bench,
+    evidence.study,
+    registry.rollback,
+):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(cluster.schedule, name="schedule")
+app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(demo.app, name="demo")
+add_examples(app)
 
 
 _UsageError: Any = typer.BadParameter.__base__  # typer does not name it

@@ -1,4 +1,4 @@
-"""Commands on the pipeline: run, check, compile, ui."""
+"""Commands on the pipeline: run, init, check, compile, ui."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from marble_core.config import RunConfig
     from pipelines.local import Outcome
+    from pipelines.settings import Images
 
 
 def run(
@@ -23,12 +24,16 @@ def run(
     config: File = None,
     set_: Set = None,
     run_id: Annotated[str, typer.Option(help="The name of the run; a run that exists goes on. Default: a new one.")] = "",
+    containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
+    registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
+    tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
 ) -> None:
     """Run the pipeline on this machine: from prompts to a registered model and a report.
 
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
     settings, overrides = load(preset, config, set_)
+    images = _images(registry, tag) if containers else None
     from rich.console import Console
 
     from marble_core.services import embedded
@@ -41,8 +46,37 @@ def run(
         os.environ.update(environment)
         from pipelines.local import run as run_pipeline
 
-        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console)
+        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images)
     _summary(console, settings, outcome)
+
+
+def _images(registry: str, tag: str) -> Images:
+    """The images to run, all of which are here."""
+    from pipelines.containers import find
+    from pipelines.settings import read_settings
+
+    images = read_settings(registry=registry, tag=tag).images
+    find(images)
+    return images
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("marble.yaml"),
+    preset: Preset = "demo",
+) -> None:
+    """Write a commented configuration with every setting there is, to change and to give to run, check and study."""
+    from marble_core.starter import starter
+    from marble_core.types import MarbleError
+
+    text = starter(preset)
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(text)
+    except FileExistsError:
+        raise MarbleError(f"The file {str(file)!r} is there already: give another name.") from None
+    except OSError as error:
+        raise MarbleError(f"The file {str(file)!r} cannot be written: {error.strerror}.") from None
+    print(f"{file}: change it, then marble check --preset {preset} --config {file}")
 
 
 def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
@@ -71,16 +105,20 @@ def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> Non
 
 
 def compile_(
-    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("marble.yaml"),
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("pipeline.yaml"),
+    registry: Annotated[str, typer.Option(help="Where the images lie, such as registry.example/team.")] = "",
+    tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
+    settings: Annotated[Path | None, typer.Option(help="A YAML file on images, pods, secrets; see docs/compile.md.")] = None,
 ) -> None:
-    """Compile the pipeline for a cluster. MARBLE_REGISTRY names the registry of the images."""
+    """Compile the pipeline to the one file that a cluster takes: upload it in Kubeflow's UI, or give it to marble submit."""
     from marble_core.types import MarbleError
     from pipelines.marble import compile_to
+    from pipelines.settings import read_settings
 
     if output.suffix != ".yaml":
         raise MarbleError(f"The file {str(output)!r} must end with .yaml: give another with --output.")
     try:
-        print(compile_to(output))
+        print(compile_to(output, read_settings(settings, registry=registry, tag=tag)))
     except OSError as error:
         raise MarbleError(f"The file {str(output)!r} cannot be written: {error.strerror}.") from None
 
@@ -103,22 +141,33 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
 
     from rich.table import Table
 
-    from marble_core.evaluate import Evaluation
-    from marble_core.registry import CHAMPION
+    from marble_core.comparing import interval
+    from marble_core.results import Evaluation
 
     found = outcome.results
+    if "skip" in found:
+        console.print(found["skip"]["reason"], markup=False)
+        return
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
-    table = Table("reward", title="Held-out prompts, same noise for both models; 95 % intervals")
-    for heading in ("prompts", "base", "trained", "difference", "interval", "wins"):
+    table = Table("reward", title="Held-out prompts, same noise for all models; 95 % intervals")
+    for heading in (
+        "prompts",
+        "base",
+        "trained",
+        "difference",
+        "interval",
+        "wins",
+        *(["over champion"] if evaluation.champion else []),
+    ):
         table.add_column(heading, justify="right")
-    for name, reward in evaluation.rewards.items():
+    for name, reward in evaluation.measured.items():
         d = reward.difference
         style = "green" if d.low > 0 else "red" if d.high < 0 else ""
         numbers = (f"{reward.base:.3f}", f"{reward.trained:.3f}", f"{d.mean:+.3f}", f"{d.low:+.3f} .. {d.high:+.3f}")
-        table.add_row(name, str(reward.n), *numbers, f"{reward.win_rate:.0%}", style=style)
+        over = [interval(evaluation.champion.rewards[name].difference)] if evaluation.champion else []
+        table.add_row(name, str(reward.n), *numbers, f"{reward.win_rate:.0%}", *over, style=style)
     console.print(table)
-    gain = evaluation.mean_gain
-    console.print(f"Mean gain: {gain.mean:+.3f} base standard deviations ({gain.low:+.3f} .. {gain.high:+.3f})")
+    console.print(f"Mean gain: {interval(evaluation.mean_gain)} base standard deviations")
     for note in evaluation.notes:
         console.print(f"Note: {note}", markup=False)
     decision = found["gate"]
@@ -127,7 +176,7 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
         console.print(f"  {reason}", markup=False)
     if decision["passed"]:
         version = f"version {found['register']['version']} of {settings.registry.model}"
-        console.print(f"Registered: {version} as {CHAMPION} in MLflow (see it: marble ui)")
+        console.print(f"Registered: {version} as {found['register']['alias']} in MLflow (see it: marble ui)")
     if Path(found["evaluate"]["report"]).is_file():
         console.print(
             f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True

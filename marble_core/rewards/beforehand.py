@@ -27,7 +27,7 @@ def check_heard(config: RunConfig, train: Sequence[Prompt], evaluation: Sequence
         rewards = [r for r in config.rewards if r.name in stage.rewards]
         _require_prompts(rewards, train, "data.train", stage.sources or SOURCES)
     _require_prompts(config.rewards, train, "data.train")
-    _require_prompts(config.rewards, evaluation, "data.evaluation")
+    _require_prompts(config.measured, evaluation, "data.evaluation")
 
 
 def can_use(reward: RewardConfig, prompt: Prompt) -> bool:

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from marble_core import progress, stages
-from marble_core.evaluate import Estimate, Evaluation, RewardResult
+from marble_core.results import Estimate, Evaluation, RewardResult
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 
@@ -56,7 +56,7 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
 
 def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
     with progress.stage("register") as result:
-        result |= {"model": "marble", "version": "7"}
+        result |= {"model": "marble", "version": "7", "alias": "champion"}
     return "7"
 
 

@@ -1,0 +1,57 @@
+"""Examples that end each command's help. A test runs every line as far as the command line is read."""
+
+from __future__ import annotations
+
+import typer
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": (
+        "marble run",
+        "marble run --config marble.yaml --set train.steps=160 --set balance.method=weighted_sum",
+        "marble run --run-id nightly-7    # again: goes on from its newest checkpoint",
+    ),
+    "init": ("marble init", "marble init sd35.yaml --preset demo"),
+    "check": ("marble check --config marble.yaml", "marble check --set rollout.prompts=48"),
+    "fetch": ("marble fetch --dry-run", "marble fetch demo"),
+    "compile": ("marble compile --registry registry.example/team --tag 0.1.0", "marble compile --settings settings.yaml"),
+    "submit": (
+        "marble submit --param preset=demo --param steps=40",
+        "marble submit pipeline.yaml --run-id first --wait --json    # exit code as of marble runs wait",
+        "marble submit --dry-run",
+    ),
+    "schedule create": (
+        "marble schedule create nightly --cron '0 3 * * *' --param start_from=champion --param new_prompts=mix",
+    ),
+    "schedule list": ("marble schedule list --json",),
+    "schedule update": (
+        "marble schedule update nightly --cron '0 5 * * 1-5' --param steps=80",
+        "marble schedule update nightly --package pipeline.yaml    # what marble compile has written now",
+    ),
+    "schedule pause": ("marble schedule pause nightly",),
+    "schedule resume": ("marble schedule resume nightly",),
+    "schedule delete": ("marble schedule delete nightly",),
+    "runs list": ("marble runs list -n 5", "marble runs list --host http://localhost:8888 --namespace team"),
+    "runs show": ("marble runs show 20261124-093000-3fa9c1",),
+    "runs cancel": ("marble runs cancel 20261124-093000-3fa9c1",),
+    "runs wait": ("marble runs wait 20261124-093000-3fa9c1 --timeout 86400",),
+    "ui": ("marble ui",),
+    "bench": ("marble bench --rounds 2",),
+    "study": ("marble study docs/studies/hackable.yaml",),
+    "rollback": ("marble rollback marble", "marble rollback marble --to 3"),
+    "checkpoints list": ("marble checkpoints list nightly-7",),
+    "checkpoints verify": ("marble checkpoints verify nightly-7",),
+    "checkpoints prune": ("marble checkpoints prune nightly-7 --keep-last 2",),
+    "demo pretrain": ("marble demo pretrain --out my_sd3",),
+    "demo score": ("marble demo score my_sd3",),
+    "demo pretrain-rewards": ("marble demo pretrain-rewards --out my_rewards",),
+}
+
+
+def add_examples(app: typer.Typer, prefix: str = "") -> None:
+    """Give every command of the app, and of the groups in it, its examples."""
+    for command in app.registered_commands:
+        name = command.name or str(getattr(command.callback, "__name__", "")).replace("_", "-")
+        command.epilog = "\n\n".join(("Examples:", *EXAMPLES.get(prefix + name, ())))
+    for group in app.registered_groups:
+        if group.typer_instance:
+            add_examples(group.typer_instance, f"{prefix}{group.name} ")

@@ -1,0 +1,81 @@
+"""The form of the pipeline, which Kubeflow's page shows, as overrides of the configuration.
+
+An empty text, a 0 or a negative number leaves what the preset says: KFP's parameters know no null.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from marble_core.loading import load_config
+from marble_core.types import MarbleError
+
+KEYS = {
+    "base_model": "model.path",
+    "method": "balance.method",
+    "steps": "train.steps",
+    "seed": "seed",
+    "start_from": "train.start_from",
+    "new_prompts": "data.new_prompts",
+    "gate_margin": "registry.margin",
+    "bucket": "storage.bucket",
+    "registered_model": "registry.model",
+}
+FROM_ZERO = ("seed", "gate_margin")  # here 0 is a value, and -1 says nothing
+
+
+def overrides_of(
+    preset: str, config: str = "[]", prompts: str = "", held_out: str = "", rewards: str = "", gpus: str = "0", **fields: Any
+) -> list[str]:
+    """Overrides ``section.key=value``: those of ``config`` first, then the form's own fields (see KEYS).
+
+    ``config`` is a JSON list of overrides or a JSON object such as {"train": {"steps": 100}}; ``prompts`` and ``held_out`` are
+    "source=URI source=URI"; ``rewards`` are names, of which those that are configured already keep their options. Raises
+    MarbleError, which names the field.
+    """
+    made = _of_json(config)
+    for key, text in (("data.train", prompts), ("data.evaluation", held_out)):
+        made += [_override(f"{key}.{source}", uri) for source, uri in _sources(text)]
+    if rewards.strip():
+        made.append(_override("rewards", _rewards(rewards, preset, made)))
+    if not (gpus.strip() or "0").isdecimal():
+        raise MarbleError(f"The pipeline's parameter gpus is {gpus!r}: give a number of GPUs, such as 8, or 0 for none.")
+    if count := int(gpus.strip() or 0):
+        made.append(_override("train.processes", count))
+    for field, value in fields.items():
+        if value >= 0 if field in FROM_ZERO else value:
+            made.append(_override(KEYS[field], value.strip() if isinstance(value, str) else value))
+    return made
+
+
+def _override(key: str, value: Any) -> str:
+    return f"{key}={json.dumps(value)}"
+
+
+def _of_json(config: str) -> list[str]:
+    try:
+        value = json.loads(config or "[]")
+    except ValueError as error:
+        raise MarbleError(
+            f"The pipeline's parameter config is not JSON ({error}): write [] where there is nothing to say."
+        ) from None
+    if isinstance(value, dict):
+        return [_override(key, below) for key, below in value.items()]
+    if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise MarbleError('The pipeline\'s parameter config must be like {"train": {"steps": 100}} or ["train.steps=100"].')
+    return value
+
+
+def _sources(text: str) -> list[tuple[str, str]]:
+    pairs = [item.partition("=") for item in text.split()]
+    for source, _, uri in pairs:
+        if not (source and uri):
+            raise MarbleError(f"The prompt files {text!r} must be of the form 'general=URI ocr=URI geneval=URI'.")
+    return [(source, uri) for source, _, uri in pairs]
+
+
+def _rewards(names: str, preset: str, overrides: list[str]) -> list[dict[str, Any]]:
+    configured = {reward.name: reward for reward in load_config(preset, overrides=overrides).rewards}
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    return [configured[n].model_dump(mode="json") if n in configured else {"name": n} for n in wanted]

@@ -1,0 +1,84 @@
+"""Where a run comes from: the code, the images, the prompts. No torch, no pandas: the smallest stage records it.
+
+The environment names what a container cannot find out by itself:
+
+- ``MARBLE_GIT_COMMIT``: the commit that the image was built from; without it, that of the checkout this file lies in.
+- ``MARBLE_IMAGE``: the stage's image with its digest, ``registry/marble-train@sha256:...``.
+- ``MARBLE_PIPELINE_VERSION``: the version of the pipeline that the cluster runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marble_core import __version__
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+    from marble_core.types import Prompt
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def code_tags() -> dict[str, str]:
+    """Of the whole run. MLflow shows the commit as the run's source version."""
+    tags = {
+        "marble.version": __version__,
+        "marble.pipeline_version": os.environ.get("MARBLE_PIPELINE_VERSION", ""),
+        "mlflow.source.git.commit": os.environ.get("MARBLE_GIT_COMMIT") or _commit(),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def stage_tags() -> dict[str, str]:
+    """Of one stage: the image and the machine that it runs on."""
+    tags = {"marble.image": os.environ.get("MARBLE_IMAGE", ""), "marble.host": platform.node()}
+    return {name: value for name, value in tags.items() if value}
+
+
+def datasets(prompts: Mapping[str, Sequence[Prompt]], places: Mapping[str, Mapping[str, str]]) -> list[DatasetInput]:
+    """MLflow's record of prompt sets by what they are for ("train", "evaluation"): equal prompts have equal digests.
+
+    ``places`` has the address of each source of a set.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found = []
+    for use, own in prompts.items():
+        texts = "\n".join(f"{p.source}\t{p.text}" for p in own)
+        profile = {"prompts": len(own), **Counter(p.source for p in own)}
+        dataset = Dataset(
+            name=f"prompts to {'train on' if use == 'train' else 'evaluate on'}",
+            digest=hashlib.sha256(texts.encode()).hexdigest()[:12],
+            source_type="prompts",
+            source=public(json.dumps(dict(places[use]))),
+            profile=json.dumps(profile),
+        )
+        found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", use)]))
+    return found
+
+
+def public(text: str) -> str:
+    """The text with what may open a door taken out of its web addresses: passwords, and queries, which may be signatures."""
+    return re.sub(r"(https?://)(?:[^\s\"'/@]*@)?([^\s\"'?]*)(?:\?[^\s\"']*)?", r"\1\2", text)
+
+
+def _commit() -> str:
+    """The checkout's commit, with ``-dirty`` where files differ from it; empty where this is no checkout."""
+    if not (_CHECKOUT / ".git").exists():
+        return ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    return ""

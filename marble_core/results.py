@@ -1,0 +1,140 @@
+"""What an evaluation found, as ``evaluation.json`` holds it. No torch: the gate, the report and the registry read it.
+
+Three models draw the same held-out prompts from the same noise: ``base``, ``champion`` (the registered one, where there is one
+to compare with) and ``trained``. Beside evaluation.json lies ``images/scores.jsonl``, one line a prompt: index, prompt, source,
+noise_seed, each role's scores by reward (``{"base": {"ocr": 0.5}}``, held-out rewards among them), and for the first prompts of
+a source ``pictures``, which maps each role to its file in images/: ``base-000.png``, ``champion-000.png``, ``trained-000.png``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from marble_core.types import MarbleError
+
+ROLES = ("base", "champion", "trained")
+SCORES_FILE = "scores.jsonl"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point estimate and the ends of its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """One reward over the ``n`` held-out prompts to which it applies, in the reward's own units.
+
+    ``difference`` is the paired mean of trained - base, ``base_std`` the population std of the base's reward over prompts,
+    ``win_rate`` the share of prompts on which the trained model scores higher, a tie counting half.
+    """
+
+    n: int
+    base: float
+    trained: float
+    difference: Estimate
+    base_std: float
+    win_rate: float
+
+    @property
+    def digits(self) -> int:
+        """Decimals at which a hundredth of ``base_std`` shows."""
+        return int(np.clip(2 - np.floor(np.log10(self.base_std)), 2, 6)) if self.base_std > 0 else 3
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One reward of the champion on the same prompts: its mean, and the paired difference and wins of trained over it."""
+
+    mean: float
+    difference: Estimate
+    win_rate: float
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The trained model over the champion. ``rewards`` has held-out rewards and side values too; ``mean_gain`` is in base stds."""
+
+    rewards: Mapping[str, Versus]
+    by_source: Mapping[str, Mapping[str, Versus]]
+    mean_gain: Estimate
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How unlike the ``images`` pictures of one prompt are, over ``prompts`` prompts: mean pairwise cosine distance of CLIP's
+    image features, in [0, 2]. ``change`` is trained / base - 1, paired over prompts and noise: -0.2 is a fifth lost.
+    """
+
+    prompts: int
+    images: int
+    base: float
+    trained: float
+    change: Estimate
+    champion: float | None = None
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that a gain can hide, shown by intervals, in a sentence."""
+
+    kind: Literal["reward hacking", "mode collapse"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the gate and the report read. ``settings`` say how the numbers came about and travel with them.
+
+    ``rewards`` were trained on, ``held_out`` were only measured. ``mean_gain`` is the mean over ``rewards`` of difference /
+    base_std. A reward that applies to no prompt is in ``missing``. ``by_source`` has rewards and held-out ones. ``side`` has what
+    scorers report beside their rewards (``geneval/strict``), of which neither gain nor gate knows. ``champion_version`` had the
+    alias when this was measured; where there is none to compare with, ``no_champion`` says why.
+    """
+
+    rewards: Mapping[str, RewardResult]
+    by_source: Mapping[str, Mapping[str, RewardResult]]
+    mean_gain: Estimate
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    side: Mapping[str, RewardResult] = field(default_factory=dict)
+    held_out: Mapping[str, RewardResult] = field(default_factory=dict)
+    champion: Champion | None = None
+    champion_version: str | None = None
+    no_champion: str = ""
+    diversity: Diversity | None = None
+    alarms: tuple[Alarm, ...] = ()
+
+    @property
+    def measured(self) -> dict[str, RewardResult]:
+        """Every reward, trained on or not."""
+        return {**self.rewards, **self.held_out}
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_bytes(_FORMAT.dump_json(self, indent=2) + b"\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Raises MarbleError if the file cannot be read or is no evaluation."""
+        try:
+            return _FORMAT.validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise MarbleError(f"The evaluation {path} cannot be read: {error.strerror}.") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(map(str, first["loc"])) or "the file"
+            raise MarbleError(f"{path} is not an evaluation ({at}: {first['msg']}); run the evaluate stage again.") from None
+
+
+_FORMAT = TypeAdapter(Evaluation)

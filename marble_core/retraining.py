@@ -1,0 +1,169 @@
+"""Retraining from the champion: what a run begins from, and which prompts it trains on. No torch.
+
+``train.start_from: champion`` names no fixed weights. prepare puts the checkpoint of the registered model's champion in its
+place, and of the prompts those that ``data.new_prompts`` wants, so that everything after it is a run like any other. Every run
+leaves its prompts beside its checkpoints on S3, where its successor finds them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from marble_core.checkpoints.remote import Remote
+from marble_core.checkpoints.source import begun_with, locate
+from marble_core.config import CHAMPION, RunConfig
+from marble_core.prompts import mix, read_prompts
+from marble_core.seeding import derive
+from marble_core.storage import S3
+from marble_core.types import SOURCES, MarbleError, Prompt
+
+PROMPTS = "train.jsonl"  # below runs/RUN_ID
+CHECKPOINT_TAG = "marble.checkpoint"  # on a version: where its training can go on
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that a run begins from, the address of its checkpoint, and what it was trained on."""
+
+    version: str
+    checkpoint: str
+    prompts: tuple[Prompt, ...]
+
+
+def find_champion(name: str) -> Champion | None:
+    """The champion of the registered model ``name``; None where there is none yet.
+
+    Raises MarbleError where the champion says no checkpoint, or its checkpoint or prompts are gone.
+    """
+    from marble_core.registry import champion_tags
+
+    found = champion_tags(name)
+    if found is None:
+        return None
+    version, tags = found
+    if CHECKPOINT_TAG not in tags:
+        raise MarbleError(
+            f"The champion of {name!r}, version {version}, has no tag {CHECKPOINT_TAG}: give train.start_from an s3:// address."
+        )
+    remote, checkpoint = locate(tags[CHECKPOINT_TAG])
+    prompts = stored_prompts(remote.s3, remote.run_id)
+    if prompts is None:
+        raise MarbleError(
+            f"The prompts of the champion of {name!r} are not at {remote.s3.uri(_key(remote.run_id))} any more: "
+            "give train.start_from an s3:// address, which trains on all prompts."
+        )
+    return Champion(version, remote.uri(checkpoint), tuple(prompts))
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where the prompts of a run come from: the configuration alone, the champion too, or the run's own earlier start."""
+
+    config: RunConfig
+    champion: Champion | None = None
+    own: tuple[Prompt, ...] = ()
+
+    def prompts(self, given: Sequence[Prompt], held_out: Sequence[Prompt]) -> tuple[list[Prompt], list[str]]:
+        """The prompts to train on, of those that the configuration gives, and what is to be told of it, a sentence each.
+
+        No prompts where ``data.new_prompts`` is only and there are none. Raises MarbleError where their sources cannot be mixed.
+        """
+        if self.own:
+            return list(self.own), ["The run goes on with the prompts that it was begun with."]
+        if self.champion is None:
+            return list(given), []
+        choice = choose(self.config.data.new_prompts, given, self.champion.prompts, held_out, self.config.seed)
+        said = f"Goes on from the champion, version {self.champion.version}; {choice.counts}."
+        if choice.prompts:
+            mix(choice.prompts, self.config.rollout.prompts, 1, 0, self.config.seed)
+        else:
+            said = f"Nothing to train on: no prompt is new since the champion, version {self.champion.version}."
+        return choice.prompts, [said]
+
+
+def plan(config: RunConfig, s3: S3, run_id: str) -> tuple[RunConfig, Beginning]:
+    """The configuration with the champion's checkpoint in the place of ``champion``, and where the prompts come from.
+
+    A run that has a checkpoint of its own keeps what it was begun with, whoever is champion now. Without a champion the run
+    is a plain one: the first of a schedule.
+    """
+    if config.train.start_from != CHAMPION:
+        return config, Beginning(config)
+    if before := begun_with(Remote(s3, run_id)):
+        settled = _starting_from(config, before.train.start_from)
+        return settled, Beginning(settled, own=tuple(stored_prompts(s3, run_id) or ()))
+    champion = find_champion(config.registry.model)
+    settled = _starting_from(config, champion.checkpoint if champion else None)
+    return settled, Beginning(settled, champion)
+
+
+def _starting_from(config: RunConfig, address: str | None) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"start_from": address})})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The prompts of a retraining; by source, how many of them are new and how many the champion knows."""
+
+    prompts: list[Prompt]
+    new: dict[str, int]
+    known: dict[str, int]
+
+    @property
+    def counts(self) -> str:
+        return ", ".join(f"{source} {self.new[source]} new and {self.known[source]} known" for source in self.new)
+
+
+def choose(mode: str, given: Sequence[Prompt], before: Sequence[Prompt], held_out: Sequence[Prompt], seed: int) -> Choice:
+    """The prompts of ``given`` and of ``before`` that a retraining trains on.
+
+    ``all`` takes what is given, ``only`` what of it ``before`` has not. ``mix`` takes the same, and fills every source up to the
+    size that it had before from its own prompts of then, drawn by ``seed``: no specialist starves because the news are of
+    another kind. A prompt that is held out now is not taken from ``before``.
+    """
+    known = {(p.source, p.text) for p in before}
+    judged_by = {p.text for p in held_out}
+    chosen: list[Prompt] = []
+    news, olds = {}, {}
+    for source in SOURCES:
+        own = [p for p in given if p.source == source]
+        new = [p for p in own if (source, p.text) not in known]
+        old = [p for p in own if (source, p.text) in known] if mode == "all" else []
+        if mode == "mix":
+            then = [p for p in before if p.source == source]
+            usable = [p for p in then if p.text not in judged_by]
+            order = np.random.default_rng(derive(seed, "retraining", source)).permutation(len(usable))
+            old = [usable[i] for i in sorted(order[: max(0, len(then) - len(new))])]
+        if new or old:
+            news[source], olds[source] = len(new), len(old)
+        chosen += [*new, *old]
+    return Choice(chosen, news, olds)
+
+
+def successor_tags(config: RunConfig, run_id: str) -> dict[str, str]:
+    """What a version says to a run that begins from it."""
+    remote = Remote(S3(config.storage.bucket), run_id)
+    name = remote.latest()
+    return {CHECKPOINT_TAG: remote.uri(name)} if name else {}
+
+
+def store_prompts(s3: S3, run_id: str, file: Path) -> None:
+    """Leave the run's prompts for its successor."""
+    s3.upload_file(file, _key(run_id))
+
+
+def stored_prompts(s3: S3, run_id: str) -> list[Prompt] | None:
+    if not s3.exists(_key(run_id)):
+        return None
+    with tempfile.TemporaryDirectory(prefix="marble-") as directory:
+        s3.download_file(_key(run_id), Path(directory) / PROMPTS)
+        return read_prompts(Path(directory) / PROMPTS)
+
+
+def _key(run_id: str) -> str:
+    return f"runs/{run_id}/{PROMPTS}"

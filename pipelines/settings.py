@@ -1,0 +1,175 @@
+"""What ``marble compile`` fixes in the pipeline file: images, pods, secrets. A typed tree, as the configuration of a run is.
+
+What may differ between two runs of one pipeline file is a parameter of the pipeline instead (see marble.py): KFP resolves GPU
+count and type when the run starts, and everything here when the file is written. Names of secrets stand here; their values
+are in Kubernetes' secrets alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from marble_core import __version__
+from marble_core.config import Section
+from marble_core.loading import merged, sentence
+from marble_core.strict_yaml import read_yaml
+from marble_core.types import MarbleError
+
+Stage = Literal["prepare", "train", "evaluate", "gate", "register", "reject", "skip"]
+Image = Literal["prepare", "train", "evaluate", "register"]
+IMAGE_OF: dict[str, Image] = {
+    **{stage: stage for stage in ("prepare", "train", "evaluate", "register")},
+    "gate": "register",
+    "reject": "register",
+    "skip": "register",
+}
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]  # of a Kubernetes object
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+STORAGE: tuple[Stage, ...] = ("prepare", "train", "evaluate", "register")
+TRACKING: tuple[Stage, ...] = ("prepare", "train", "evaluate", "gate", "register", "reject", "skip")
+MODELS: tuple[Stage, ...] = ("prepare", "train", "evaluate")
+
+
+class Images(Section):
+    """Where the images lie. ``make images`` builds them, and says their digests once they are pushed."""
+
+    registry: str = Field("", pattern=r"^[a-z0-9.:/_-]*$")  # registry.example/team; empty: the engine's own images
+    tag: str = Field(__version__, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
+    digests: dict[Image, Digest] = Field({})  # wins over the tag
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: tuple[Name, ...] = ()
+
+    def of(self, stage: str) -> str:
+        """The reference of a stage's image."""
+        image = IMAGE_OF[stage]
+        name = "/".join(filter(None, (self.registry.rstrip("/"), f"marble-{image}")))
+        return f"{name}@{self.digests[image]}" if image in self.digests else f"{name}:{self.tag}"
+
+
+class Source(Section):
+    """A secret or a config map, some keys of which become variables of the same name in some stages."""
+
+    name: Name
+    keys: tuple[Variable, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    optional: bool = True  # false: a pod waits until secret and key are there
+
+
+class Authority(Section):
+    """The certificates of S3, MLflow and the hub where they are not public ones: a config map of the namespace."""
+
+    config_map: Name
+    key: str = "ca.crt"
+
+
+class Pod(Section):
+    """One stage's pod. Without a limit it may use what its node has."""
+
+    cpu_request: Quantity | None = None
+    cpu_limit: Quantity | None = None
+    memory_request: Quantity | None = None
+    memory_limit: Quantity | None = None
+    timeout_hours: float = Field(1, gt=0)
+    retries: int = Field(2, ge=0)
+
+
+PODS: dict[Stage, Pod] = {
+    "prepare": Pod(cpu_request="1", memory_request="2Gi", timeout_hours=6),
+    "train": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=168, retries=8),  # a retry goes on from the checkpoint
+    "evaluate": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=24),
+    "gate": Pod(cpu_request="100m", memory_request="256Mi"),
+    "register": Pod(cpu_request="250m", memory_request="512Mi"),
+    "reject": Pod(cpu_request="100m", memory_request="256Mi"),
+    "skip": Pod(cpu_request="100m", memory_request="256Mi"),
+}
+
+
+class Backoff(Section):
+    seconds: int = Field(30, ge=0)
+    factor: float = Field(2, ge=1)
+    max_seconds: int = Field(600, ge=0)
+
+
+class Toleration(Section):
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoExecute", "NoSchedule", "PreferNoSchedule"] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Toleration:
+        if self.operator == "Equal" and not (self.key and self.value is not None):
+            raise ValueError("operator Equal needs key and value; Exists tolerates a key with any value")
+        return self
+
+
+class Gpu(Section):
+    """Where train and evaluate may run. How many GPUs, and of which resource, are parameters of the run."""
+
+    tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),)
+    node_selector: dict[str, str] = Field({})
+
+
+class Volumes(Section):
+    shared_memory: Quantity = "8Gi"  # /dev/shm, which NCCL and torch's processes share; Kubernetes' own is 64 MiB
+    scratch: Quantity = "50Gi"  # checkpoints before they are in S3, and the model cache without a claim
+    cache_claim: Name | None = None  # a claim that all pods may mount at once: models are fetched once, and not by every run
+
+
+SECRETS = (
+    Source(name="marble-s3", keys=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), stages=STORAGE),
+    Source(
+        name="marble-mlflow",
+        keys=("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+        stages=TRACKING,
+    ),
+    Source(name="marble-hub", keys=("HF_TOKEN",), stages=MODELS),
+    Source(name="marble-rewards", keys=("OPENAI_API_KEY",), stages=("train", "evaluate")),
+)
+CONFIG_MAPS = (
+    Source(
+        name="marble-defaults",
+        keys=("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI", "HF_ENDPOINT"),
+        stages=TRACKING,
+    ),
+)
+
+
+class Settings(Section):
+    images: Images = Images()
+    secrets: tuple[Source, ...] = SECRETS
+    config_maps: tuple[Source, ...] = CONFIG_MAPS
+    authority: Authority | None = None
+    pods: dict[Stage, Pod] = PODS
+    backoff: Backoff = Backoff()
+    gpu: Gpu = Gpu()
+    volumes: Volumes = Volumes()
+    labels: dict[str, str] = Field({})
+
+
+def without_retries(settings: Settings) -> Settings:
+    """For a run that someone watches: a stage that fails says so at once."""
+    pods = {stage: pod.model_copy(update={"retries": 0}) for stage, pod in settings.pods.items()}
+    return settings.model_copy(update={"pods": pods})
+
+
+def read_settings(file: Path | None = None, **images: str) -> Settings:
+    """The defaults, the user's YAML file over them, and ``images`` (registry, tag) over both. Raises MarbleError."""
+    tree: dict[str, Any] = read_yaml(file, "The settings file") if file else {}
+    if not isinstance(tree, dict):
+        raise MarbleError(
+            f"The settings file {file} must be a mapping, for example 'images: {{registry: registry.example/team}}'."
+        )
+    if given := {key: value for key, value in images.items() if value}:
+        tree = merged(tree, {"images": given})
+    try:
+        return Settings.model_validate(merged(Settings().model_dump(mode="json"), tree))
+    except ValidationError as error:
+        raise MarbleError(sentence(error, str(file) if file else "the command line", Settings)) from None

@@ -1,0 +1,47 @@
+"""The pipeline's form as overrides of the configuration."""
+
+import pytest
+
+from marble_core.form import overrides_of
+from marble_core.loading import load_config
+from marble_core.types import MarbleError
+
+
+def test_a_filled_form_is_the_configuration_that_it_says() -> None:
+    made = overrides_of(
+        "demo",
+        config='{"optimizer": {"lr": 0.01}, "train": {"steps": 5}}',
+        prompts="ocr=s3://b/ocr.jsonl general=https://h/x?a=b",
+        rewards=" ocr, hpsv2",
+        gpus="8",
+        method="equal",
+        steps=7,
+        seed=0,
+        gate_margin=0.0,
+        base_model="org/model: one # two",
+    )
+    config = load_config("demo", overrides=made)
+    assert config.optimizer.lr == 0.01 and config.train.steps == 7, "a field of the form wins over config"
+    assert config.data.train["ocr"] == "s3://b/ocr.jsonl" and config.data.train["general"] == "https://h/x?a=b"
+    assert config.reward_names == ("ocr", "hpsv2") and config.rewards[0].options == {"detection": False}
+    assert (config.train.processes, config.balance.method, config.seed, config.registry.margin) == (8, "equal", 0, 0.0)
+    assert config.model.path == "org/model: one # two", "no text of the form is read as YAML"
+
+
+def test_overrides_of_the_command_line_pass_through_as_they_are() -> None:
+    assert overrides_of("demo", config='["train.steps=5"]') == ["train.steps=5"]
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ({"config": "{train"}, "config is not JSON"),
+        ({"config": "[1]"}, "config must be like"),
+        ({"gpus": "two"}, "gpus is 'two'"),
+        ({"gpus": "-1"}, "gpus is '-1'"),
+        ({"prompts": "s3://bucket/file"}, "general=URI"),
+    ],
+)
+def test_a_field_that_cannot_be_right_is_one_sentence(field: dict[str, str], says: str) -> None:
+    with pytest.raises(MarbleError, match=says):
+        overrides_of("demo", **field)
