@@ -58,9 +58,9 @@ def checked_data(config: RunConfig) -> Data:
     from marble_core.prompts.data import prepare_data
     from marble_core.rewards.beforehand import check_heard, check_named
 
+    check_fits(config)
     warning = refuse(config.model.path, Part.PIPELINE, config.model.revision)
     check_named(config.measured)
-    check_fits(config)
     data = prepare_data(config)
     data.warnings.extend([warning] if warning else [])
     check_heard(config, data.train, data.evaluation)
