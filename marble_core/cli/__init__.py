@@ -30,6 +30,7 @@ for command in (
     pipeline.ui,
     evidence.bench,
     evidence.study,
+    evidence.compare,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.command("rollback")(registry.rollback)
