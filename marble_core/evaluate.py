@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import numpy as np
 from marble_core import progress
 from marble_core.comparing import CONFIDENCE, alarms, compare, diversity
 from marble_core.config import RunConfig
+from marble_core.registry import Incumbent
 from marble_core.results import ROLES, SCORES_FILE, Evaluation
 from marble_core.seeding import derive
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable, Scorer
@@ -25,15 +27,6 @@ if TYPE_CHECKING:
     from marble_core.policy import Policy
 
 PICTURES_PER_SOURCE = 48
-
-
-@dataclass(frozen=True)
-class Incumbent:
-    """The champion to compare with: its version and the directory of its LoRA. Without a directory, ``absent`` says why."""
-
-    version: str | None = None
-    adapter: Path | None = None
-    absent: str = ""
 
 
 def run_evaluation(
@@ -52,7 +45,13 @@ def run_evaluation(
     policy.load_adapter(adapter, config.lora.rank)
     incumbent = _loaded(policy, incumbent or Incumbent())
     adapters = {"base": "off", "trained": "default"} | ({"champion": "champion"} if incumbent.adapter else {})
-    work = _Work(config, prompts, load_scorers(config.measured), Path(out) / "images", [r for r in ROLES if r in adapters])
+    work = _Work(
+        config,
+        prompts,
+        load_scorers(config.measured, config.model.offloads_scorers),
+        Path(out) / "images",
+        [r for r in ROLES if r in adapters],
+    )
     tables, distances = {}, {}
     for role in work.roles:
         with policy.using(adapters[role]) as model:
@@ -72,7 +71,9 @@ def _loaded(policy: Policy, incumbent: Incumbent) -> Incumbent:
     """The champion's LoRA as the adapter ``champion``; or none, where it does not fit this base model."""
     if incumbent.adapter is not None:
         try:
-            policy.load_adapter(incumbent.adapter, name="champion")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what is wanted
+                policy.load_adapter(incumbent.adapter, name="champion")
         except MarbleError as error:
             return Incumbent(
                 incumbent.version, absent=f"The champion, version {incumbent.version}, is not compared with: {error}"

@@ -1,78 +1,59 @@
-"""The gate, and MLflow's model registry. decide() is pure; nothing here imports torch, and MLflow only when it is spoken to.
+"""MLflow's model registry: the LoRA that train logs, the version made of it, the aliases, and the way back. No torch at import.
 
-The train stage hands its LoRA to log_adapter, which is the one function that needs diffusers; register_version then makes a
-version of what was logged without it. Aliases: ``champion`` is the version that was promoted last, ``challenger`` a newer
-one that was registered although the gate refused it.
+The train stage hands its LoRA to log_adapter, the one function that needs diffusers; everything else is done with what it
+logged. Aliases: ``champion`` is the version in use, ``challenger`` the newest one that was registered and not promoted.
 """
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from marble_core import glossary
-from marble_core.comparing import interval
-from marble_core.config import RegistryConfig
-from marble_core.results import Evaluation, RewardResult
+from marble_core.config import CHAMPION, RunConfig
+from marble_core.gate import Decision
+from marble_core.model_card import describe, write_card
+from marble_core.results import Evaluation
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHALLENGER = "challenger"
 MODEL_URI_TAG = "marble.model_uri"  # on the MLflow run: what log_adapter logged
+SHA256_TAG = "marble.adapter_sha256"  # on the run, of that LoRA's file
+BASE_TAG, REVISION_TAG = "marble.base_model", "marble.base_revision"  # on a version
+PREVIOUS_TAG = "marble.previous_champion"  # on a version that became champion: the one it replaced, empty if none
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+ADAPTER_DIRECTORY = "adapter_weights"  # of a model that mlflow.diffusers logged
 WAIT_S = 120
 NEEDED_TO_LOAD = ("diffusers", "peft", "safetensors", "torch", "transformers")
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow has the second for a missing alias
 
 
 @dataclass(frozen=True)
-class Decision:
-    """The gate's answer. ``reasons`` are whole sentences with the numbers in them, the deciding ones first."""
+class Incumbent:
+    """The champion to compare with: its version and the directory of its LoRA. Without a directory, ``absent`` says why."""
 
-    promote: bool
-    verdict: Literal["promoted", "worse", "no gain", "not measured"]
-    reasons: tuple[str, ...]
-
-    @property
-    def summary(self) -> str:
-        return "promoted" if self.promote else f"refused: {self.verdict}"
-
-
-def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
-    """Promote, unless harm is shown, a reward was not measured, or the gain is not shown.
-
-    Harm is shown in a reward if its whole 95 % interval lies below -margin base standard deviations; a gain is shown if the
-    interval of the mean gain lies above 0.
-    """
-    gain = f"the mean gain over all rewards is {interval(evaluation.mean_gain)} base standard deviations"
-    harmed = {n: r for n, r in evaluation.rewards.items() if r.difference.high < -config.margin * r.base_std}
-    if harmed:
-        return Decision(False, "worse", (*(_harm(n, r, config.margin) for n, r in harmed.items()), _sentence(gain)))
-    if evaluation.missing:
-        names = ", ".join(evaluation.missing)
-        reason = f"{names} applies to no held-out prompt, so harm to it cannot be excluded; add held-out prompts for it."
-        return Decision(False, "not measured", (reason, _sentence(gain)))
-    if evaluation.mean_gain.low <= 0:
-        return Decision(False, "no gain", (_sentence(f"{gain}, an interval that does not lie above 0"),))
-    better = [f"{n} {interval(r.difference, r.digits)}" for n, r in evaluation.rewards.items() if r.difference.low > 0]
-    reasons = [_sentence(f"{gain}, an interval that lies above 0")]
-    if better:
-        reasons.append(f"Shown to be better: {', '.join(better)}.")
-    reasons.append(f"No reward is shown to be worse by more than {config.margin:g} base standard deviations.")
-    return Decision(True, "promoted", tuple(reasons))
+    version: str | None = None
+    adapter: Path | None = None
+    absent: str = ""
 
 
 def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata: Mapping[str, Any] | None = None) -> str:
     """Log the LoRA in MLflow run ``run_id`` with MLflow's diffusers flavour, and return its uri (``models:/m-...``).
 
     ``base_model`` is a hub id or an absolute path: what load_pipeline() puts the LoRA on. Needs diffusers and peft, so torch.
-    The run keeps the uri in the tag marble.model_uri. Raises MarbleError if ``adapter`` holds no LoRA or MLflow fails.
+    The run keeps the uri in the tag marble.model_uri; the same LoRA logged again for the same run is the same model.
+    Raises MarbleError if ``adapter`` holds no LoRA or MLflow fails.
     """
     weights = Path(adapter) / ADAPTER_FILE
     if not weights.is_file():
@@ -80,7 +61,9 @@ def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata
     with _mlflow_client() as client:
         import mlflow.diffusers
 
-        run = client.get_run(run_id)
+        run, sha256 = client.get_run(run_id), _sha256(weights)
+        if MODEL_URI_TAG in run.data.tags and run.data.tags.get(SHA256_TAG) == sha256:
+            return str(run.data.tags[MODEL_URI_TAG])
         # Left to itself log_model makes the model in the default experiment, whose artifacts may lie elsewhere.
         model = client.create_logged_model(run.info.experiment_id, "adapter", source_run_id=run_id, params=run.data.params)
         mlflow.diffusers.log_model(
@@ -93,37 +76,80 @@ def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata
             pip_requirements=[f"{p}=={version(p).partition('+')[0]}" for p in ("mlflow", *NEEDED_TO_LOAD)],
         )
         uri = f"models:/{model.model_id}"
+        client.set_tag(run_id, SHA256_TAG, sha256)
         client.set_tag(run_id, MODEL_URI_TAG, uri)
     return uri
 
 
-def register_version(name: str, evaluation: Evaluation, decision: Decision, run_id: str, config_digest: str) -> str:
-    """Make the LoRA that MLflow run ``run_id`` logged a version of the registered model ``name``; returns the version.
+def fetch_champion(config: RunConfig, adapter: Path, directory: Path) -> Incumbent:
+    """The registered model's champion, its LoRA brought into ``directory``, to compare the one in ``adapter`` with.
 
-    The version carries decision, reasons and numbers as tags and as its description, and the alias ``champion`` if it is
-    promoted, else ``challenger``. A promotion drops the old challenger, which was measured against an older champion. Called
-    again for the same run, it updates the version there is. Raises MarbleError if the run logged no LoRA or MLflow fails.
+    Absent where there is none, where it is this very LoRA (a run that is started again), and where its version does not say
+    that it is for this base model. Raises MarbleError if MLflow fails.
     """
+    name = config.registry.model
     with _mlflow_client() as client:
-        uri = client.get_run(run_id).data.tags.get(MODEL_URI_TAG)
+        from mlflow.artifacts import download_artifacts
+
+        champion = _holder(client, name, CHAMPION)
+        if champion is None:
+            return Incumbent(absent=f"The registered model {name} has no champion yet, so the base is what counts.")
+        who = f"The champion, version {champion} of {name},"
+        tags = client.get_model_version(name, champion).tags
+        if (tags.get(BASE_TAG), tags.get(REVISION_TAG)) != (config.model.path, config.model.revision or ""):
+            base = " ".join(filter(None, (tags.get(BASE_TAG, "a base model that it does not name"), tags.get(REVISION_TAG))))
+            return Incumbent(champion, absent=f"{who} is for {base}, so it is not compared with, and the base is what counts.")
+        found = Path(download_artifacts(f"models:/{name}/{champion}/{ADAPTER_DIRECTORY}", dst_path=str(directory)))
+    if not (found / ADAPTER_FILE).is_file():
+        return Incumbent(champion, absent=f"{who} holds no {ADAPTER_FILE}, so it is not compared with.")
+    if _sha256(found / ADAPTER_FILE) == _sha256(Path(adapter) / ADAPTER_FILE):
+        return Incumbent(champion, absent=f"{who} is this very LoRA, so the base is what counts.")
+    return Incumbent(champion, found)
+
+
+def register_version(config: RunConfig, evaluation: Evaluation, decision: Decision, images: Path, run_id: str) -> str:
+    """Make the LoRA that MLflow run ``run_id`` logged a version of ``registry.model``; returns the version.
+
+    Its description and tags have the decision, the reasons and the numbers, its files the model card, with pictures from
+    ``images``. It becomes ``champion`` if it is promoted; but ``challenger`` if not, or if another version became champion
+    since the evaluation. A promotion drops the old challenger, which was measured against an older champion. Called again for the
+    same LoRA, it updates the version there is. Raises MarbleError if the run logged no LoRA or MLflow fails.
+    """
+    name = config.registry.model
+    with _mlflow_client() as client:
+        run_tags = client.get_run(run_id).data.tags
+        uri = run_tags.get(MODEL_URI_TAG)
         if uri is None:
             raise MarbleError(
                 f"The MLflow run {run_id} logged no LoRA (tag {MODEL_URI_TAG}); let the train stage finish first."
             )
+        with tempfile.TemporaryDirectory(prefix="marble-") as card:
+            write_card(Path(card), config, evaluation, decision, images, name, run_id)
+            client.log_model_artifacts(uri.removeprefix("models:/"), card)
         made = _create_version(client, name, uri, run_id)
         champion = _holder(client, name, CHAMPION)
-        tags = _tags(evaluation, decision) | {"marble.config_digest": config_digest}
-        if champion is not None and champion != made:
-            tags["marble.previous_champion"] = champion
+        overtaken = decision.promote and champion is not None and champion not in (made, evaluation.champion_version)
+        tags = _tags(evaluation, decision) | {
+            "marble.config_digest": config.digest,
+            BASE_TAG: config.model.path,
+            REVISION_TAG: config.model.revision or "",
+            SHA256_TAG: run_tags.get(SHA256_TAG, ""),
+        }
+        said = describe(evaluation, decision)
+        if overtaken:
+            tags["marble.decision"] = "challenger: another champion since the evaluation"
+            said += f"\n\nNot made champion: version {champion} became it after this evaluation; run the pipeline again."
+        elif decision.promote and champion != made:
+            tags[PREVIOUS_TAG] = champion or ""
+        _set_tags(client, name, made, tags)
         for key, value in tags.items():
-            client.set_model_version_tag(name, made, key, value)
             client.set_tag(run_id, key, value)
-        client.update_model_version(name, made, describe(evaluation, decision))
-        if decision.promote:
+        client.update_model_version(name, made, said)
+        if decision.promote and not overtaken:
             client.set_registered_model_alias(name, CHAMPION, made)
             if _holder(client, name, CHALLENGER) is not None:
                 client.delete_registered_model_alias(name, CHALLENGER)
-        else:
+        elif made != champion:
             client.set_registered_model_alias(name, CHALLENGER, made)
     return made
 
@@ -136,16 +162,9 @@ def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
 
 def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
     """Version and tags of the champion of the registered model ``name``; None where there is none."""
-    from mlflow.exceptions import MlflowException
-
     with _mlflow_client() as client:
-        try:
-            found = client.get_model_version_by_alias(name, CHAMPION)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
-                return None
-            raise
-    return str(found.version), dict(found.tags)
+        version = _holder(client, name, CHAMPION)
+        return None if version is None else (version, dict(client.get_model_version(name, version).tags))
 
 
 def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> None:
@@ -156,42 +175,46 @@ def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> N
         client.set_tag(run_id, "mlflow.note.content", f"{describe(evaluation, decision)}\n\n{glossary.as_markdown()}")
 
 
-def describe(evaluation: Evaluation, decision: Decision) -> str:
-    """Decision, reasons, the table of rewards and how they were measured, as Markdown for MLflow's pages."""
-    lines = [f"**{decision.summary[0].upper()}{decision.summary[1:]}.** {' '.join(decision.reasons)}", ""]
-    lines += ["| reward | prompts | base | trained | difference (95 % interval) | wins |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {n} | {r.n} | {r.base:.{r.digits}f} | {r.trained:.{r.digits}f} | {interval(r.difference, r.digits)} | {r.win_rate:.0%} |"
-        for n, r in evaluation.rewards.items()
-    ]
-    if s := evaluation.settings:
-        how = f"{s.get('solver')}, {s.get('steps')} steps, no guidance, noise seed {s.get('noise_seed')}"
-        lines += ["", f"Held-out prompts, the same noise for both models ({how})."]
-    return "\n".join(lines)
+def roll_back(name: str, to: str | None = None) -> tuple[str, str]:
+    """Give the alias ``champion`` back to the version that the present one replaced, or to version ``to``.
 
-
-def _harm(name: str, r: RewardResult, margin: float) -> str:
-    limit = -margin * r.base_std
-    return (
-        f"{name} got worse by {interval(r.difference, r.digits)}, an interval that lies wholly below {limit:+.{r.digits}f}, "
-        f"which is {margin:g} of the base's standard deviation."
-    )
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    Returns (from, to); both versions' tags say who was replaced, and when. Raises MarbleError where there is no such version.
+    """
+    with _mlflow_client() as client:
+        champion = _holder(client, name, CHAMPION)
+        if champion is None:
+            raise MarbleError(
+                f"The registered model {name!r} has no champion to roll back; see marble ui for the models there are."
+            )
+        target = to or client.get_model_version(name, champion).tags.get(PREVIOUS_TAG)
+        versions = sorted((int(v.version) for v in client.search_model_versions(f"name = '{name}'")), reverse=True)
+        others = ", ".join(str(v) for v in versions if str(v) != champion) or "none"
+        if not target:
+            raise MarbleError(f"Version {champion} of {name!r} replaced no other; name one with --to (there are {others}).")
+        if target == champion or target not in map(str, versions):
+            what = "is the champion already" if target == champion else "does not exist"
+            raise MarbleError(f"Version {target} of {name!r} {what}; name another with --to (there are {others}).")
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        client.set_registered_model_alias(name, CHAMPION, target)
+        _set_tags(client, name, champion, {"marble.rolled_back_to": target, "marble.rolled_back_at": when})
+        _set_tags(client, name, target, {"marble.rolled_back_from": champion, "marble.rolled_back_at": when})
+    return champion, target
 
 
 def _tags(evaluation: Evaluation, decision: Decision) -> dict[str, str]:
-    gain = evaluation.mean_gain
+    gains = {"marble.mean_gain": evaluation.mean_gain}
+    if evaluation.champion:
+        gains["marble.mean_gain_over_champion"] = evaluation.champion.mean_gain
     tags = {
         "marble.decision": decision.summary,
         "marble.reasons": "\n".join(decision.reasons),
         "marble.rewards": ",".join(evaluation.rewards),
-        "marble.mean_gain": f"{gain.mean:.4f}",
-        "marble.mean_gain_interval": f"{gain.low:.4f} {gain.high:.4f}",
+        "marble.alarms": ",".join(dict.fromkeys(alarm.kind for alarm in evaluation.alarms)),
+        "marble.compared_with": evaluation.champion_version or "" if evaluation.champion else "",
     }
-    return tags | {f"reward.{n}": f"{r.base:.4f} -> {r.trained:.4f}" for n, r in evaluation.rewards.items()}
+    for key, gain in gains.items():
+        tags |= {key: f"{gain.mean:.4f}", f"{key}_interval": f"{gain.low:.4f} {gain.high:.4f}"}
+    return tags | {f"reward.{n}": f"{r.base:.4f} -> {r.trained:.4f}" for n, r in evaluation.measured.items()}
 
 
 def _create_version(client: MlflowClient, name: str, uri: str, run_id: str) -> str:
@@ -212,9 +235,25 @@ def _create_version(client: MlflowClient, name: str, uri: str, run_id: str) -> s
     return str(made.version)
 
 
+def _set_tags(client: MlflowClient, name: str, of_version: str, tags: Mapping[str, str]) -> None:
+    for key, value in tags.items():
+        client.set_model_version_tag(name, of_version, key, value)
+
+
 def _holder(client: MlflowClient, name: str, alias: str) -> str | None:
-    holder = client.get_registered_model(name).aliases.get(alias)
-    return None if holder is None else str(holder)
+    """The version that has the alias; None where there is none, or no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in _NOT_THERE:
+            return None
+        raise
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @contextmanager

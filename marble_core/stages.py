@@ -11,6 +11,7 @@ import math
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ from marble_core.machine import whole_or_gone
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
+    from marble_core.gate import Decision
     from marble_core.prompts.data import Data
-    from marble_core.registry import Decision
     from marble_core.results import Evaluation
     from marble_core.tracking import Tracker
 
@@ -52,13 +53,14 @@ def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
 
 def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
-    from marble_core.assets import Part, find
+    from marble_core.assets import Part, refuse
     from marble_core.prompts.data import prepare_data
     from marble_core.rewards.beforehand import check_heard, check_named
 
-    find(config.model.path, Part.PIPELINE, config.model.revision)
+    warning = refuse(config.model.path, Part.PIPELINE, config.model.revision)
     check_named(config.measured)
     data = prepare_data(config)
+    data.warnings.extend([warning] if warning else [])
     check_heard(config, data.train, data.evaluation)
     return data
 
@@ -157,33 +159,42 @@ def cleanup() -> str:
 
 
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
-    """Compare base and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns the gains."""
-    with progress.stage("evaluate") as result:
+    """Compare base, champion and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns what was measured."""
+    with (
+        progress.stage("evaluate") as result,
+        _tracked(prepared, "evaluate", "RUNNING") as tracker,
+        whole_or_gone(out),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         from marble_core.checkpoints.remote import Remote
         from marble_core.evaluate import run_evaluation
+        from marble_core.past import evaluation_metrics
         from marble_core.prompts import read_prompts
-        from marble_core.report import write_report
+        from marble_core.registry import fetch_champion
+        from marble_core.report import shown_files, write_report
         from marble_core.storage import S3
 
+        tracker.watch_machine()
         config, run_id = read_prepared(prepared)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
-        run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out)
+        incumbent = fetch_champion(config, adapter, Path(scratch))
+        run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out, incumbent)
         evaluation, decision, _ = _judge(out)
-        write_report(out / "report.html", evaluation, decision, adapter / "history.jsonl", out / "images", config)
+        history, past = adapter / "history.jsonl", tracker.past_runs(config.registry.model)
+        write_report(out / "report.html", evaluation, decision, history, out / "images", config, past, run_id)
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "report.html", report)
-        results = {**evaluation.rewards, **evaluation.side}
-        gains = {f"evaluation/{name}/difference": result.difference.mean for name, result in results.items()}
-        gains = {"evaluation/mean_gain": evaluation.mean_gain.mean, **gains}
         step = _trained_steps(adapter)
         Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
-        with _tracked(prepared, "evaluate", "RUNNING") as tracker:
-            tracker.log_metrics(gains, step)
-            tracker.log_artifact(out / "report.html")
-            tracker.log_artifact(out / "evaluation.json")
+        metrics = evaluation_metrics(evaluation)
+        tracker.log_metrics(metrics, step)
+        for path in (out / "report.html", out / "evaluation.json"):
+            tracker.log_artifact(path)
+        for path in shown_files(out / "images"):
+            tracker.log_artifact(path, "evaluation")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
-    return gains
+    return metrics
 
 
 def _trained_steps(adapter: Path) -> int:
@@ -209,7 +220,7 @@ def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
 
         numbers, decision, config = _judge(evaluation)
         with _tracked(prepared, "register") as tracker:
-            version = register_version(config.registry.model, numbers, decision, tracker.mlflow_run_id, config.digest)
+            version = register_version(config, numbers, decision, evaluation / "images", tracker.mlflow_run_id)
             tag_version(config.registry.model, version, successor_tags(config, read_prepared(prepared)[1]))
         result |= {"model": config.registry.model, "version": version}
     return version
@@ -228,7 +239,7 @@ def reject(prepared: Path, evaluation: Path) -> str:
 
 
 def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
-    from marble_core.registry import decide
+    from marble_core.gate import decide
     from marble_core.results import Evaluation
 
     config = read_config(evaluation / "config.json")

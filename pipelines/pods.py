@@ -96,6 +96,8 @@ def _of_several_nodes(settings: Settings) -> dict[str, Any]:
 
 def give_gpus(task: PipelineTask, count: object, resource: object, settings: Settings) -> None:
     """``count`` and ``resource`` are parameters of the pipeline: texts, since KFP reads no number into a pod's resources."""
+    # Inside a condition kfp hands on only what a task is said to read.
+    task.register_pipeline_channels([count, resource])
     task.set_accelerator_type(resource).set_accelerator_limit(count)
     for toleration in settings.gpu.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))

@@ -148,12 +148,12 @@ def test_a_worse_model_is_refused_with_the_reason_and_the_command_still_succeeds
 ) -> None:
     done = marble(tmp_path, "run", "--run-id", "second", *SMALL, "--set", "storage.experiment=refusals", stand_in="worse")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Gate: refused" in done.stdout and "ocr got worse" in done.stdout and "Registered" not in done.stdout
+    assert "Gate: refused" in done.stdout and "ocr is worse" in done.stdout and "Registered" not in done.stdout
     client = MlflowClient(services["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("refusals")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_ID_TAG}` = 'second'")
-    assert "ocr got worse" in run.data.tags["marble.reasons"]
+    assert "ocr is worse" in run.data.tags["marble.reasons"]
 
 
 def test_a_stage_that_names_its_error_ends_the_command_with_that_sentence(services: dict[str, str], tmp_path: Path) -> None:

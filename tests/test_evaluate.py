@@ -14,8 +14,8 @@ import pytest
 from marble_core.comparing import compare
 from marble_core.config import RegistryConfig
 from marble_core.evaluate import run_evaluation
+from marble_core.gate import decide
 from marble_core.loading import load_config
-from marble_core.registry import decide
 from marble_core.results import Alarm, Evaluation
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 

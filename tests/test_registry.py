@@ -1,58 +1,32 @@
-"""The gate's scenarios, and a real MLflow: version, aliases, tags, and a LoRA that loads at its full strength."""
+"""A real MLflow: the version and its card, aliases, tags, the way back, and a LoRA that loads at its full strength."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from marble_core.config import RegistryConfig
-from marble_core.registry import MODEL_URI_TAG, decide, log_adapter, record_refusal, register_version
+from marble_core.gate import Decision
+from marble_core.loading import load_config
+from marble_core.model_card import write_card
+from marble_core.registry import MODEL_URI_TAG, fetch_champion, log_adapter, record_refusal, register_version, roll_back
 from marble_core.results import Estimate, Evaluation, RewardResult
 from marble_core.types import MarbleError
 
-GATE = RegistryConfig(margin=0.1)
-
-
-def evaluation(gain: Estimate, missing: tuple[str, ...] = (), **differences: tuple[float, float, float]) -> Evaluation:
-    """Rewards whose base has mean 0.5 and std 0.4, with the given difference (mean, low, high)."""
-    rewards = {
-        name: RewardResult(96, 0.5, 0.5 + d[0], Estimate(*d), base_std=0.4, win_rate=0.5) for name, d in differences.items()
-    }
-    return Evaluation(rewards, {}, gain, missing, settings={"solver": "euler", "steps": 12, "noise_seed": 4242})
-
-
-CLEAR, UNCLEAR = Estimate(0.2, 0.1, 0.3), Estimate(0.02, -0.01, 0.05)
-BETTER = evaluation(CLEAR, geneval=(0.2, 0.1, 0.3), clipscore=(0.0, -0.01, 0.01))
-WORSE = evaluation(CLEAR, geneval=(0.4, 0.3, 0.5), clipscore=(-0.08, -0.12, -0.05))
-
-
-@pytest.mark.parametrize(
-    ("given", "verdict", "says"),
-    [
-        (BETTER, "promoted", "Shown to be better: geneval +0.200 (+0.100 to +0.300)."),
-        (WORSE, "worse", "clipscore got worse by -0.080 (-0.120 to -0.050), an interval that lies wholly below -0.040"),
-        (evaluation(UNCLEAR, ocr=(0.01, -0.02, 0.04)), "no gain", "+0.020 (-0.010 to +0.050) base standard deviations"),
-        (evaluation(CLEAR, ocr=(-0.04, -0.09, -0.03)), "promoted", "an interval that lies above 0"),
-        (evaluation(CLEAR, ("ocr",), geneval=(0.2, 0.1, 0.3)), "not measured", "ocr applies to no held-out prompt"),
-        (evaluation(Estimate(0.0, 0.0, 0.0), ocr=(0.0, 0.0, 0.0)), "no gain", "does not lie above 0"),
-    ],
-    ids=["better", "worse on one", "noise only", "harm possible but not shown", "missing metric", "a LoRA that does nothing"],
+CONFIG = load_config("demo")
+PROMOTED = Decision(True, "promoted", ("The mean gain is +0.2.",))
+REFUSED = Decision(False, "worse", ("clipscore is worse than the base.",))
+DIFFERENCE = Estimate(0.2, 0.1, 0.3)
+FOUND = Evaluation(
+    {n: RewardResult(96, 0.5, 0.7, DIFFERENCE, base_std=0.4, win_rate=0.5) for n in ("geneval", "clipscore")},
+    {},
+    DIFFERENCE,
+    settings={"solver": "euler", "steps": 12, "noise_seed": 4242},
 )
-def test_the_gate_decides_with_the_numbers_in_words(given: Evaluation, verdict: str, says: str) -> None:
-    decision = decide(given, GATE)
-    assert decision.verdict == verdict
-    assert decision.promote == (verdict == "promoted")
-    assert any(says in reason for reason in decision.reasons), decision.reasons
-    assert all(r[0].upper() == r[0] or r.startswith(("ocr", "clipscore")) for r in decision.reasons)
-    assert all(r.endswith(".") for r in decision.reasons)
-
-
-def test_the_margin_is_measured_in_base_standard_deviations() -> None:
-    assert decide(WORSE, RegistryConfig(margin=0.2)).promote
-    assert not decide(WORSE, RegistryConfig(margin=0.12)).promote
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +70,34 @@ def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     mlflow.set_tracking_uri(before)
 
 
+Aliases = Callable[[], dict[str, str]]
+
+
+@pytest.fixture
+def aliases(run_id: str) -> Aliases:
+    import mlflow
+
+    return lambda: {a: str(v) for a, v in mlflow.MlflowClient().get_registered_model("marble").aliases.items()}
+
+
+def another_lora(run_id: str, adapter: Path, directory: Path, value: float) -> tuple[str, Path]:
+    """Logged in a run of its own: the run, and the directory of the LoRA."""
+    import mlflow
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(adapter / "pytorch_lora_weights.safetensors", "pt") as file:
+        weights = {name: torch.full_like(file.get_tensor(name), value) for name in file.keys()}  # noqa: SIM118 - no mapping
+        metadata = file.metadata()
+    directory.mkdir()
+    save_file(weights, directory / "pytorch_lora_weights.safetensors", metadata)
+    client = mlflow.MlflowClient()
+    run = client.create_run(client.get_run(run_id).info.experiment_id).info.run_id
+    log_adapter(directory, "/base", run, step=1)
+    return run, directory
+
+
 def test_a_promoted_lora_is_the_champion_and_loads_at_its_full_strength(run_id: str, adapter: Path, tmp_path: Path) -> None:
     import mlflow
     import torch
@@ -103,12 +105,14 @@ def test_a_promoted_lora_is_the_champion_and_loads_at_its_full_strength(run_id: 
     from marble_core.assets import resolve
 
     uri = log_adapter(adapter, str(resolve("demo://sd3")), run_id, step=24, metadata={"rewards": ["geneval", "clipscore"]})
-    version = register_version("marble", BETTER, decide(BETTER, GATE), run_id, "0123456789ab")
+    assert log_adapter(adapter, "/elsewhere", run_id, step=24) == uri, "a stage that was started again logged a second model"
+    version = register_version(CONFIG, FOUND, PROMOTED, tmp_path / "no images", run_id)
 
     client = mlflow.MlflowClient()
     found = client.get_model_version_by_alias("marble", "champion")
     assert str(found.version) == version and found.run_id == run_id and found.source == uri
-    assert found.tags["marble.decision"] == "promoted" and found.tags["marble.config_digest"] == "0123456789ab"
+    assert found.tags["marble.decision"] == "promoted" and found.tags["marble.config_digest"] == CONFIG.digest
+    assert found.tags["marble.reasons"] == "The mean gain is +0.2." and found.tags["marble.base_model"] == "demo://sd3"
     assert found.tags["reward.geneval"] == "0.5000 -> 0.7000" and float(found.tags["marble.mean_gain"]) == 0.2
     assert "| geneval | 96 | 0.500 | 0.700 | +0.200 (+0.100 to +0.300) |" in found.description
     assert client.get_run(run_id).data.tags[MODEL_URI_TAG] == uri
@@ -121,44 +125,96 @@ def test_a_promoted_lora_is_the_champion_and_loads_at_its_full_strength(run_id: 
     assert scalings == {6 / 2}
 
 
-def test_champion_and_challenger_follow_the_decisions(run_id: str, adapter: Path) -> None:
+def test_aliases_follow_the_decisions_and_a_roll_back_says_who_was_replaced(
+    run_id: str, adapter: Path, tmp_path: Path, aliases: Aliases
+) -> None:
     import mlflow
 
     client = mlflow.MlflowClient()
-    experiment = client.get_run(run_id).info.experiment_id
-    better, worse = decide(BETTER, GATE), decide(WORSE, GATE)
 
-    def register(given: Evaluation, run: str) -> str:
-        client.set_tag(run, MODEL_URI_TAG, "models:/" + client.create_logged_model(experiment, source_run_id=run).model_id)
-        return register_version("marble", given, decide(given, GATE), run, "digest")
+    def register(seen: str | None, decision: Decision, value: float) -> str:
+        run, _ = another_lora(run_id, adapter, tmp_path / str(value), value)
+        return register_version(CONFIG, replace(FOUND, champion_version=seen), decision, tmp_path, run)
 
-    def aliases() -> dict[str, str]:
-        return {a: str(v) for a, v in client.get_registered_model("marble").aliases.items()}
-
-    first = register(BETTER, run_id)
+    with pytest.raises(MarbleError, match="'marble' has no champion to roll back"):
+        roll_back("marble")
+    first = register(None, PROMOTED, 1.0)
     assert aliases() == {"champion": first}
-    assert register_version("marble", BETTER, better, run_id, "digest") == first, "a restarted stage made a second version"
-    second = register(WORSE, client.create_run(experiment).info.run_id)
-    assert aliases() == {"champion": first, "challenger": second}
-    assert client.get_model_version("marble", second).tags["marble.decision"] == worse.summary == "refused: worse"
-    third = register(BETTER, client.create_run(experiment).info.run_id)
-    assert aliases() == {"champion": third}
-    assert client.get_model_version("marble", third).tags["marble.previous_champion"] == first
+    with pytest.raises(MarbleError, match=r"Version 1 of 'marble' replaced no other; name one with --to \(there are none\)"):
+        roll_back("marble")
+    refused = register(first, REFUSED, 2.0)
+    assert aliases() == {"champion": first, "challenger": refused}
+    second = register(first, PROMOTED, 3.0)
+    assert aliases() == {"champion": second}
+    overtaken = register(first, PROMOTED, 4.0)
+    assert aliases() == {"champion": second, "challenger": overtaken}, "it was compared with a champion of yesterday"
+    assert f"version {second} became it after this evaluation" in client.get_model_version("marble", overtaken).description
+
+    assert client.get_model_version("marble", second).tags["marble.previous_champion"] == first
+    assert roll_back("marble") == (second, first)
+    assert aliases()["champion"] == first
+    assert client.get_model_version("marble", second).tags["marble.rolled_back_to"] == first
+    assert client.get_model_version("marble", first).tags["marble.rolled_back_from"] == second
+    assert roll_back("marble", to=second) == (first, second)
+    for wrong, says in ((second, "is the champion already"), ("77", "does not exist")):
+        with pytest.raises(MarbleError, match=rf"Version {wrong} of 'marble' {says}; name another .*there are 4, 2, 1"):
+            roll_back("marble", to=wrong)
+    assert aliases()["champion"] == second
+
+
+def test_the_champion_is_fetched_unless_it_is_the_same_lora_or_of_another_base(
+    run_id: str, adapter: Path, tmp_path: Path
+) -> None:
+    log_adapter(adapter, "/base", run_id, step=1)
+    assert "has no champion yet" in fetch_champion(CONFIG, adapter, tmp_path / "a").absent
+    version = register_version(CONFIG, FOUND, PROMOTED, tmp_path, run_id)
+    again = register_version(CONFIG, replace(FOUND, champion_version=version), PROMOTED, tmp_path, run_id)
+    assert again == version, "a stage that was started again made a second version"
+    _, other = another_lora(run_id, adapter, tmp_path / "other", 1.0)
+
+    found = fetch_champion(CONFIG, other, tmp_path / "b")
+    assert found.version == version and not found.absent and found.adapter is not None
+    name = "pytorch_lora_weights.safetensors"
+    assert (found.adapter / name).read_bytes() == (adapter / name).read_bytes()
+    same = fetch_champion(CONFIG, adapter, tmp_path / "c")
+    assert same.version == version and same.adapter is None and "is this very LoRA" in same.absent
+    elsewhere = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"revision": "abc"})})
+    absent = fetch_champion(elsewhere, other, tmp_path / "d")
+    assert absent.adapter is None and "version 1 of marble, is for demo://sd3, so it is not compared with" in absent.absent
+
+
+def test_the_card_says_what_it_is_made_of_and_shows_pictures(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    rows = []
+    for i, source in enumerate(("general",) * 3 + ("ocr",)):
+        pictures = {role: f"{role}-{i:03d}.png" for role in ("base", "trained")}
+        for name in pictures.values():
+            (images / name).write_bytes(name.encode())
+        rows.append(json.dumps({"prompt": f"a | b <{i}>", "source": source, "pictures": pictures}))
+    (images / "scores.jsonl").write_text("\n".join(rows))
+    write_card(tmp_path / "card", CONFIG, FOUND, PROMOTED, images, "marble", "the-run")
+    said = (tmp_path / "card" / "README.md").read_text()
+    for word in ("the-run", CONFIG.digest, "demo://prompts/ocr", "| demo://sd3 | model | this project's", "| geneval | 96 |"):
+        assert word in said
+    shown = {path.name for path in (tmp_path / "card" / "examples").iterdir()}
+    assert shown == {f"{role}-{i:03d}.png" for role in ("base", "trained") for i in (0, 1, 3)}
+    assert all(f"(examples/{name})" in said for name in shown) and r"a \| b \<0\>" in said
 
 
 def test_a_refusal_is_recorded_in_the_run_and_makes_no_version(run_id: str) -> None:
     import mlflow
 
-    record_refusal(WORSE, decide(WORSE, GATE), run_id)
+    record_refusal(FOUND, REFUSED, run_id)
     tags = mlflow.MlflowClient().get_run(run_id).data.tags
-    assert tags["marble.decision"] == "refused: worse" and "clipscore got worse" in tags["marble.reasons"]
+    assert tags["marble.decision"] == "refused: worse" and tags["marble.reasons"] == "clipscore is worse than the base."
     assert mlflow.MlflowClient().search_registered_models() == []
 
 
 def test_a_run_without_a_lora_and_an_mlflow_that_refuses_are_one_sentence(run_id: str, tmp_path: Path) -> None:
     with pytest.raises(MarbleError, match="logged no LoRA"):
-        register_version("marble", BETTER, decide(BETTER, GATE), run_id, "digest")
+        register_version(CONFIG, FOUND, PROMOTED, tmp_path, run_id)
     with pytest.raises(MarbleError, match=r"holds no pytorch_lora_weights\.safetensors"):
         log_adapter(tmp_path, "base", run_id, step=0)
     with pytest.raises(MarbleError, match=r"MLflow at sqlite:.* refused: .*; check MLFLOW_TRACKING_URI"):
-        record_refusal(WORSE, decide(WORSE, GATE), "0" * 32)
+        record_refusal(FOUND, REFUSED, "0" * 32)

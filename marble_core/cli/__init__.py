@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, cluster, demo, evidence, models, pipeline, runs
+from marble_core.cli import checkpoints, cluster, demo, evidence, models, pipeline, registry, runs
 from marble_core.cli.examples import add_examples
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ for command in (
     evidence.study,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.command("rollback")(registry.rollback)
 app.add_typer(cluster.schedule, name="schedule")
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

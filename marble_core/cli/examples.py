@@ -37,6 +37,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ui": ("marble ui",),
     "bench": ("marble bench --rounds 2",),
     "study": ("marble study docs/studies/hackable.yaml",),
+    "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),
     "checkpoints verify": ("marble checkpoints verify nightly-7",),
     "checkpoints prune": ("marble checkpoints prune nightly-7 --keep-last 2",),

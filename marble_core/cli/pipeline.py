@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from marble_core.config import RunConfig
     from pipelines.local import Outcome
+    from pipelines.settings import Images
 
 
 def run(
@@ -23,12 +24,16 @@ def run(
     config: File = None,
     set_: Set = None,
     run_id: Annotated[str, typer.Option(help="The name of the run; a run that exists goes on. Default: a new one.")] = "",
+    containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
+    registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
+    tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
 ) -> None:
     """Run the pipeline on this machine: from prompts to a registered model and a report.
 
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
     settings, overrides = load(preset, config, set_)
+    images = _images(registry, tag) if containers else None
     from rich.console import Console
 
     from marble_core.services import embedded
@@ -41,8 +46,18 @@ def run(
         os.environ.update(environment)
         from pipelines.local import run as run_pipeline
 
-        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console)
+        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images)
     _summary(console, settings, outcome)
+
+
+def _images(registry: str, tag: str) -> Images:
+    """The images to run, all of which are here."""
+    from pipelines.containers import find
+    from pipelines.settings import read_settings
+
+    images = read_settings(registry=registry, tag=tag).images
+    find(images)
+    return images
 
 
 def init(
@@ -129,7 +144,8 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
 
     from rich.table import Table
 
-    from marble_core.registry import CHAMPION
+    from marble_core.comparing import interval
+    from marble_core.config import CHAMPION
     from marble_core.results import Evaluation
 
     found = outcome.results
@@ -137,17 +153,25 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
         console.print(found["skip"]["reason"], markup=False)
         return
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
-    table = Table("reward", title="Held-out prompts, same noise for both models; 95 % intervals")
-    for heading in ("prompts", "base", "trained", "difference", "interval", "wins"):
+    table = Table("reward", title="Held-out prompts, same noise for all models; 95 % intervals")
+    for heading in (
+        "prompts",
+        "base",
+        "trained",
+        "difference",
+        "interval",
+        "wins",
+        *(["over champion"] if evaluation.champion else []),
+    ):
         table.add_column(heading, justify="right")
-    for name, reward in evaluation.rewards.items():
+    for name, reward in evaluation.measured.items():
         d = reward.difference
         style = "green" if d.low > 0 else "red" if d.high < 0 else ""
         numbers = (f"{reward.base:.3f}", f"{reward.trained:.3f}", f"{d.mean:+.3f}", f"{d.low:+.3f} .. {d.high:+.3f}")
-        table.add_row(name, str(reward.n), *numbers, f"{reward.win_rate:.0%}", style=style)
+        over = [interval(evaluation.champion.rewards[name].difference)] if evaluation.champion else []
+        table.add_row(name, str(reward.n), *numbers, f"{reward.win_rate:.0%}", *over, style=style)
     console.print(table)
-    gain = evaluation.mean_gain
-    console.print(f"Mean gain: {gain.mean:+.3f} base standard deviations ({gain.low:+.3f} .. {gain.high:+.3f})")
+    console.print(f"Mean gain: {interval(evaluation.mean_gain)} base standard deviations")
     for note in evaluation.notes:
         console.print(f"Note: {note}", markup=False)
     decision = found["gate"]

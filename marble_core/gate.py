@@ -1,0 +1,119 @@
+"""The gate: whether a trained model may replace the champion. A pure function of the evaluation and the configuration.
+
+The margin and the gain are in units of the base's standard deviation over prompts, so they mean the same for every reward.
+Harm is judged against the base and against the champion: a team that promotes must lose neither what the base could do nor
+what the last model had won, and one of them alone would let a reward slide by a margin at every promotion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from marble_core.comparing import interval
+from marble_core.config import RegistryConfig
+from marble_core.results import Estimate, Evaluation
+from marble_core.wishes import parse
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's answer. ``reasons`` are whole sentences with the numbers in them, the deciding ones first."""
+
+    promote: bool
+    verdict: Literal["promoted", "worse", "no gain", "not measured", "below a floor"]
+    reasons: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        return "promoted" if self.promote else f"refused: {self.verdict}"
+
+
+def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
+    """Promote, unless harm is shown, a reward was not measured, a floor is not met, or the gain is not shown.
+
+    Harm is shown in a reward, trained on or held out, if its whole 95 % interval against the base or the champion lies below
+    -margin base standard deviations. A gain is shown if the interval of the mean gain over the champion, or over the base where
+    there is no champion to compare with, lies above 0. Alarms are said and do not decide.
+    """
+    gain, over = evaluation.mean_gain, "the base"
+    if evaluation.champion:
+        gain, over = evaluation.champion.mean_gain, f"the champion, version {evaluation.champion_version},"
+    gained = f"The mean gain over {over} is {interval(gain)} base standard deviations"
+    after = tuple(filter(None, (evaluation.no_champion, *(f"Alarm, {a.kind}: {a.text}" for a in evaluation.alarms))))
+
+    if harmed := list(_harmed(evaluation, config.margin)):
+        return Decision(False, "worse", (*harmed, f"{gained}.", *after))
+    if evaluation.missing:
+        names = ", ".join(evaluation.missing)
+        reason = f"{names} applies to no held-out prompt, so harm to it cannot be excluded; add held-out prompts for it."
+        return Decision(False, "not measured", (reason, f"{gained}.", *after))
+    if unmet := list(_unmet(evaluation, config.floors)):
+        return Decision(False, "below a floor", (*unmet, f"{gained}.", *after))
+    if gain.low <= 0:
+        return Decision(False, "no gain", (f"{gained}, an interval that does not lie above 0.", *after))
+    reasons = [f"{gained}, an interval that lies above 0.", *_better(evaluation), *_possible_harm(evaluation, config.margin)]
+    reasons.append(f"No reward is shown to be worse by more than {config.margin:g} base standard deviations.")
+    return Decision(True, "promoted", (*reasons, *after))
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """One reward's difference to the base or to the champion."""
+
+    name: str
+    over: Literal["the base", "the champion"]
+    difference: Estimate
+    base_std: float
+    digits: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {interval(self.difference, self.digits)}"
+
+
+def _differences(evaluation: Evaluation) -> Iterator[_Paired]:
+    for name, r in evaluation.measured.items():
+        yield _Paired(name, "the base", r.difference, r.base_std, r.digits)
+        if evaluation.champion:
+            yield _Paired(name, "the champion", evaluation.champion.rewards[name].difference, r.base_std, r.digits)
+
+
+def _harmed(evaluation: Evaluation, margin: float) -> Iterator[str]:
+    for d in _differences(evaluation):
+        limit = -margin * d.base_std
+        if d.difference.high < limit:
+            yield (
+                f"{d.name} is worse than {d.over} by {interval(d.difference, d.digits)}, an interval that lies wholly below "
+                f"{limit:+.{d.digits}f}, which is {margin:g} of the base's standard deviation."
+            )
+
+
+def _possible_harm(evaluation: Evaluation, margin: float) -> Iterator[str]:
+    found = [d for d in _differences(evaluation) if d.difference.low < -margin * d.base_std]
+    if found:
+        said = ", ".join(f"{d} against {d.over}" for d in found)
+        yield f"Harm is not shown, but not excluded either, where an interval reaches below the margin: {said}."
+
+
+def _better(evaluation: Evaluation) -> Iterator[str]:
+    over = "the champion" if evaluation.champion else "the base"
+    better = [str(d) for d in _differences(evaluation) if d.over == over and d.difference.low > 0]
+    if better:
+        yield f"Shown to be better than {over}: {', '.join(better)}."
+
+
+def _unmet(evaluation: Evaluation, floors: tuple[str, ...]) -> Iterator[str]:
+    """Floors are held against the trained model's means."""
+    measured = evaluation.measured
+    means_K = np.array([r.trained for r in measured.values()])
+    for floor in floors:
+        rows = parse(floor, tuple(measured), "floor")
+        if any(row_K @ means_K > bound for row_K, bound in rows):
+            named = np.any([row_K != 0 for row_K, _ in rows], axis=0)
+            means = ", ".join(
+                f"{n} is {r.trained:.{r.digits}f}" for (n, r), used in zip(measured.items(), named, strict=True) if used
+            )
+            yield f"The floor {floor} is not met: {means}."

@@ -1,0 +1,157 @@
+"""What people read of a registered model: its description in MLflow, and the model card, with pictures, among its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from marble_core.catalogue import assets_of
+from marble_core.comparing import interval
+from marble_core.config import RunConfig
+from marble_core.gate import Decision
+from marble_core.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.types import SOURCES
+
+EXAMPLES = 2  # prompts of a source
+
+
+def describe(evaluation: Evaluation, decision: Decision) -> str:
+    """Decision, reasons, the table of rewards and how they were measured, as Markdown for MLflow's pages."""
+    lines = [f"**{decision.summary[0].upper()}{decision.summary[1:]}.** {' '.join(decision.reasons)}", "", *_table(evaluation)]
+    if s := evaluation.settings:
+        how = f"{s.get('solver')}, {s.get('steps')} steps, no guidance, noise seed {s.get('noise_seed')}"
+        lines += ["", f"Held-out prompts, the same noise for all models ({how}); 95 % intervals of paired differences."]
+    return "\n".join(lines)
+
+
+def write_card(
+    directory: Path, config: RunConfig, evaluation: Evaluation, decision: Decision, images: Path, name: str, run_id: str
+) -> None:
+    """``README.md`` and ``examples/`` with pictures of the first prompts of each source, which nobody chose.
+
+    ``images`` is the directory that the evaluation wrote. Everything is copied: no picture is decoded.
+    """
+    rows = _examples(images)
+    for row in rows:
+        for file in row["pictures"].values():
+            (directory / "examples").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(images / file, directory / "examples" / file)
+    sections = [
+        _front(config),
+        f"# {name}\n\n{_summary(config, run_id)}",
+        f"## Use\n\n{_use(config, name)}",
+        f"## Results\n\n{describe(evaluation, decision)}",
+        *([f"## Examples\n\nThe first held-out prompts of each source, not chosen.\n\n{_gallery(rows)}"] if rows else []),
+        f"## Training\n\n{_training(config, evaluation)}",
+        f"## Licences\n\n{_licences(config)}",
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _table(evaluation: Evaluation) -> list[str]:
+    over = evaluation.champion
+    extra = f" over champion, version {evaluation.champion_version} |" if over else ""
+    lines = [
+        f"| reward | prompts | base | trained | over base (95 % interval) | wins |{extra}",
+        f"|---|---|---|---|---|---|{'---|' * bool(over)}",
+    ]
+    for n, r in evaluation.measured.items():
+        mark = n if n in evaluation.rewards else f"{n} (not trained on)"
+        cells = [
+            mark,
+            str(r.n),
+            f"{r.base:.{r.digits}f}",
+            f"{r.trained:.{r.digits}f}",
+            interval(r.difference, r.digits),
+            f"{r.win_rate:.0%}",
+        ]
+        cells += [interval(over.rewards[n].difference, r.digits)] if over else []
+        lines.append(f"| {' | '.join(cells)} |")
+    if d := evaluation.diversity:
+        lines += [
+            "",
+            f"Diversity (mean distance of CLIP features between pictures of one prompt): {d.base:.3f} -> {d.trained:.3f}.",
+        ]
+    return lines
+
+
+def _front(config: RunConfig) -> str:
+    """The metadata that model hubs read. JSON is YAML, and quotes what must be quoted."""
+    facts = {"base_model": config.model.path, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    return "\n".join(
+        ["---", *(f"{key}: {json.dumps(value)}" for key, value in facts.items()), 'tags: ["lora", "marble"]', "---"]
+    )
+
+
+def _summary(config: RunConfig, run_id: str) -> str:
+    base = config.model.path + (f" at revision {config.model.revision}" if config.model.revision else "")
+    return (
+        f"A LoRA of rank {config.lora.rank} and alpha {config.lora.alpha} for {base}, fine-tuned by MARBLE on "
+        f"{', '.join(config.reward_names)} at once. MLflow run {run_id}, configuration {config.digest}."
+    )
+
+
+def _use(config: RunConfig, name: str) -> str:
+    revision = f", revision={config.model.revision!r}" if config.model.revision else ""
+    return "\n".join(
+        [
+            "```python",
+            "import mlflow",
+            "from diffusers import StableDiffusion3Pipeline",
+            "",
+            f"pipe = StableDiffusion3Pipeline.from_pretrained({config.model.path!r}{revision})",
+            f'pipe.load_lora_weights(mlflow.artifacts.download_artifacts("models:/{name}@champion") + "/adapter_weights")',
+            f'pipe("a red circle", guidance_scale=1.0, num_inference_steps={config.evaluation.steps})',
+            "```",
+            "",
+            f'or `mlflow.diffusers.load_model("models:/{name}@champion").load_pipeline()`.',
+        ]
+    )
+
+
+def _gallery(rows: Sequence[Mapping[str, Any]]) -> str:
+    roles = [role for role in ROLES if role in rows[0]["pictures"]]
+    lines = [f"| prompt | {' | '.join(roles)} |", f"|---|{'---|' * len(roles)}"]
+    for row in rows:
+        pictures = [f"![{role}](examples/{row['pictures'][role]})" for role in roles]
+        lines.append(f"| {_plain(row['prompt'])} | {' | '.join(pictures)} |")
+    return "\n".join(lines)
+
+
+def _training(config: RunConfig, evaluation: Evaluation) -> str:
+    held_out = ", ".join(f"{n} {source}" for source, n in evaluation.settings.get("prompts", {}).items())
+    step = f"{config.rollout.prompts} prompts x {config.rollout.images_per_prompt} pictures a step"
+    lines = [
+        f"- method: {config.balance.method}, {config.train.steps} steps, {step}, learning rate {config.optimizer.lr:g}, "
+        + f"seed {config.seed}",
+        f"- prompts to train on: {', '.join(f'{source} from {uri}' for source, uri in config.data.train.items())}",
+        f"- held-out prompts: {', '.join(f'{source} from {uri}' for source, uri in config.data.evaluation.items())} ({held_out})",
+    ]
+    lines += [f"- started from {config.train.start_from}"] if config.train.start_from else []
+    return "\n".join(lines)
+
+
+def _licences(config: RunConfig) -> str:
+    """Of everything that the run read; the LoRA's own use is bound by the base model's."""
+    lines = ["| what | for | licence |", "|---|---|---|"]
+    for asset in assets_of(config):
+        known = asset.known
+        lines.append(f"| {asset.uri} | {', '.join(asset.users)} | {known.licence}{known.note and '; '}{known.note} |")
+    return "\n".join(lines)
+
+
+def _examples(images: Path) -> list[dict[str, Any]]:
+    lines = (images / SCORES_FILE).read_text(encoding="utf-8").splitlines() if (images / SCORES_FILE).is_file() else []
+    rows = [row for line in lines if "pictures" in (row := json.loads(line))]
+    return [row for source in SOURCES for row in [r for r in rows if r["source"] == source][:EXAMPLES]]
+
+
+def _plain(text: str) -> str:
+    """In a cell of a Markdown table, whatever a prompt holds."""
+    for mark in "\\`*_{}[]<>|!":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
