@@ -44,10 +44,18 @@ class ModelConfig(Section):
     offload: Literal["none", "encoders", "scorers", "all"] = "none"  # [O] what waits in the host's memory while it is not used
     t5: Literal["device", "cpu", "none"] = "device"  # [O] where the T5 encoder computes, or that it is left out
     vae_tiling: bool = False  # decode in overlapping tiles of half the picture's sides: less memory, pictures a little other
-    compile: bool = False  # torch.compile of each transformer block; the first steps wait for it
+    compile: bool = False  # torch.compile of the transformer's blocks, where no gradient is wanted; the first step waits for it
     height: int = Field(512, gt=0)  # [N]
     width: int = Field(512, gt=0)
     max_sequence_length: int = Field(256, ge=1)  # T5 tokens
+
+    @property
+    def offloads_encoders(self) -> bool:
+        return self.offload in ("encoders", "all")
+
+    @property
+    def offloads_scorers(self) -> bool:
+        return self.offload in ("scorers", "all")
 
 
 class LoraConfig(Section):

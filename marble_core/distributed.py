@@ -36,6 +36,11 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def device() -> torch.device:
+    """Where this process computes: its own GPU, which ``processes`` made the current one, or the CPU where there is none."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @contextmanager
 def processes(silence: float = SILENCE) -> Iterator[None]:
     """Within it this process belongs to the group that ``accelerate launch`` or torchrun started; without one, nothing happens.

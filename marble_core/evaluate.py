@@ -45,7 +45,13 @@ def run_evaluation(
     policy.load_adapter(adapter, config.lora.rank)
     incumbent = _loaded(policy, incumbent or Incumbent())
     adapters = {"base": "off", "trained": "default"} | ({"champion": "champion"} if incumbent.adapter else {})
-    work = _Work(config, prompts, load_scorers(config.measured), Path(out) / "images", [r for r in ROLES if r in adapters])
+    work = _Work(
+        config,
+        prompts,
+        load_scorers(config.measured, config.model.offloads_scorers),
+        Path(out) / "images",
+        [r for r in ROLES if r in adapters],
+    )
     tables, distances = {}, {}
     for role in work.roles:
         with policy.using(adapters[role]) as model:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from marble_core.types import MarbleError
 
 _PREFIX = "transformer."
 
 
-def check_lora_file(path: Path, transformer: torch.nn.Module, rank: int | None = None) -> None:
-    """Raises MarbleError unless the file has lora_A (r, in) and lora_B (out, r) for layers of the transformer, with their sizes.
+def read_lora_file(path: Path, transformer: torch.nn.Module, rank: int | None = None) -> dict[str, torch.Tensor]:
+    """The file's tensors by their names in the transformer. Raises MarbleError unless the file has lora_A (r, in) and lora_B (out, r) for layers of the transformer, with their sizes.
 
     ``rank`` is the r that it must have. The transformer may carry other adapters.
     """
@@ -34,3 +35,4 @@ def check_lora_file(path: Path, transformer: torch.nn.Module, rank: int | None =
             raise MarbleError(f"The LoRA {path} is another model's: its layer {name} with shape {shape} does not fit the base.")
         if rank is not None and shape[part == "B.weight"] != rank:
             raise MarbleError(f"The LoRA {path} has rank {shape[part == 'B.weight']}, but lora.rank is {rank}: set it so.")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}

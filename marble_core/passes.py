@@ -132,7 +132,8 @@ def _one(policy: Policy, part: _MicroBatch, gradients: RowGradients, plan: Plan,
         if part.kl_scale:
             with policy.using("off") as model:
                 v_ref = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
-    with policy.using("default") as model:
+    # Two backward passes over one graph, with layers that look on, are nothing for torch.compile.
+    with policy.using("default") as model, torch.compiler.set_stance("force_eager"):
         v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
         terms = LOSSES[config.name](Point(v.detach(), v_old, part.x_BCHW, part.x0_BCHW, part.t_B), config)
         kl_BCHW = None if v_ref is None else config.kl_beta * part.kl_scale * kl(v.detach(), v_ref)
@@ -171,8 +172,8 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
         images_B = np.intersect1d(np.arange(starts[s], min(starts[s] + config.micro_batch, N)), rollout.index_N)
         if not len(images_B):
             continue
-        x0, t_B = rollout.x0_NCHW[images_B - rollout.first], t_NT[images_B, j]
-        eps = noise([derive(seed, "eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:]))
+        x0, t_B = rollout.x0_NCHW[images_B - rollout.first], t_NT[images_B, j].to(rollout.x0_NCHW.device)
+        eps = noise([derive(seed, "eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:])).to(x0.device)
         scale = 1 / taken if n in carriers else 0.0  # N T / taken, over N T
         conditioning = rollout.conditioning[batch.prompt_N[images_B] - batch.prompt_N[rollout.first]]
         yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, conditioning, scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ from peft import LoraConfig as PeftLora
 from peft.utils import get_peft_model_state_dict
 
 from marble_core.config import OptimizerConfig, RunConfig
-from marble_core.lora_file import check_lora_file
+from marble_core.lora_file import read_lora_file
 from marble_core.models import DiffusionModel
+from marble_core.plugins import import_class
 from marble_core.seeding import derive
 from marble_core.types import MarbleError
 
@@ -34,8 +34,8 @@ class Policy:
     @classmethod
     def load(cls, config: RunConfig) -> Policy:
         """The base model without an adapter."""
-        module, _, family = config.model.family.partition(":")
-        return cls(getattr(importlib.import_module(module), family)(config.model), config.model.gradient_checkpointing)
+        family = import_class(config.model.family, "model.family")
+        return cls(family(config.model), config.model.gradient_checkpointing)
 
     def add_trainable(self, config: RunConfig) -> None:
         """Gaussian A, zero B [N]; ``old`` and the EMA start as copies of ``default``."""
@@ -48,6 +48,7 @@ class Policy:
         )
         for name in ("default", "old"):
             self.transformer.add_adapter(self.lora, name)
+            self._widen(name)
         self.transformer.requires_grad_(False)
         self.copy("default", "old")
         self.ema = {n: p.detach().clone() for n, p in self.parameters_of("default").items()}
@@ -65,6 +66,11 @@ class Policy:
             for n, m in self.transformer.named_modules()
             if n.endswith(end) and isinstance(m, torch.nn.Linear)
         }
+
+    def _widen(self, adapter: str) -> None:
+        """peft and diffusers give an adapter the frozen weights' precision, which an optimizer's small steps are lost in."""
+        for p in self.parameters_of(adapter).values():
+            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
 
     @torch.no_grad()
     def copy(self, source: str, target: str) -> None:
@@ -115,14 +121,12 @@ class Policy:
 
     def save_adapter(self, directory: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """Write ``weights`` as diffusers reads them, with metadata: without it diffusers takes alpha = r, another strength."""
-        from diffusers import StableDiffusion3Pipeline
-
         kept = {n: p.detach().clone() for n, p in self.parameters_of("default").items()}
         with torch.no_grad():
             for name, p in self.parameters_of("default").items():
                 p.copy_(weights[name])
             layers = get_peft_model_state_dict(self.transformer, adapter_name="default")
-            StableDiffusion3Pipeline.save_lora_weights(
+            type(self.model.pipeline).save_lora_weights(
                 directory,
                 transformer_lora_layers={n: p.clone().contiguous() for n, p in layers.items()},
                 transformer_lora_adapter_metadata=self.lora.to_dict() | {"target_modules": sorted(self.model.lora_targets)},
@@ -137,6 +141,10 @@ class Policy:
             raise MarbleError(
                 f"The adapter directory {directory} holds no {ADAPTER_FILE}; give the directory that train wrote."
             )
-        check_lora_file(Path(directory) / ADAPTER_FILE, self.transformer, rank)
-        self.model.pipeline.load_lora_weights(str(directory), adapter_name=name)  # type: ignore[attr-defined]
+        weights = read_lora_file(Path(directory) / ADAPTER_FILE, self.transformer, rank)
+        self.model.pipeline.load_lora_weights(str(directory), adapter_name=name)
         self.transformer.requires_grad_(False)
+        self._widen(name)
+        with torch.no_grad():
+            for key, p in self.parameters_of(name).items():
+                p.copy_(weights[key])  # which that road has rounded

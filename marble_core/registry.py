@@ -150,7 +150,7 @@ def register_version(
             client.set_tag(run_id, key, value)
         client.update_model_version(name, made, said)
         client.set_registered_model_alias(name, alias, made)
-        if alias == CHAMPION and _holder(client, name, CHALLENGER) is not None:
+        if decision.promote and alias == CHAMPION and _holder(client, name, CHALLENGER) is not None:
             client.delete_registered_model_alias(name, CHALLENGER)
     return made, alias
 
@@ -158,8 +158,8 @@ def register_version(
 def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
     """Version and tags of the champion of the registered model ``name``; None where there is none."""
     with _mlflow_client() as client:
-        champion = _holder(client, name, CHAMPION)
-        return None if champion is None else (champion, dict(client.get_model_version(name, champion).tags))
+        version = _holder(client, name, CHAMPION)
+        return None if version is None else (version, dict(client.get_model_version(name, version).tags))
 
 
 def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> None:

@@ -47,7 +47,7 @@ def solve(
     scheduler = make_scheduler(solver, steps, model.flow_shift)
     x_NCHW = noise_NCHW
     for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
-        v_NCHW = model.velocity(x_NCHW, sigma.float().expand(len(x_NCHW)), conditioning)
+        v_NCHW = model.velocity(x_NCHW, sigma.float().to(x_NCHW.device).expand(len(x_NCHW)), conditioning)
         x_NCHW = scheduler.step(v_NCHW, timestep, x_NCHW, return_dict=False)[0]
     return x_NCHW, scheduler.sigmas[:-1].float()
 
@@ -71,7 +71,7 @@ def sample(
     latents, images = [], []
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
-        x_T = noise(seeds[part], model.latent_shape)
+        x_T = noise(seeds[part], model.latent_shape).to(model.device)
         x0, t_S = solve(model, x_T, conditioning[owner_N[part]], solver, steps)
         latents.append(x0)
         images.append(model.decode(x0))

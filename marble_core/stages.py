@@ -146,46 +146,42 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
 
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
-    """Compare base, champion and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns the gains."""
-    with progress.stage("evaluate") as result:
+    """Compare base, champion and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns what was measured."""
+    with (
+        progress.stage("evaluate") as result,
+        _tracked(prepared, "evaluate", "RUNNING") as tracker,
+        whole_or_gone(out),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         from marble_core.checkpoints.remote import Remote
         from marble_core.evaluate import run_evaluation
+        from marble_core.past import evaluation_metrics
         from marble_core.prompts import read_prompts
         from marble_core.registry import fetch_champion
-        from marble_core.report import write_report
+        from marble_core.report import shown_files, write_report
         from marble_core.storage import S3
 
+        tracker.watch_machine()
         config, run_id = read_prepared(prepared)
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
+        incumbent = fetch_champion(config, adapter, Path(scratch))
+        run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out, incumbent)
+        evaluation, decision, _ = _judge(out)
+        history, past = adapter / "history.jsonl", tracker.past_runs(config.registry.model)
+        write_report(out / "report.html", evaluation, decision, history, out / "images", config, past, run_id)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(out / "report.html", report)
         step = _trained_steps(adapter)
-        with _tracked(prepared, "evaluate", "RUNNING") as tracker, whole_or_gone(out), tempfile.TemporaryDirectory() as scratch:
-            out.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
-            incumbent = fetch_champion(config, adapter, Path(scratch))
-            run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out, incumbent)
-            evaluation, decision, _ = _judge(out)
-            write_report(out / "report.html", evaluation, decision, adapter / "history.jsonl", out / "images", config)
-            report.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / "report.html", report)
-            gains = _gains(evaluation)
-            Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
-            tracker.log_metrics(gains, step)
-            tracker.log_artifact(out / "report.html")
-            tracker.log_artifact(out / "evaluation.json")
+        Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
+        metrics = evaluation_metrics(evaluation)
+        tracker.log_metrics(metrics, step)
+        for path in (out / "report.html", out / "evaluation.json"):
+            tracker.log_artifact(path)
+        for path in shown_files(out / "images"):
+            tracker.log_artifact(path, "evaluation")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
-    return gains
-
-
-def _gains(evaluation: Evaluation) -> dict[str, float]:
-    """As metrics of MLflow and of the pipeline's page."""
-    found = {"evaluation/mean_gain": evaluation.mean_gain.mean}
-    results = {**evaluation.measured, **evaluation.side}
-    found |= {f"evaluation/{name}/difference": result.difference.mean for name, result in results.items()}
-    if over := evaluation.champion:
-        found["evaluation/mean_gain_over_champion"] = over.mean_gain.mean
-        found |= {f"evaluation/{name}/over_champion": versus.difference.mean for name, versus in over.rewards.items()}
-    if evaluation.diversity:
-        found["evaluation/diversity_change"] = evaluation.diversity.change.mean
-    return found
+    return metrics
 
 
 def _trained_steps(adapter: Path) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core.lineage import public, stage_tags
+from marble_core.past import Past, past_runs
 from marble_core.sending import Batch, Sender
 from marble_core.types import MarbleError
 
@@ -132,6 +133,12 @@ class Tracker:
     def flush(self, seconds: float) -> int:
         """Waits for the metrics that are on their way. Returns how many steps' are still not sent after so many seconds."""
         return self._sender.flush(seconds)
+
+    def past_runs(self, model: str) -> list[Past]:
+        """Earlier runs of the experiment, oldest first; none where MLflow does not answer. ``model`` is the registered one."""
+        found: list[Past] = []
+        self._attempt("question", lambda: found.extend(past_runs(self._client, self.experiment_id, model, self.mlflow_run_id)))
+        return found
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():

@@ -143,7 +143,8 @@ class Scorer(Protocol):
     scores an image with a known answer and raises MarbleError where the answer is wrong.
 
     A scorer may also have ``side``, the names of S values that it reports beside its reward: ``score`` then returns (N, 1 + S)
-    numbers, the reward first. And it may have ``settings``, a mapping that the evaluation's record states with its numbers.
+    numbers, the reward first. It may have ``settings``, a mapping that the evaluation's record states with its numbers. And it may
+    have ``modules``, torch modules that may wait in the host's memory between two calls of ``score`` (``model.offload``).
     """
 
     name: str

@@ -89,9 +89,9 @@ def build(settings: Settings) -> Any:
         data = prepared.outputs["prepared"]
         # kfp.local skips a plain If on a named output without a word: hence one return value, and both branches.
         with dsl.If(prepared.outputs["Output"] != "", name="train"):
-            trained = train(prepared=data)
+            trained = train(gpus=gpus, accelerator=accelerator, prepared=data)
             adapter = trained.outputs["adapter"]
-            evaluated = evaluate(prepared=data, adapter=adapter)
+            evaluated = evaluate(gpus=evaluation_gpus, accelerator=accelerator, prepared=data, adapter=adapter)
             evaluation = evaluated.outputs["evaluation"]
             passed = gate(evaluation=evaluation)
             with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison

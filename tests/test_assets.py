@@ -18,7 +18,8 @@ from marble_core.cli.models import fetch
 from marble_core.config import RewardConfig
 from marble_core.downloads import S3Asset, WebFile
 from marble_core.loading import load_config
-from marble_core.rewards import SCORERS, import_class
+from marble_core.plugins import import_class
+from marble_core.rewards import SCORERS
 from marble_core.rewards.clipscore import ClipScore
 from marble_core.storage import S3
 from marble_core.types import MarbleError

@@ -81,6 +81,17 @@ def test_gpus_are_parameters_of_the_run_for_train_and_evaluate_alone(spec: dict,
     assert {s for s, pod in pods.items() if "tolerations" in pod} == {"train", "evaluate"}
 
 
+def test_every_parameter_that_a_task_takes_is_given_to_its_graph(spec: dict) -> None:
+    """kfp 2.17 forgets the ones that only a pod's resources name, inside of conditions."""
+    graphs = [c for c in spec["components"].values() if "dag" in c] + [spec["root"]]
+    assert len(graphs) > 4
+    for graph in graphs:
+        given = graph["inputDefinitions"]["parameters"]
+        for task in graph["dag"]["tasks"].values():
+            taken = task["inputs"].get("parameters", {}).values()
+            assert {p["componentInputParameter"] for p in taken if "componentInputParameter" in p} <= set(given)
+
+
 def test_a_stage_gets_the_secrets_that_it_needs_and_no_others(pods: dict[str, dict]) -> None:
     aws, token = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, {"HF_TOKEN"}
     assert secrets_of(pods["train"])["marble-s3"] == aws and secrets_of(pods["train"])["marble-hub"] == token

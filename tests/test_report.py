@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,21 +14,29 @@ import pytest
 from PIL import Image
 
 from marble_core.config import RunConfig
-from marble_core.figures import History, balance_figures, ends, reward_figures, running_mean
 from marble_core.gate import decide
 from marble_core.loading import load_config
-from marble_core.report import headline, write_report
-from marble_core.results import Estimate, Evaluation, RewardResult
+from marble_core.past import Past
+from marble_core.report import write_report
+from marble_core.report.curves import balance_figures, ends, reward_figures, running_mean
+from marble_core.report.history import History
+from marble_core.report.page import headline
+from marble_core.report.scatter import Point, pareto_front
+from marble_core.results import ROLES, Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
 
 MAX_BYTES = 3_000_000
 NAMES = ("clipscore", "ocr", "geneval")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
-@pytest.fixture(scope="module")
-def config() -> RunConfig:
+def a_config() -> RunConfig:
     loaded = load_config("demo", overrides=["train.steps=6"])
     return loaded.model_copy(update={"rewards": tuple(r for r in loaded.rewards if r.name in NAMES)})
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return a_config()
 
 
 def an_evaluation(**differences: tuple[float, float, float]) -> Evaluation:
@@ -39,17 +48,45 @@ def an_evaluation(**differences: tuple[float, float, float]) -> Evaluation:
     return Evaluation(rewards, by_source, Estimate(0.2, 0.1, 0.3), settings=settings, side=side)
 
 
-def write_pictures(directory: Path, size: int = 16, per_source: int = 14, prompt: str = "a red circle") -> Path:
+def with_champion(evaluation: Evaluation) -> Evaluation:
+    """A champion half way to the trained model, diversity, and an alarm."""
+
+    def halves(results: Mapping[str, RewardResult]) -> dict[str, Versus]:
+        return {
+            n: Versus((r.base + r.trained) / 2, Estimate(r.difference.mean / 2, -0.1, 0.3), 0.5) for n, r in results.items()
+        }
+
+    return replace(
+        evaluation,
+        champion=Champion(
+            halves({**evaluation.measured, **evaluation.side}),
+            {source: halves(own) for source, own in evaluation.by_source.items()},
+            Estimate(0.1, 0.05, 0.15),
+        ),
+        champion_version="7",
+        diversity=Diversity(24, 4, 0.5, 0.25, Estimate(-0.5, -0.6, -0.4), 0.375),
+        alarms=(Alarm("mode collapse", "The pictures of one prompt became more alike: -50 percent."),),
+    )
+
+
+def write_pictures(
+    directory: Path,
+    size: int = 16,
+    per_source: int = 14,
+    prompt: str = "a red circle",
+    roles: tuple[str, ...] = ("base", "trained"),
+) -> Path:
     """Noise, which compresses worst. Beyond the first six of a source the reward changes by (row - 8)."""
     rng = np.random.default_rng(0)
     directory.mkdir(parents=True, exist_ok=True)
     lines = []
     for i, source in enumerate(s for s in ("general", "ocr", "geneval") for _ in range(per_source)):
-        pictures = {role: f"{role}-{i:03d}.png" for role in ("base", "trained")}
+        pictures = {role: f"{role}-{i:03d}.png" for role in roles}
         for name in pictures.values():
             Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(directory / name)
         row = {"index": i, "prompt": f"{prompt} {i}", "source": source, "pictures": pictures}
-        lines.append(json.dumps(row | {"base": {"clipscore": 1.0}, "trained": {"clipscore": 1.0 + i % per_source - 8}}))
+        scores = {role: {"clipscore": 1.0} for role in roles} | {"trained": {"clipscore": 1.0 + i % per_source - 8}}
+        lines.append(json.dumps(row | scores))
     (directory / "scores.jsonl").write_text("\n".join(lines))
     return directory
 
@@ -60,6 +97,8 @@ def write_history(path: Path, steps: int, skipped: tuple[int, ...] = (), tail: s
         metrics = {f"reward/{n}/mean": 0.1 * step + k for k, n in enumerate(NAMES)} | {"time/sample": 5.0, "time/train": 15.0}
         if gram:
             metrics |= {f"alpha/{n}": 1 / 3 for n in NAMES} | {f"consistency/{n}": 0.1 for n in NAMES} | {"cosine/worst": 0.3}
+            metrics |= {"cosine/clipscore:ocr": 0.98, "cosine/clipscore:geneval": 0.25, "cosine/ocr:geneval": -0.75}
+            metrics |= {f"cosine/update:{n}": 0.5 for n in NAMES}
         bad = {"step": step, "metrics": {"skipped": 1.0}, "notes": ["reward ocr is not finite for the prompt 'x'"]}
         lines.append(json.dumps(bad if step in skipped else {"step": step, "metrics": metrics, "notes": []}))
     path.write_text("\n".join(lines) + "\n" + tail)
@@ -98,14 +137,32 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-@pytest.fixture(scope="module")
-def page(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    directory = tmp_path_factory.mktemp("report")
-    images = write_pictures(directory / "images", prompt='<script>alert("x")</script> & co')
-    evaluation = an_evaluation()
+def written(directory: Path) -> Path:
+    """A page with everything on it."""
+    config, evaluation = a_config(), with_champion(an_evaluation())
+    images = write_pictures(directory / "images", prompt='<script>alert("x")</script> & co', roles=ROLES)
     history = write_history(directory / "history.jsonl", 6)
-    write_report(directory / "report.html", evaluation, decide(evaluation, config.registry), history, images, config)
-    return Page(directory / "report.html")
+    means = {n: r.base for n, r in evaluation.measured.items()}
+    past = [
+        Past("monday", "2026-11-23", "marble", "promoted", (0.1, 0.05, 0.15), means, dict.fromkeys(means, 0.6), "7"),
+        Past(
+            "tuesday",
+            "2026-11-24",
+            "equal",
+            "refused: worse",
+            (0.0, -0.1, 0.1),
+            dict.fromkeys(means, 0.4),
+            dict.fromkeys(means, 0.7),
+        ),
+    ]
+    page, decision = directory / "report.html", decide(evaluation, config.registry)
+    write_report(page, evaluation, decision, history, images, config, past, "wednesday")
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return Page(written(tmp_path_factory.mktemp("report")))
 
 
 def test_the_page_fetches_nothing_and_runs_nothing(page: Page) -> None:
@@ -120,10 +177,11 @@ def test_the_page_fetches_nothing_and_runs_nothing(page: Page) -> None:
 
 def test_every_picture_is_embedded_and_every_figure_has_words(page: Page) -> None:
     pictures, plots = page.all("img"), page.all("svg")
-    assert len(pictures) == 3 * 2 * (6 + 3 + 2)  # the row that did not change is neither
+    assert len(pictures) == 3 * 3 * (6 + 3 + 2)  # the row that did not change is neither
     assert all(p["src"].startswith("data:image/png;base64,") and p["alt"].strip() for p in pictures)
-    assert len(plots) == 3 + 3
-    assert all(p["role"] == "img" and "over 6 steps" in p["aria-label"] for p in plots)
+    assert len(plots) == 1 + 3 + 3
+    assert all(p["role"] == "img" for p in plots) and "Scatter of ocr and geneval" in plots[0]["aria-label"]
+    assert all("over 6 steps" in p["aria-label"] for p in plots[1:])
 
 
 def test_the_page_is_one_valid_document(page: Page) -> None:
@@ -144,10 +202,41 @@ def test_curves_follow_the_theme_of_the_page(page: Page) -> None:
 
 def test_the_page_says_what_changed_and_what_the_gate_decided(page: Page) -> None:
     assert "6 steps of training raised geneval (+0.200); clipscore and ocr did not change measurably." in page.text
-    assert "Promoted" in page.text and "The mean gain over the base is +0.200 (+0.100 to +0.300)" in page.text
-    assert "2.0 min for 6 steps (sample 25 %, train 75 %)" in page.text
+    assert "Promoted" in page.text and "The mean gain over the champion, version 7, is +0.1" in page.text
+    cost = " ".join(page.text.partition("Cost")[2].split())
+    assert cost.startswith(
+        "2.0 min for 6 steps and 1,728 pictures: 14.4 pictures a second. sample 30.0 s 25 % train 1.5 min 75 %"
+    )
     assert "Training ended" not in page.text and "skipped" not in page.text
-    assert re.search(r"Beside the rewards .*geneval/strict\s+96\s+0\.25\d*\s+0\.37\d*", page.text, re.DOTALL)
+    assert re.search(r"Beside the rewards .*geneval/strict\s+96\s+0\.25\d*\s+0\.31\d*\s+0\.37\d*", page.text, re.DOTALL)
+
+
+def test_the_page_holds_the_model_against_the_champion_and_shows_the_runs_before_it(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "The ring is the champion, version 7." in text and "over the champion" in page.raw
+    assert re.search(
+        r"geneval 96 0\.50\d* 0\.60\d* 0\.70\d* ▲ \+0\.200 \+0\.100 to \+0\.300 50 % \+0\.100 −0\.100 to \+0\.300", text
+    )
+    assert "⚠ Mode collapse The pictures of one prompt became more alike: −50 percent." in text
+    assert "base 0.500, champion 0.375, trained 0.250, a change of −50 % (−60 to −40)" in text
+    assert "monday 2026-11-23 marble +0.100 +0.050 to +0.150 promoted 7 (champion)" in text
+    assert "wednesday marble +0.200 +0.100 to +0.300 promoted" in text
+    alt = page.all("svg")[0]["aria-label"]
+    assert "run monday at 0.6 and 0.6; base at 0.5 and 0.5; champion at 0.495 and 0.6; trained at 0.49 and 0.7" in alt
+    assert "tuesday" not in alt, "its base scored otherwise, so it was measured on something else"
+
+
+def test_cosines_between_rewards_are_a_table_of_their_means(page: Page) -> None:
+    said = re.findall(r'<tr(?: class="last")?><th scope="row">(\w+)</th>(.*?)</tr>', page.raw.partition('class="heat"')[2])
+    cells = {name: re.findall(r"<td[^>]*>([^<]*)</td>", own) for name, own in said}
+    assert cells["ocr"] == ["+0.98", "", "−0.75"] and cells["update"] == ["+0.50"] * 3
+    assert "ocr and geneval are the pair whose gradients agree least" in " ".join(page.text.split())
+
+
+def test_nobody_beats_what_is_on_the_pareto_front() -> None:
+    places = [(0, 5), (1, 4), (1, 3), (2, 4), (3, 1), (2.5, 0.5), (3, 1)]
+    points = [Point(str(i), x, y) for i, (x, y) in enumerate(places)]
+    assert [(p.x, p.y) for p in pareto_front(points)] == [(0, 5), (2, 4), (3, 1)]
 
 
 def test_the_pictures_shown_first_are_not_chosen_and_the_others_are_named_as_chosen(page: Page) -> None:
@@ -181,14 +270,15 @@ def test_a_killed_run_with_skipped_steps_makes_a_truthful_page(config: RunConfig
     assert "3 of 5 steps were skipped (×): 2, 3, 5." in page.text
     assert "Step 2: reward ocr is not finite for the prompt 'x'." in page.text
     assert "Base and trained differ." in page.text and "No pictures were saved." in page.text
-    assert all("3 of them skipped and left blank" in plot["aria-label"] for plot in page.all("svg"))
+    assert all("3 of them skipped and left blank" in plot["aria-label"] for plot in page.all("svg")[1:])
+    assert "40.0 s for 2 steps and 576 pictures" in page.text, "of a skipped step nothing is counted"
 
 
 def test_a_method_without_gradients_for_each_reward_has_no_alpha_and_says_so(config: RunConfig, tmp_path: Path) -> None:
     history = write_history(tmp_path / "h.jsonl", 6, gram=False)
     evaluation = an_evaluation()
     plain = config.model_copy(update={"balance": config.balance.model_copy(update={"method": "weighted_sum"})})
-    for given, plots, says in ((history, 3, "weighted_sum takes no gradient"), (None, 0, "left no history")):
+    for given, plots, says in ((history, 1 + 3, "weighted_sum takes no gradient"), (None, 1, "left no history")):
         write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), given, tmp_path, plain)
         page = Page(tmp_path / "r.html")
         assert len(page.all("svg")) == plots and says in page.text

@@ -7,6 +7,8 @@ from components import image
 
 @dsl.component(base_image=image("evaluate"), packages_to_install=[], install_kfp_package=False)
 def evaluate(
+    gpus: str,
+    accelerator: str,
     prepared: dsl.Input[dsl.Dataset],
     adapter: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Dataset],
@@ -16,6 +18,8 @@ def evaluate(
     """Sample both models on the same prompts with the same noise, and score them.
 
     Args:
+        gpus: The pod's GPUs. Only what is an input here reaches a pod's resources inside of a condition (kfp 2.17).
+        accelerator: The resource that they are.
         prepared: The directory that prepare wrote.
         adapter: The directory that train wrote.
         evaluation: evaluation.json and the pictures.

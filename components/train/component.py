@@ -6,10 +6,18 @@ from components import image
 
 
 @dsl.component(base_image=image("train"), packages_to_install=[], install_kfp_package=False)
-def train(prepared: dsl.Input[dsl.Dataset], adapter: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics]) -> None:
+def train(
+    gpus: str,
+    accelerator: str,
+    prepared: dsl.Input[dsl.Dataset],
+    adapter: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
     """Train with MARBLE, going on from the run's newest checkpoint in S3.
 
     Args:
+        gpus: The pod's GPUs. Only what is an input here reaches a pod's resources inside of a condition (kfp 2.17).
+        accelerator: The resource that they are.
         prepared: The directory that prepare wrote.
         adapter: A directory with pytorch_lora_weights.safetensors, as diffusers loads it.
         metrics: The metrics of the last step.

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, demo, evidence, models, pipeline, registry
+from marble_core.cli import checkpoints, cluster, demo, evidence, models, pipeline, registry, runs
 from marble_core.cli.examples import add_examples
 
 app = typer.Typer(
@@ -26,12 +26,15 @@ for command in (
     pipeline.check,
     models.fetch,
     pipeline.compile_,
+    cluster.submit,
     pipeline.ui,
     evidence.bench,
     evidence.study,
     registry.rollback,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(cluster.schedule, name="schedule")
+app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(demo.app, name="demo")
 add_examples(app)

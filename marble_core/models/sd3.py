@@ -1,88 +1,38 @@
-"""Stable Diffusion 3 and 3.5, and the demo model, through diffusers."""
+"""Stable Diffusion 3 and 3.5 (Medium and Large), and the demo model, through diffusers."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
-
-import numpy as np
 import torch
+from torch.nn import functional as F
 
-from marble_core.assets import Part, resolve
-from marble_core.config import ModelConfig
-from marble_core.types import Conditioning, MarbleError
+from marble_core.models.base import DiffusersModel
+from marble_core.types import Conditioning
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
-class SD3:
-    """The pipeline's parts in float32, frozen; the transformer's forward runs under the configured autocast."""
+class SD3(DiffusersModel):
+    """Two CLIP encoders and T5. The LoRA sits on the joint attention only [N]: not on the second attention of Medium's first 13
+    blocks (``attn2``); the last block has no ``to_add_out``, so Medium's 24 blocks have 191 such layers."""
 
+    pipeline_class = "StableDiffusion3Pipeline"
     lora_targets = tuple(f"attn.{name}" for name in ATTENTION)
+    t5 = "text_encoder_3"
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
-        self.pipeline = _load_pipeline(config)
-        self.transformer = self.pipeline.transformer.requires_grad_(False)
-        self.vae = self.pipeline.vae.requires_grad_(False).to(memory_format=torch.channels_last)
-        factor = self.pipeline.vae_scale_factor
-        self.latent_shape = (self.transformer.config.in_channels, config.height // factor, config.width // factor)
-        self.flow_shift = float(self.pipeline.scheduler.config.shift)
+    def embed(self, prompts: list[str]) -> Conditioning:
+        """As the pipeline's own encode_prompt, which has all encoders on one device. Without T5 its tokens are zeros [SD3's paper]."""
+        pipeline, length = self.pipeline, self.config.max_sequence_length
+        clip = [pipeline._get_clip_prompt_embeds(prompts, device=self.device, clip_model_index=i) for i in (0, 1)]
+        tokens = pipeline._get_t5_prompt_embeds(prompts, max_sequence_length=length, device=self.t5_device).to(self.device)
+        clip_tokens = torch.cat([tokens_of for tokens_of, _ in clip], dim=-1)
+        clip_tokens = F.pad(clip_tokens, (0, tokens.shape[-1] - clip_tokens.shape[-1]))
+        return Conditioning(torch.cat([clip_tokens, tokens], dim=1), torch.cat([pooled for _, pooled in clip], dim=-1))
 
-    @torch.no_grad()
-    def encode(self, prompts: list[str]) -> Conditioning:
-        tokens, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=self.config.max_sequence_length
-        )
-        return Conditioning(tokens.float(), pooled.float())
-
-    def velocity(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        with self._autocast():
-            out = self.transformer(
-                hidden_states=x_BCHW,
-                timestep=t_B * 1000,
-                encoder_hidden_states=conditioning.tokens,
-                pooled_projections=conditioning.pooled,
-                return_dict=False,
-            )[0]
-        return out.float()
-
-    @torch.no_grad()
-    def decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
-        latents = x0_NCHW / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
-        images = self.pipeline.image_processor.postprocess(images, output_type="np")
-        return (images * 255).round().astype("uint8")
-
-    def _autocast(self) -> Any:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
-        return torch.autocast(next(self.transformer.parameters()).device.type, dtype)
-
-
-def _load_pipeline(config: ModelConfig) -> Any:
-    from diffusers import StableDiffusion3Pipeline
-
-    source = resolve(config.path, Part.PIPELINE, config.revision)
-    if not (source / "model_index.json").is_file():
-        raise MarbleError(f"The base model {config.path} has no model_index.json; give a directory that diffusers saved.")
-    with _quiet():
-        pipeline = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading bars and deprecation notes of the libraries have no place in a stage's log."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    def predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        return self.transformer(
+            hidden_states=x_BCHW,
+            timestep=t_B * 1000,
+            encoder_hidden_states=conditioning.tokens,
+            pooled_projections=conditioning.pooled,
+            return_dict=False,
+        )[0]

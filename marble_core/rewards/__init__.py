@@ -7,15 +7,16 @@ use torch run one after another, for they share weights; one that does not may s
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from marble_core.config import RewardConfig
+from marble_core.plugins import import_class
 from marble_core.rewards.calls import Call
 from marble_core.types import MarbleError, Prompt, RewardTable, Scorer
 
@@ -35,12 +36,13 @@ IMAGES_PER_TIMEOUT = 1000
 T = TypeVar("T")
 
 
-def load_scorers(rewards: Sequence[RewardConfig]) -> tuple[Scorer, ...]:
+def load_scorers(rewards: Sequence[RewardConfig], offload: bool = False) -> tuple[Scorer, ...]:
     """The scorers of a configuration, in its order, each having checked itself on an image with a known answer.
 
+    With ``offload`` the modules of those that say which they have are on their device only while they score.
     Raises MarbleError for a name that is not known, a path that cannot be imported, a wrong option, a failed check.
     """
-    return tuple(_load(reward) for reward in rewards)
+    return tuple(_load(reward, offload) for reward in rewards)
 
 
 class Ahead:
@@ -82,11 +84,11 @@ def score_all(
     if ahead is None:
         ahead = Ahead(scorers, prompts)
         ahead.add(images_NHWC)
-    columns = {
-        k: _scored(scorer, Call(_columns, scorer, images_NHWC, prompts), len(prompts))
-        for k, scorer in enumerate(scorers)
-        if k not in ahead.scorers
-    }
+    columns = {}
+    for k, scorer in enumerate(scorers):
+        if k not in ahead.scorers:
+            with _on_device(scorer):
+                columns[k] = _scored(scorer, Call(_columns, scorer, images_NHWC, prompts), len(prompts))
     columns |= ahead.columns()
     R_NK = np.full((len(prompts), len(scorers)), np.nan)
     side: dict[str, np.ndarray] = {}
@@ -94,21 +96,6 @@ def score_all(
         R_NK[:, k] = columns[k][:, 0]
         side |= {f"{scorer.name}/{value}": columns[k][:, 1 + i] for i, value in enumerate(_side(scorer))}
     return RewardTable(tuple(scorer.name for scorer in scorers), R_NK, side)
-
-
-def import_class(path: str, what: str) -> type:
-    """The class that ``package.module:Class`` names. ``what`` is the field that named it, for the error's sentence."""
-    module_name, colon, class_name = path.partition(":")
-    if not colon or not module_name or not class_name:
-        raise MarbleError(f"{what}: {path!r} is not of the form 'package.module:Class'.")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise MarbleError(f"{what}: {path!r} cannot be imported: {error}; install it or correct the name.") from error
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
-        raise MarbleError(f"{what}: the module {module_name!r} has no class {class_name!r}.")
-    return found
 
 
 def construct(cls: type, options: Mapping[str, Any], what: str) -> Any:
@@ -165,15 +152,24 @@ def _path(reward: RewardConfig) -> str:
     return path
 
 
-def _load(reward: RewardConfig) -> Scorer:
+def _load(reward: RewardConfig, offload: bool) -> Scorer:
     what, path = f"The reward {reward.name!r}", _path(reward)
     scorer = construct(import_class(path, what), reward.options, what)
     for member in ("applies", "score", "self_check", "value_range"):
         if not hasattr(scorer, member):
             raise MarbleError(f"{what}: {path!r} is no scorer, it lacks {member!r}.")
     scorer.name, scorer.timeout = reward.name, reward.timeout
-    _in_time(scorer, Call(scorer.self_check), "checking itself")
+    if modules := getattr(scorer, "modules", ()):
+        from marble_core.residence import Resident
+
+        scorer.resident = Resident(modules, waits=offload and not getattr(scorer, "background", False))
+    with _on_device(scorer):
+        _in_time(scorer, Call(scorer.self_check), "checking itself")
     return scorer
+
+
+def _on_device(scorer: Scorer) -> AbstractContextManager[None]:
+    return getattr(scorer, "resident", nullcontext())
 
 
 def _side(scorer: Scorer) -> tuple[str, ...]:

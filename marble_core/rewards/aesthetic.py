@@ -34,6 +34,7 @@ class Aesthetic:
         batch_size: int = BATCH_SIZE,
     ) -> None:
         self.clip = load_clip(checkpoint, device=device, dtype=dtype)
+        self.modules = (self.clip.model,)
         path = resolve(head, Part.FILE)
         self.head = load_head(path / "model.safetensors" if path.is_dir() else path, self.clip.width)
         self.batch_size = batch_size

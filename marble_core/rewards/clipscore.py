@@ -32,6 +32,7 @@ class ClipScore:
         if resample not in ("bilinear", "bicubic"):
             raise MarbleError(f"The reward 'clipscore' cannot resample by {resample!r}; choose bilinear or bicubic.")
         self.clip = load_clip(checkpoint, device=device, dtype=dtype)
+        self.modules = (self.clip.model,)
         self.resample, self.batch_size = resample, batch_size
 
     def applies(self, prompt: Prompt) -> bool:

@@ -35,6 +35,7 @@ class ClipColors:
     ) -> None:
         clip = load_clip(checkpoint, device=device, dtype=dtype)
         self.clip = clip if quick_gelu else _with_gelu(clip)
+        self.modules = (self.clip.model,)
         self.settings = {"colors": checkpoint, "quick_gelu": quick_gelu}
         self._classifiers: dict[str, Tensor] = {}
 
@@ -77,7 +78,7 @@ def cut_out(image_HWC: np.ndarray, detection: Detection) -> np.ndarray:
 
 @cache
 def _with_gelu(clip: Clip) -> Clip:
-    model: Any = deepcopy(clip.model)
+    model: Any = deepcopy(clip.model).to(clip.device)  # which may wait elsewhere
     for tower in (model.text_model, model.vision_model):
         for layer in tower.encoder.layers:
             layer.mlp.activation_fn = nn.GELU()

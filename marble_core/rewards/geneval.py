@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from marble_core.rewards import construct, import_class
+from marble_core.plugins import import_class
+from marble_core.rewards import construct
 from marble_core.types import MarbleError, Prompt
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -202,6 +203,10 @@ class GenEval:
         if colors or not hasattr(self.detector, "colors"):
             released = {"quick_gelu": False} if published and colors is None else {}
             self.colors = _plugin(colors or CLIP_COLORS, released | dict(colors_options or {}), "colors")
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        return (*getattr(self.detector, "modules", ()), *getattr(self.colors, "modules", ()))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class HPSv2:
         batch_size: int = BATCH_SIZE,
     ) -> None:
         self.clip = load_clip(checkpoint, processor, device, dtype)
+        self.modules = (self.clip.model,)
         self.batch_size = batch_size
 
     def applies(self, prompt: Prompt) -> bool:

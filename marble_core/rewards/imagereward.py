@@ -41,6 +41,7 @@ class ImageReward:
         if path.is_dir():
             raise MarbleError(f"{what} is a directory: give the file ImageReward.pt.")
         self.model = place(load_image_reward(path), device or default_device(), dtype, what)
+        self.modules = (self.model,)
         self.image_size = self.model["vision"].config.image_size
         vocabulary = self.model["text"].config.vocab_size
         self.tokenizer = load_tokenizer(resolve(tokenizer, Part.PROCESSOR), vocabulary, "ImageReward's tokenizer")

@@ -51,6 +51,7 @@ class Mask2Former:
     ) -> None:
         self.checkpoint, self.batch_size, self.least_score = checkpoint, batch_size, least_score
         self.model = place(load(checkpoint), device or default_device(), dtype, f"The detector {checkpoint}")
+        self.modules = (self.model,)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class PickScore:
         if processor is None and checkpoint == PICKSCORE:
             processor = CLIP_H_PROCESSOR
         self.clip = load_clip(checkpoint, processor, device, dtype)
+        self.modules = (self.clip.model,)
         self.batch_size = batch_size
 
     def applies(self, prompt: Prompt) -> bool:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
+from marble_core import distributed
 from marble_core.types import MarbleError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,8 +65,8 @@ def first_line(error: BaseException) -> str:
 
 
 def default_device() -> str:
-    """The GPU where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The process's GPU where there is one."""
+    return str(distributed.device())
 
 
 def place(model: Any, device: str, dtype: str, what: str) -> Any:

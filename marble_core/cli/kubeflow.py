@@ -1,0 +1,94 @@
+"""What the commands on a Kubeflow cluster share: the options that say where it is, and how they print its answers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.cluster import Cluster
+    from pipelines.connection import Target
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Every = Annotated[float, typer.Option(min=0.01, help="Seconds between two questions.")]
+Timeout = Annotated[float | None, typer.Option(min=0, help="Wait no longer than these seconds. Default: for ever.")]
+
+FAILED, CANCELED, STILL_RUNNING = 1, 3, 4  # exit codes of a run that is waited for; 2 is an error, as everywhere
+
+
+def _where(
+    host: Annotated[
+        str,
+        typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines' address. Default: the pod's, or kubeconfig's."),
+    ] = "",
+    namespace: Annotated[
+        str, typer.Option(envvar="KF_PIPELINES_NAMESPACE", help="The namespace, where each user has one.")
+    ] = "",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="KF_PIPELINES_SA_TOKEN_PATH",
+            help="A file with the token; KF_PIPELINES_TOKEN holds the token itself. Default: the pod's projected token.",
+        ),
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(envvar="SSL_CERT_FILE", help="The certificates to trust (PEM).")] = None,
+    request_timeout: Annotated[float, typer.Option(min=0.01, help="Seconds that one answer may take.")] = 30,
+) -> Target:
+    from pipelines.connection import Target
+
+    return Target(host, namespace, token_file, ca, request_timeout)
+
+
+def at_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of ``_where``, from which it gets its first argument, the Target."""
+    where = _options(_where)
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(_where(**{option.name: given.pop(option.name) for option in where}), **given)
+
+    options = [option for option in _options(command) if option.name != "target"] + where
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+def _options(command: Callable[..., Any]) -> list[inspect.Parameter]:
+    """What a command takes, as typer reads it; Target is no option, and is imported later."""
+    read = {name: said for name, said in command.__annotations__.items() if said not in ("Target", "None")}
+    hints = get_type_hints(SimpleNamespace(__annotations__=read), command.__globals__, include_extras=True)
+    parameters = inspect.signature(command).parameters.values()
+    return [p.replace(kind=p.KEYWORD_ONLY, annotation=hints.get(p.name, p.annotation)) for p in parameters]
+
+
+def cluster_at(target: Target) -> Cluster:
+    from pipelines.cluster import Cluster
+
+    return Cluster.at(target)
+
+
+def said(answer: Any) -> dict[str, Any]:
+    from pipelines.cluster import as_json
+
+    return as_json(answer)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)

@@ -1,0 +1,152 @@
+"""What the model families of diffusers share: loading, precision, where the parts lie, decoding."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from marble_core import distributed
+from marble_core.assets import Part, resolve
+from marble_core.config import ModelConfig
+from marble_core.residence import HOST, Resident
+from marble_core.types import Conditioning, MarbleError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILED_VERSIONS = 32
+DECODED_PIXELS = 2**20  # at once: the VAE of SD3 takes about 0.8 GB for each quarter of it
+
+
+class DiffusersModel:
+    """A pipeline of diffusers, frozen, on this process's device: transformer and text encoders in the configured precision, the
+    VAE in float32, for half precision leaves it with black and banded pictures.
+
+    A family says ``pipeline_class``, ``lora_targets`` and ``t5``, and has ``embed`` and ``predict``. A forward runs under
+    autocast, so that normalisations stay float32 and a float32 LoRA meets the transformer's weights.
+    """
+
+    pipeline_class: ClassVar[str]  # its name in diffusers
+    t5: ClassVar[str | None] = None  # the T5 encoder's name in the pipeline
+    lora_targets: tuple[str, ...]
+
+    def __init__(self, config: ModelConfig, pipeline: Any = None) -> None:
+        """``pipeline`` is one that is there already, instead of the one that ``config.path`` names."""
+        self.config, self.device, self.dtype = config, distributed.device(), DTYPES[config.precision]
+        self.pipeline = self._load() if pipeline is None else pipeline
+        self.transformer = self.pipeline.transformer.requires_grad_(False).to(self.device)
+        self.vae = self.pipeline.vae.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        self.latent_shape = self._latent_shape()
+        self.flow_shift = float(self.pipeline.scheduler.config.shift)
+        self.encoders = self._place_encoders()
+        if config.vae_tiling:
+            self._tile()
+        if config.compile:
+            self._compile()
+
+    def embed(self, prompts: list[str]) -> Conditioning:
+        """The M prompts as the text encoders see them; T5 computes on ``t5_device``."""
+        raise NotImplementedError
+
+    def predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The transformer's velocity v_BCHW at times t in (0, 1]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Conditioning:
+        with self.encoders:
+            conditioning = self.embed(list(prompts))
+        return Conditioning(*(t.to(self.device, self.dtype) for t in (conditioning.tokens, conditioning.pooled)))
+
+    def velocity(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        with self._autocast():
+            return self.predict(x_BCHW, t_B, conditioning).float()
+
+    @torch.no_grad()
+    def decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
+        at_once = max(1, DECODED_PIXELS // (self.config.height * self.config.width))
+        return np.concatenate([self._decode(part) for part in x0_NCHW.split(at_once)])
+
+    @property
+    def t5_device(self) -> torch.device:
+        return HOST if self.config.t5 == "cpu" else self.device
+
+    def _decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
+        latents = x0_NCHW / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
+        images = self.pipeline.image_processor.postprocess(images, output_type="np")
+        return (images * 255).round().astype("uint8")
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def _load(self) -> Any:
+        import diffusers
+
+        config = self.config
+        source = resolve(config.path, Part.PIPELINE, config.revision)
+        if not (source / "model_index.json").is_file():
+            raise MarbleError(f"The base model {config.path} has no model_index.json; give a directory that diffusers saved.")
+        left_out = {}
+        if config.t5 == "none" and self.t5:
+            left_out = {self.t5: None, self.t5.replace("text_encoder", "tokenizer"): None}
+        with _quiet():
+            pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
+                source, torch_dtype={"default": self.dtype, "vae": torch.float32}, **left_out
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _latent_shape(self) -> tuple[int, int, int]:
+        factor = self.pipeline.vae_scale_factor
+        for name, size in (("height", self.config.height), ("width", self.config.width)):
+            if size % (2 * factor):  # a patch of the transformer is two latents wide
+                near = max(1, round(size / (2 * factor))) * 2 * factor
+                raise MarbleError(f"model.{name} = {size} must be a multiple of {2 * factor} for this model: take {near}.")
+        return (self.vae.config.latent_channels, self.config.height // factor, self.config.width // factor)
+
+    def _place_encoders(self) -> Resident:
+        """T5 on the CPU belongs to none that could leave the device."""
+        names = [n for n in self.pipeline.components if n.startswith("text_encoder") and getattr(self.pipeline, n) is not None]
+        on_device = []
+        for name in names:
+            encoder = getattr(self.pipeline, name).requires_grad_(False)
+            encoder.to(self.t5_device if name == self.t5 else self.device)
+            if not (name == self.t5 and self.config.t5 == "cpu"):
+                on_device.append(encoder)
+        return Resident(on_device, waits=self.config.offloads_encoders)
+
+    def _tile(self) -> None:
+        """Tiles of half the picture's longer side, which overlap by a quarter of theirs; one picture at a time."""
+        self.vae.enable_slicing()
+        self.vae.enable_tiling()
+        self.vae.tile_latent_min_size = max(self.latent_shape[1:]) // 2
+        self.vae.tile_sample_min_size = self.vae.tile_latent_min_size * self.pipeline.vae_scale_factor
+
+    def _compile(self) -> None:
+        """Block by block, so that equal ones share their code: a version each for kind of block, adapter, and one or more images."""
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit = max(COMPILED_VERSIONS, torch._dynamo.config.recompile_limit)
+        for child in self.transformer.children():
+            if isinstance(child, torch.nn.ModuleList):
+                for block in child:
+                    block.compile()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' loading bars and notes have no place in a stage's log, nor, from then on, diffusers' note of each prompt that
+    is too long: prepare has named those."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,62 @@
+"""FLUX.1 through diffusers: packed latents, rotary position ids, and a guidance scale that the model was distilled to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from marble_core.config import ModelConfig
+from marble_core.models.base import DiffusersModel
+from marble_core.types import Conditioning, MarbleError
+
+JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+GUIDANCE = 3.5  # FLUX.1-dev's own default: an input of the model, not a second forward
+
+
+class Flux(DiffusersModel):
+    """T5's tokens, and CLIP's pooled vector. The LoRA sits on the attention of both kinds of blocks."""
+
+    pipeline_class = "FluxPipeline"
+    lora_targets = tuple(f"attn.{name}" for name in JOINT)
+    t5 = "text_encoder_2"
+
+    def __init__(self, config: ModelConfig) -> None:
+        if config.t5 == "none":
+            raise MarbleError("FLUX reads its prompts through T5 alone: set model.t5 to device or cpu.")
+        super().__init__(config)
+        _, height, width = self.latent_shape
+        self.flow_shift = _flow_shift(self.pipeline.scheduler.config, height * width // 4)
+        ids = self.pipeline._prepare_latent_image_ids(1, height // 2, width // 2, self.device, torch.float32)
+        self.image_ids = ids  # (H/2 * W/2, 3): 0, row, column
+
+    def embed(self, prompts: list[str]) -> Conditioning:
+        pipeline, length = self.pipeline, self.config.max_sequence_length
+        tokens = pipeline._get_t5_prompt_embeds(prompts, max_sequence_length=length, device=self.t5_device)
+        return Conditioning(tokens, pipeline._get_clip_prompt_embeds(prompts, device=self.device))
+
+    def predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        B, C, H, W = x_BCHW.shape
+        reads_guidance = self.transformer.config.guidance_embeds
+        v_BLD = self.transformer(
+            hidden_states=self.pipeline._pack_latents(x_BCHW, B, C, H, W),
+            timestep=t_B,
+            guidance=torch.full_like(t_B, GUIDANCE) if reads_guidance else None,
+            encoder_hidden_states=conditioning.tokens,
+            pooled_projections=conditioning.pooled,
+            txt_ids=self.image_ids.new_zeros(conditioning.tokens.shape[1], 3),
+            img_ids=self.image_ids,
+            return_dict=False,
+        )[0]
+        return self.pipeline._unpack_latents(v_BLD, self.config.height, self.config.width, self.pipeline.vae_scale_factor)
+
+
+def _flow_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """FLUX.1-dev bends its times the more, the more tokens a picture has: its exp(mu) is what others call the shift."""
+    if not scheduler["use_dynamic_shifting"]:
+        return float(scheduler["shift"])
+    least, most = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+    slope = (scheduler["max_shift"] - scheduler["base_shift"]) / (most - least)
+    return math.exp(scheduler["base_shift"] + slope * (tokens - least))

@@ -1,0 +1,74 @@
+"""What all figures share: the canvas, the stand-in colours, and the way from matplotlib to an SVG in a page.
+
+A figure's colours are CSS variables of the page, so that it follows light, dark and print.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+
+SERIES = 8  # colours var(--s0) ... var(--s7) of the style sheet, by a reward's place in the configuration, or a run's
+MARKERS = "osD^vPX*"  # beside the colours, for who cannot tell these apart
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+INK = "#fd0000"  # stands for currentColor until the SVG is written
+LEGIBLE = 7.5  # points of the tick labels
+
+
+@dataclass(frozen=True)
+class Figure:
+    """``svg`` is ready to stand in a page; ``colour`` is the series' number where the figure shows one reward."""
+
+    title: str
+    caption: str
+    svg: str
+    colour: int | None = None
+
+
+def colour(k: int) -> str:
+    """The colour of series ``k`` in the style sheet."""
+    return f"var(--s{k % SERIES})"
+
+
+def placeholder(k: int | None) -> str:
+    """The colour of series ``k`` for matplotlib; None is the colour of the text."""
+    return INK if k is None else f"#fe00{k % SERIES:02d}"
+
+
+def canvas(width: float, height: float) -> tuple[Any, Any]:
+    """A figure and its axes, in inches; with few lines, which is what a small plot can bear."""
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Canvas(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis="y", color=INK, alpha=0.14, linewidth=0.6)
+    axes.tick_params(length=0, labelsize=LEGIBLE, labelcolor=INK)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(INK)
+        spine.set_alpha(0.4)
+    return figure, axes
+
+
+def to_svg(figure: Any, key: str, alt: str) -> str:
+    """The figure without prolog and metadata, with ids of its own (from ``key``), theme colours, real text, and ``alt`` as label."""
+    import matplotlib
+
+    salt = re.sub(r"\W", "", key).lower()
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)  # styles would rule the whole page
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{salt}-", text)
+    text = re.sub(r"#fe00(\d\d)", lambda m: colour(int(m[1])), text).replace(INK, "currentColor")
+    head, rest = text.split(">", 1)
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return f'{head} role="img" aria-label="{label}">{rest}'

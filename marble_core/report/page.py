@@ -1,0 +1,173 @@
+"""The report of one run: what changed, the gate's decision, the table, pictures, trade-offs, the curves of training, the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from marble_core.config import RunConfig
+from marble_core.gate import Decision
+from marble_core.lineage import public
+from marble_core.past import Past
+from marble_core.report.curves import balance_figures, reward_figures
+from marble_core.report.drawing import colour
+from marble_core.report.history import History
+from marble_core.report.pictures import galleries
+from marble_core.report.rendering import render
+from marble_core.report.scatter import Point, scatter, trained_point
+from marble_core.report.table import axis_of, rows
+from marble_core.report.words import duration, effect, listed, signed
+from marble_core.results import Evaluation
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training's time."""
+
+    name: str
+    time: str
+    percent: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training took: its whole time, by phase, and what came of it."""
+
+    total: str
+    phases: tuple[Phase, ...]
+    steps: int
+    images: int
+    images_per_second: float
+
+
+def write_report(
+    path: Path,
+    evaluation: Evaluation,
+    decision: Decision,
+    history_path: Path | None,
+    images_dir: Path,
+    config: RunConfig,
+    past: Sequence[Past] = (),
+    run: str = "",
+) -> None:
+    """Write the page, at most 3 MB whatever the pictures' size and the number of steps.
+
+    ``history_path`` is train's history.jsonl; it may be missing, stop early or have gaps, and the page then says so.
+    ``images_dir`` is the directory of pictures and scores.jsonl that run_evaluation wrote. ``past`` are runs before
+    this one, whose name is ``run``.
+    """
+    history, champion = History.load(history_path), evaluation.champion
+    axis, names = axis_of(evaluation, config.registry.margin), config.reward_names
+    over, by_source = (champion.rewards, champion.by_source) if champion else ({}, {})
+    pair = history.most_opposed([n for n in names if n in evaluation.rewards])
+    page = render(
+        "report.html.j2",
+        headline=headline(evaluation, history),
+        decision=decision,
+        evaluation=evaluation,
+        rows=rows(evaluation.rewards, over, config, axis, judged=True),
+        held_out=rows(evaluation.held_out, over, config, axis, judged=True),
+        gain=axis.span(evaluation.mean_gain),
+        by_source={s: rows(r, by_source.get(s, {}), config, axis, judged=False) for s, r in evaluation.by_source.items()},
+        side=rows(evaluation.side, over, config, axis, judged=False),
+        axis=axis,
+        margin=config.registry.margin,
+        margin_end=axis.position(-config.registry.margin),
+        galleries=galleries(Path(images_dir), evaluation),
+        pair=pair,
+        scatter=scatter(_points(evaluation, pair, past), *pair, "tradeoff") if pair else "",
+        cosines=cosine_table(history, names),
+        reward_figures=reward_figures(history, names, config.train.steps),
+        balance_figures=balance_figures(history, names, config.train.steps),
+        legend=[(n, colour(k)) for k, n in enumerate(names)],
+        remarks=remarks(evaluation, history, config),
+        cost=cost_of(history, config),
+        past=past,
+        run=run,
+        facts=_facts(evaluation, config),
+        config=config,
+        config_text=public(config.to_json()),
+    )
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def headline(evaluation: Evaluation, history: History) -> str:
+    """What changed, in one sentence."""
+    r = evaluation.rewards
+    groups = {kind: [n for n in r if effect(r[n].difference) == kind] for kind in ("better", "worse", "same")}
+    after = f"{len(history.steps)} steps of training" if len(history.steps) else "Training"
+    said = [
+        f"{verb} {listed([f'{n} ({signed(r[n].difference.mean, r[n].digits)})' for n in groups[kind]])}"
+        for verb, kind in (("raised", "better"), ("lowered", "worse"))
+        if groups[kind]
+    ]
+    if not said:
+        return f"{after} changed no reward measurably."
+    rest = f"; {listed(groups['same'])} did not change measurably" if groups["same"] else ""
+    return f"{after} {', and '.join(said)}{rest}."
+
+
+def remarks(evaluation: Evaluation, history: History, config: RunConfig) -> list[str]:
+    """What a reader must know to read the page rightly."""
+    said = [*evaluation.notes, *([evaluation.no_champion] if evaluation.no_champion else [])]
+    if not len(history.steps):
+        said.append("Training left no history, so there are no curves.")
+    elif (last := int(history.steps[-1])) < config.train.steps:
+        said.append(f"Training ended after step {last} of {config.train.steps}.")
+    if history.skipped:
+        steps = ", ".join(map(str, history.skipped[:10])) + (" ..." if len(history.skipped) > 10 else "")
+        said.append(f"{len(history.skipped)} of {len(history.steps)} steps were skipped (×): {steps}.")
+    said += [f"Step {step}: {note}{'' if note.endswith('.') else '.'}" for step, note in history.notes[:5]]
+    if len(history.notes) > 5:
+        said.append(f"{len(history.notes) - 5} more notes are in the training history.")
+    return said
+
+
+def cosine_table(history: History, names: Sequence[str]) -> list[tuple[str, list[float | None]]]:
+    """The mean cosine of each reward's gradient with each other's, and in a last line with the update; empty where none is known."""
+    lines = [(a, [None if a == b else history.cosine(a, b) for b in names]) for a in names]
+    lines.append(("update", [history.cosine("update", b) for b in names]))
+    return lines if any(c is not None for _, own in lines[:-1] for c in own) else []
+
+
+def cost_of(history: History, config: RunConfig) -> Cost | None:
+    """Where the time of training went; of a step that was skipped nothing is known, and nothing is counted."""
+    times = {n.removeprefix("time/"): float(np.nansum(v)) for n, v in history.metrics.items() if n.startswith("time/")}
+    total = sum(times.values())
+    if not total:
+        return None
+    steps = len(history.steps) - len(history.skipped)
+    images = steps * config.rollout.prompts * config.rollout.images_per_prompt
+    phases = tuple(Phase(name, duration(seconds), 100 * seconds / total) for name, seconds in times.items())
+    return Cost(duration(total), phases, steps, images, images / total)
+
+
+def _points(evaluation: Evaluation, pair: tuple[str, str], past: Sequence[Past]) -> list[Point]:
+    a, b = pair
+    x, y = evaluation.rewards[a], evaluation.rewards[b]
+    earlier = [p for p in past if p.is_comparable(evaluation) and {a, b} <= set(p.trained)]
+    points = [Point(f"run {p.name}", p.trained[a], p.trained[b], 6, 0, small=True) for p in earlier]
+    points.append(Point("base", x.base, y.base, None, 2, "base", hollow=True))
+    if c := evaluation.champion:
+        points.append(Point("champion", c.rewards[a].mean, c.rewards[b].mean, 1, 1, "champion"))
+    return [*points, trained_point("trained", x, y, 0, 0, "trained")]
+
+
+def _facts(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str]]:
+    s, r = evaluation.settings, config.rollout
+    prompts = ", ".join(f"{n} {source}" for source, n in s.get("prompts", {}).items())
+    evaluated = (
+        f"{s.get('solver')}, {s.get('steps')} steps, no guidance, one picture a prompt, noise seed {s.get('noise_seed')}"
+    )
+    return [
+        ("Base model", f"{config.model.path}{f' at {config.model.revision}' if config.model.revision else ''}"),
+        ("Method", f"{config.balance.method}, LoRA rank {config.lora.rank}, learning rate {config.optimizer.lr:g}"),
+        ("A training step", f"{r.prompts} prompts × {r.images_per_prompt} pictures, {r.solver}, {r.steps} steps"),
+        ("Held-out prompts", prompts),
+        ("Evaluated with", evaluated),
+        ("Intervals", f"95 %, paired bootstrap over prompts, {s.get('resamples')} resamples"),
+        ("Configuration", config.digest),
+    ]

@@ -1,0 +1,92 @@
+"""The table of rewards: numbers, what the gate made of them, and their places on one axis of base standard deviations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from marble_core.config import RunConfig
+from marble_core.report.drawing import colour
+from marble_core.report.words import effect, signed
+from marble_core.results import Estimate, Evaluation, RewardResult, Versus
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval on the common axis, in percent of its width."""
+
+    left: float
+    width: float
+    point: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From -limit to +limit base standard deviations, 0 in the middle."""
+
+    limit: float
+
+    @classmethod
+    def around(cls, estimates: Sequence[Estimate], margin: float) -> Axis:
+        """All intervals and the gate's margin fit."""
+        ends = [end for e in estimates for end in (e.low, e.high)]
+        return cls(1.08 * max(abs(end) for end in (*ends, 1.5 * margin, 0.2)))
+
+    def position(self, value: float) -> float:
+        return float(np.clip(50 + 50 * value / self.limit, 0, 100))
+
+    def span(self, d: Estimate) -> Span:
+        left, right, point = (self.position(value) for value in (d.low, d.high, d.mean))
+        return Span(left, right - left, point)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        step = next(s for s in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 1e9) if self.limit / s < 3.5)
+        values = [i * step for i in range(-3, 4) if abs(i * step) < self.limit]
+        return [(self.position(v), "0" if v == 0 else signed(v, 2 if step < 0.1 else 1)) for v in values]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: a reward's result and effect ("better", "worse", "same"), its place on the axis and the champion's.
+
+    ``harmed`` is the gate's view of a reward that it judges.
+    """
+
+    name: str
+    result: RewardResult
+    effect: str
+    colour: str
+    span: Span | None
+    versus: Versus | None = None
+    champion_at: float | None = None
+    harmed: bool | None = None
+
+
+def in_base_stds(d: Estimate, result: RewardResult) -> Estimate | None:
+    """A difference in the reward's units as one in the base's standard deviations; None where the base has no spread."""
+    std = result.base_std
+    return Estimate(d.mean / std, d.low / std, d.high / std) if std > 0 else None
+
+
+def axis_of(evaluation: Evaluation, margin: float) -> Axis:
+    own = [in_base_stds(r.difference, r) for r in evaluation.measured.values()]
+    return Axis.around([evaluation.mean_gain, *(d for d in own if d)], margin)
+
+
+def rows(
+    results: Mapping[str, RewardResult], versus: Mapping[str, Versus], config: RunConfig, axis: Axis, judged: bool
+) -> list[Row]:
+    """In the order given. A side value ("geneval/strict") has its reward's colour. The gate judges whole sets of prompts only."""
+    names = [r.name for r in config.measured]
+    found = []
+    for name, result in results.items():
+        scaled, other = in_base_stds(result.difference, result), versus.get(name)
+        at = axis.position((other.mean - result.base) / result.base_std) if other and result.base_std > 0 else None
+        harmed = result.difference.high < -config.registry.margin * result.base_std if judged else None
+        own = colour(names.index(name.partition("/")[0]))
+        span = axis.span(scaled) if scaled else None
+        found.append(Row(name, result, effect(result.difference), own, span, other, at, harmed))
+    return found

@@ -1,0 +1,107 @@
+"""A compiled pipeline file: its name, its version, and the parameters that a run of it takes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marble_core.form import KEYS, overrides_of
+from marble_core.loading import load_config
+from marble_core.types import MarbleError
+
+FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus")
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+# By KFP's name of a parameter's type: how its text is read, and what it must be.
+TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "STRING": (str, "text"),
+    "NUMBER_INTEGER": (int, "a whole number"),
+    "NUMBER_DOUBLE": (float, "a number"),
+    "BOOLEAN": (_boolean, "true or false"),
+    "LIST": (json.loads, "a JSON list"),
+    "STRUCT": (json.loads, "a JSON object"),
+}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a pipeline takes: its root's inputDefinitions, by name."""
+
+    pipeline: str
+    definitions: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Parameters:
+        """``spec`` is a pipeline's specification as the file has it, or as the server answers it, with a platform's or without."""
+        spec = spec.get("pipeline_spec", spec)
+        return cls(spec["pipelineInfo"]["name"], spec["root"].get("inputDefinitions", {}).get("parameters", {}))
+
+    def values(self, given: Mapping[str, str], kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The given texts as values of their parameters' types, laid over ``kept``, of which unknown ones are left out.
+
+        Raises MarbleError, which names the parameter: an unknown one, one of another type, one that is missing, and, of the
+        pipeline of this package, what its first stage would refuse.
+        """
+        values = {name: value for name, value in (kept or {}).items() if name in self.definitions}
+        values |= {name: self._value(name, text) for name, text in given.items()}
+        for name, definition in self.definitions.items():
+            if name not in values and "defaultValue" not in definition and not definition.get("isOptional"):
+                raise MarbleError(f"The pipeline's parameter {name!r} has no default: give it by --param {name}=VALUE.")
+        if self.pipeline == "marble":
+            form = {name: value for name, value in values.items() if name in FORM}
+            preset = values.get("preset") or self.definitions.get("preset", {}).get("defaultValue", "demo")
+            load_config(preset, overrides=overrides_of(preset, **form))
+        return values
+
+    def _value(self, name: str, text: str) -> Any:
+        if name not in self.definitions:
+            near = difflib.get_close_matches(name, self.definitions, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(self.definitions)) or 'none'}."
+            raise MarbleError(f"The pipeline has no parameter {name!r}: {hint}")
+        read, what = TYPES.get(self.definitions[name].get("parameterType", "STRING"), TYPES["STRING"])
+        try:
+            return read(text)
+        except (ValueError, LookupError, RecursionError):
+            raise MarbleError(f"The pipeline's parameter {name!r} must be {what}, not {text[:100]!r}.") from None
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled pipeline file. ``version`` is its pipeline's name and the beginning of the file's SHA-256: same file, same name."""
+
+    path: Path
+    name: str
+    version: str
+    parameters: Parameters
+
+    @classmethod
+    def read(cls, path: Path) -> Package:
+        """Raises MarbleError where the file is no compiled pipeline."""
+        from google.protobuf.json_format import MessageToDict
+        from kfp.components import load_component_from_text
+
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise MarbleError(
+                f"The pipeline file {str(path)!r} cannot be read ({error.strerror}): make one by marble compile."
+            ) from None
+        if path.suffix not in (".yaml", ".yml"):
+            raise MarbleError(f"The pipeline file {str(path)!r} must end with .yaml, as marble compile writes it.")
+        try:
+            spec = MessageToDict(load_component_from_text(content.decode()).pipeline_spec)
+            parameters = Parameters.of(spec)
+            spec["root"]["dag"]
+        except Exception:  # noqa: BLE001 - whatever a YAML, protobuf or KFP error says, it is no pipeline
+            raise MarbleError(f"{path} is no compiled pipeline: make one by marble compile.") from None
+        name = parameters.pipeline
+        return cls(path, name, f"{name}-{hashlib.sha256(content).hexdigest()[:12]}", parameters)

@@ -1,0 +1,156 @@
+"""A real browser for tests: headless Chromium by the DevTools protocol over a pipe, which needs no library and no port."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 60.0
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+
+
+def require_chromium() -> str:
+    """The browser's path. Where it is missing it is installed by apt, as root; else one sentence says what to do."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if found := next(filter(None, map(shutil.which, names)), None):
+        return found
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in ("apt-get -qq update", "apt-get -qq install --no-install-recommends --yes chromium"):
+            subprocess.run(
+                command.split(), check=False, stdout=subprocess.DEVNULL, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+            )
+    found = shutil.which("chromium")
+    assert found, "The tests of the pages need a browser: install Chromium (apt-get install chromium)."
+    return found
+
+
+@contextmanager
+def chromium(directory: Path) -> Iterator[Browser]:
+    """A browser with its profile in ``directory``, ended with the block."""
+    commands, events = os.pipe(), os.pipe()
+    ends = commands[0], events[1]  # Chromium reads commands from descriptor 3 and writes to 4
+    process = subprocess.Popen(
+        [
+            "bash",
+            "-c",
+            f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}',
+            "bash",
+            require_chromium(),
+            *FLAGS,
+            f"--user-data-dir={directory}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=ends,
+    )
+    os.close(commands[0])
+    os.close(events[1])
+    try:
+        yield Browser(commands[1], events[0])
+    finally:
+        process.terminate()
+        process.wait()
+        os.close(commands[1])
+        os.close(events[0])
+
+
+class Browser:
+    """One tab. ``errors`` has what the console and the log complain of, ``requests`` every address that was asked for."""
+
+    def __init__(self, commands: int, events: int) -> None:
+        self._commands, self._events = commands, events
+        self._buffer, self._count, self._session = b"", 0, ""
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def open(self, url: str, width: int = 1200, dark: bool = False, media: str = "screen", wait: str = "true") -> None:
+        """Load the page with a window of this width, and wait until the expression ``wait`` is true in it."""
+        self.errors.clear()
+        self.requests.clear()
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
+        self._loaded = False
+        self.call("Page.navigate", url=url)
+        deadline = time.monotonic() + PATIENCE
+        while not self._loaded:
+            self._take(self._next(deadline))
+        while not self.evaluate(wait):
+            assert time.monotonic() < deadline, f"{url} never came to: {wait}"
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page; of a promise, what it comes to."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def screenshot(self, path: Path, whole: bool = True) -> None:
+        found = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **({"clip": self._all()} if whole else {}))
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def _all(self) -> dict[str, float]:
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        return {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._count += 1
+        message: dict[str, Any] = {"id": self._count, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            answer = self._next(deadline)
+            if answer.get("id") == self._count:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+            self._take(answer)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        params = event.get("params", {})
+        match event.get("method"):
+            case "Page.loadEventFired":
+                self._loaded = True
+            case "Network.requestWillBeSent":
+                self.requests.append(params["request"]["url"])
+            case "Runtime.exceptionThrown":
+                self.errors.append(str(params["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
+                self.errors.append(str(params["args"]))
+            case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
+                self.errors.append(params["entry"]["text"])
+
+    def _next(self, deadline: float) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            left = deadline - time.monotonic()
+            assert left > 0 and select.select([self._events], [], [], left)[0], "Chromium does not answer."
+            read = os.read(self._events, 1 << 20)
+            assert read, "Chromium has ended."
+            self._buffer += read
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)

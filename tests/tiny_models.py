@@ -1,0 +1,107 @@
+"""Tiny pipelines of the real classes with random weights, saved as the published ones are."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from tiny_rewards import randomised
+
+_SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+T5_WIDTH = 40
+
+
+def clip_tokenizer(length: int = 77) -> CLIPTokenizer:
+    """The 256 byte symbols and no merges."""
+    symbols = sorted(ByteLevel.alphabet())
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=length)
+
+
+def clip_encoder(kind: type, hidden: int, projection: int, length: int = 77, seed: int = 0) -> torch.nn.Module:
+    config = CLIPTextConfig(
+        **_SIZES, vocab_size=514, hidden_size=hidden, projection_dim=projection, max_position_embeddings=length,
+        bos_token_id=512, eos_token_id=513, pad_token_id=513,
+    )  # fmt: skip
+    return randomised(kind(config), seed)
+
+
+def t5_encoder(width: int = T5_WIDTH) -> torch.nn.Module:
+    """T5 v1.1, whose feed-forward is gated."""
+    config = T5Config(
+        vocab_size=64, d_model=width, d_kv=8, d_ff=48, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu", tie_word_embeddings=False
+    )  # fmt: skip
+    return randomised(T5EncoderModel(config), 3)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    letters = [(letter, -3.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0)
+
+
+def vae(channels: int = 4) -> AutoencoderKL:
+    """Latents have a quarter of the picture's sides."""
+    torch.manual_seed(4)
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=channels, norm_num_groups=4, sample_size=64, scaling_factor=1.5, shift_factor=0.06,
+        use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+
+
+def sd3_parts(length: int = 77) -> dict[str, object]:
+    """All of a StableDiffusion3Pipeline but its transformer."""
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "vae": vae(),
+        "text_encoder": clip_encoder(CLIPTextModelWithProjection, 16, 12, length),
+        "tokenizer": clip_tokenizer(length),
+        "text_encoder_2": clip_encoder(CLIPTextModelWithProjection, 20, 8, length, seed=1),
+        "tokenizer_2": clip_tokenizer(length),
+        "text_encoder_3": t5_encoder(),
+        "tokenizer_3": t5_tokenizer(),
+    }
+
+
+def save_sd3(directory: Path) -> str:
+    """Three text encoders and both kinds of blocks, as SD3.5-Medium has them."""
+    torch.manual_seed(5)
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH, caption_projection_dim=32, pooled_projection_dim=20, pos_embed_max_size=16,
+        qk_norm="rms_norm", dual_attention_layers=(0, 1),
+    )  # fmt: skip
+    StableDiffusion3Pipeline(transformer=transformer, **sd3_parts()).save_pretrained(directory)
+    return str(directory)
+
+
+def save_flux(directory: Path) -> str:
+    """FLUX.1-dev's kinds of blocks, its guidance embedding and its shift by resolution."""
+    torch.manual_seed(6)
+    transformer = FluxTransformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=vae(), transformer=transformer,
+        text_encoder=clip_encoder(CLIPTextModel, 16, 16), tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_encoder(), tokenizer_2=t5_tokenizer(),
+    ).save_pretrained(directory)  # fmt: skip
+    return str(directory)
