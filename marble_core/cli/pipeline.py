@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from marble_core.config import RunConfig
     from pipelines.local import Outcome
+    from pipelines.settings import Images
 
 
 def run(
@@ -23,12 +24,16 @@ def run(
     config: File = None,
     set_: Set = None,
     run_id: Annotated[str, typer.Option(help="The name of the run; a run that exists goes on. Default: a new one.")] = "",
+    containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
+    registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
+    tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
 ) -> None:
     """Run the pipeline on this machine: from prompts to a registered model and a report.
 
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
     settings, overrides = load(preset, config, set_)
+    images = _images(registry, tag) if containers else None
     from rich.console import Console
 
     from marble_core.services import embedded
@@ -41,8 +46,18 @@ def run(
         os.environ.update(environment)
         from pipelines.local import run as run_pipeline
 
-        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console)
+        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images)
     _summary(console, settings, outcome)
+
+
+def _images(registry: str, tag: str) -> Images:
+    """The images to run, all of which are here."""
+    from pipelines.containers import find
+    from pipelines.settings import read_settings
+
+    images = read_settings(registry=registry, tag=tag).images
+    find(images)
+    return images
 
 
 def init(
@@ -67,11 +82,10 @@ def init(
 def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
     """Check a configuration and its prompt files, and print what a step will do."""
     settings, _ = load(preset, config, set_)
+    from marble_core.cli.needs import lines
     from marble_core.stages import checked_data
 
     data = checked_data(settings)
-    rollout, loss = settings.rollout, settings.loss
-    images = rollout.prompts * rollout.images_per_prompt
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
     print(
@@ -79,10 +93,8 @@ def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> Non
     )
     for warning in data.warnings:
         print(f"warning      {warning}")
-    print(f"a step       {rollout.prompts} prompts x {rollout.images_per_prompt} images = {images} images")
-    print(f"sampling     {rollout.steps} steps of {rollout.solver}, {-(-images // rollout.batch_size)} batches")
-    print(f"gradients    {loss.timesteps} timesteps an image, {-(-images // loss.micro_batch) * loss.timesteps} micro-batches")
-    print(f"training     {settings.train.steps} steps, a checkpoint every {settings.train.checkpoint_every}")
+    for line in lines(settings):
+        print(line)
     if os.environ.get("AWS_ENDPOINT_URL"):
         from marble_core.storage import S3
 
@@ -130,7 +142,6 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     from rich.table import Table
 
     from marble_core.comparing import interval
-    from marble_core.config import CHAMPION
     from marble_core.results import Evaluation
 
     found = outcome.results
@@ -165,7 +176,7 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
         console.print(f"  {reason}", markup=False)
     if decision["passed"]:
         version = f"version {found['register']['version']} of {settings.registry.model}"
-        console.print(f"Registered: {version} as {CHAMPION} in MLflow (see it: marble ui)")
+        console.print(f"Registered: {version} as {found['register']['alias']} in MLflow (see it: marble ui)")
     if Path(found["evaluate"]["report"]).is_file():
         console.print(
             f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True
