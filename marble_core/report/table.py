@@ -31,9 +31,9 @@ class Axis:
 
     @classmethod
     def around(cls, estimates: Sequence[Estimate], margin: float) -> Axis:
-        """All intervals and the gate's margin fit."""
-        ends = [end for e in estimates for end in (e.low, e.high)]
-        return cls(1.08 * max(abs(end) for end in (*ends, 1.5 * margin, 0.2)))
+        """All intervals fit, and the gate's margin unless it would leave them too little room."""
+        reach = max(0.2, *(abs(end) for e in estimates for end in (e.low, e.high)))
+        return cls(1.08 * max(reach, min(1.5 * margin, 2 * reach)))
 
     def position(self, value: float) -> float:
         return float(np.clip(50 + 50 * value / self.limit, 0, 100))
