@@ -42,6 +42,9 @@ class DiffusersModel:
         self.latent_shape = self._latent_shape()
         self.flow_shift = float(self.pipeline.scheduler.config.shift)
         self.encoders = self._place_encoders()
+        staying = {"transformer": self.transformer, "VAE": self.vae}
+        self.parts = {name: (Resident([part], waits=False),) for name, part in staying.items()}
+        self.parts["text encoders"] = (self.encoders,)
         if config.vae_tiling:
             self._tile()
         if config.compile:
