@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from pipelines.settings import Settings
 
 CHART = ROOT / "helm" / "marble"
 VALUES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "tests" / "helm").glob("*.yaml"))}
@@ -159,6 +160,22 @@ def test_one_registry_takes_the_place_of_all() -> None:
         "registry.example.org:5000/mirror/chrislusf/seaweedfs:4.48",
         "registry.example.org:5000/mirror/marble-cli:0.1.0",
     }
+
+
+def test_the_longest_release_name_gives_names_that_kubernetes_takes() -> None:
+    manifests = render(VALUES["multi_user"], name="a" * 53)
+    assert all(len(each["metadata"]["name"]) <= 63 for each in manifests if each["kind"] != "ClusterRole")
+    assert all(len(name) <= 52 for name in of(manifests, "StatefulSet"))
+
+
+def test_the_pipelines_pods_find_the_defaults_and_secrets_by_the_names_that_they_are_compiled_with() -> None:
+    settings = Settings()
+    (source,) = settings.config_maps
+    assert set(source.keys) == set(of(render(VALUES["air_gapped"]), "ConfigMap")[source.name]["data"])
+    keys = {source.name: set(source.keys) for source in settings.secrets}
+    assert keys["marble-s3"] == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    readme = (CHART / "README.md").read_text()
+    assert all(name in readme for name in keys)
 
 
 @pytest.mark.parametrize(
