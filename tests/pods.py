@@ -123,7 +123,7 @@ class Cluster:
             "request = urllib.request.Request(sys.argv[1], headers={'Authorization': sys.argv[2]} if sys.argv[2] else {})\n"
             "deadline = time.monotonic() + float(sys.argv[3])\n"
             "while True:\n"
-            "    try:\n        answer = urllib.request.urlopen(request, timeout=10)\n"
+            "    try:\n        answer = urllib.request.urlopen(request, timeout=60)\n"
             "    except urllib.error.HTTPError as error:\n        answer = error\n"
             "    except OSError:\n        answer = None\n"
             "    if answer is not None or time.monotonic() > deadline:\n        break\n"
@@ -137,7 +137,7 @@ class Cluster:
         status, _, text = done.stdout.partition(" ")
         return int(status), text.strip()
 
-    def _wait_for(self, container: Manifest, probe: Manifest, process: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
+    def _wait_for(self, container: Manifest, probe: Manifest, process: subprocess.Popen[bytes], seconds: float = 240.0) -> None:
         if "exec" in probe:
             deadline = time.monotonic() + seconds
             while subprocess.run(
