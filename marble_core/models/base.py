@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from marble_core import distributed
-from marble_core.assets import Part, resolve
+from marble_core.assets import Part, require_pipeline, resolve
 from marble_core.config import ModelConfig
 from marble_core.residence import HOST, Resident
 from marble_core.types import Conditioning, MarbleError
@@ -88,8 +88,7 @@ class DiffusersModel:
 
         config = self.config
         source = resolve(config.path, Part.PIPELINE, config.revision)
-        if not (source / "model_index.json").is_file():
-            raise MarbleError(f"The base model {config.path} has no model_index.json; give a directory that diffusers saved.")
+        require_pipeline(source, config.path)
         left_out = {}
         if config.t5 == "none" and self.t5:
             left_out = {self.t5: None, self.t5.replace("text_encoder", "tokenizer"): None}
