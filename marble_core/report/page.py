@@ -84,7 +84,7 @@ def write_report(
         balance_figures=balance_figures(history, names, config.train.steps),
         legend=[(n, colour(k)) for k, n in enumerate(names)],
         remarks=remarks(evaluation, history, config),
-        cost=cost_of(history, config),
+        cost=cost_of(history, config.rollout.prompts * config.rollout.images_per_prompt),
         past=past,
         run=run,
         facts=_facts(evaluation, config),
@@ -133,14 +133,14 @@ def cosine_table(history: History, names: Sequence[str]) -> list[tuple[str, list
     return lines if any(c is not None for _, own in lines[:-1] for c in own) else []
 
 
-def cost_of(history: History, config: RunConfig) -> Cost | None:
+def cost_of(history: History, images_a_step: int) -> Cost | None:
     """Where the time of training went; of a step that was skipped nothing is known, and nothing is counted."""
     times = {n.removeprefix("time/"): float(np.nansum(v)) for n, v in history.metrics.items() if n.startswith("time/")}
     total = sum(times.values())
     if not total:
         return None
     steps = len(history.steps) - len(history.skipped)
-    images = steps * config.rollout.prompts * config.rollout.images_per_prompt
+    images = steps * images_a_step
     phases = tuple(Phase(name, duration(seconds), 100 * seconds / total) for name, seconds in times.items())
     return Cost(duration(total), phases, steps, images, images / total)
 
