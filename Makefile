@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv lock demo test test-faults bench lint
+.PHONY: help venv lock demo test test-faults images bench lint
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,11 @@ lock:  ## constraints.hashes.txt anew, after a change of pyproject.toml or const
 	echo '# constraints.txt with the hash of every file that PyPI has of each package, but for torch, whose build is the user'"'"'s choice. Made by: make lock' > constraints.hashes.txt
 	$(BIN)/uv pip compile --quiet --generate-hashes --all-extras --no-emit-package torch --no-annotate --no-header \
 		--python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) --constraint constraints.txt pyproject.toml >> constraints.hashes.txt
+	for stage in prepare train evaluate register; do \
+		$(BIN)/uv pip compile --quiet $$(test $$stage = register || echo --extra $$stage) --no-emit-package torch --no-emit-package marble-core \
+			--no-annotate --no-header --python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) --constraint constraints.txt \
+			pyproject.toml --output-file images/$$stage/requirements.txt || exit; \
+	done
 
 demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimizer.lr=5e-4 seed=1", RUN=name)
 	$(BIN)/marble run --preset demo $(if $(STEPS),--set train.steps=$(STEPS)) $(foreach pair,$(SET),--set '$(pair)') $(if $(RUN),--run-id '$(RUN)')
@@ -42,6 +47,10 @@ test: $(READY)  ## all tests, no network needed (ARGS="-k pipeline -x")
 
 test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers, some ten minutes (ARGS="-k kills")
 	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
+images: $(READY)  ## the stages' container images on this machine's engine (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=...)
+	$(BIN)/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' --torch '$(TORCH)' \
+		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)'
 
 bench: $(READY)  ## what exact balancing costs, counted and measured (ROUNDS=5; 0 counts only)
 	$(BIN)/marble bench $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -78,6 +78,22 @@ def find(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path
     return _hub(uri, part, revision)
 
 
+def refuse(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> str | None:
+    """Raises MarbleError where a name is wrong, or a hub's repository is not for this account, which is known on any machine
+    before a GPU is asked for. Returns what to tell the user where the hub cannot be asked."""
+    from marble_core.hub import HubRepository
+
+    found = find(uri, part, revision)
+    if isinstance(found, Path) and part == Part.PIPELINE:
+        require_pipeline(found, uri)
+    return found.refuse() if isinstance(found, HubRepository) else None
+
+
+def require_pipeline(directory: Path, uri: str) -> None:
+    if not (directory / "model_index.json").is_file():
+        raise MarbleError(f"The base model {uri} has no model_index.json; give a directory that diffusers saved.")
+
+
 def portable(uri: str) -> str:
     """How to name it elsewhere: a hub repository by its id, all else by its place here."""
     found = find(uri)

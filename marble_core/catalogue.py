@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from marble_core.assets import DEMO, SCHEMES, Part
-from marble_core.config import RewardConfig, RunConfig
+from marble_core import __version__
+from marble_core.assets import DEMO, SCHEMES, Part, find
+from marble_core.config import ModelConfig, RewardConfig, RunConfig
 
 CLIP_L = "openai/clip-vit-large-patch14"
 CLIP_H_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -50,6 +51,8 @@ KNOWN: Mapping[str, Known] = {
     MASK2FORMER: Known("Apache-2.0", "0.3 GB", "the paper's detector"),
     MASK2FORMER_META: Known("CC BY-NC 4.0 (Meta's model zoo)", "0.3 GB", "not the paper's detector, not for commercial use"),
     "CodeGoat24/UnifiedReward-7b-v1.5": Known("MIT", "16 GB", "served by sglang, never loaded here"),
+    "black-forest-labs/FLUX.1-dev": Known("FLUX.1 [dev] Non-Commercial (gated)", "34 GB"),
+    "black-forest-labs/FLUX.1-schnell": Known("Apache-2.0", "34 GB"),
     "stabilityai/stable-diffusion-3.5-medium": Known("Stability AI Community (gated)", "16 GB"),
     "stabilityai/stable-diffusion-3.5-large": Known("Stability AI Community (gated)", "28 GB"),
 }
@@ -68,6 +71,29 @@ class Asset:
     @property
     def known(self) -> Known:
         return KNOWN.get(self.uri, _OURS if self.uri.startswith(DEMO) else Known(UNKNOWN, UNKNOWN))
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a trained LoRA belongs to. ``revision`` is the commit of what lies in the model cache, or what the configuration names."""
+
+    name: str
+    revision: str | None
+    licence: str
+
+
+def base_of(model: ModelConfig) -> Base:
+    """The base model of a run, for its model card. Asks nobody."""
+    from marble_core.hub import HubRepository
+
+    place = find(model.path, Part.PIPELINE, model.revision)
+    if isinstance(place, HubRepository):
+        snapshot = place.cached()
+        revision = snapshot.name if snapshot else place.revision
+        return Base(place.name, revision, KNOWN.get(place.name, Known(UNKNOWN, UNKNOWN)).licence)
+    if model.path.startswith(DEMO):
+        return Base(model.path, __version__, _OURS.licence)
+    return Base(model.path, model.revision, UNKNOWN)
 
 
 _OPTIONS: Mapping[str, Mapping[str, tuple[str | None, Part]]] = {  # of each scorer: option -> (its default, what is read)

@@ -51,6 +51,22 @@ class HubRepository:
             sizes = _listing(self.name, self.revision)
         return sum(sizes[name] for name in _wanted(self.part, list(sizes)))
 
+    def refuse(self) -> str | None:
+        """Raises MarbleError where it is not for this account, or there is none such; it brings nothing. Returns what to tell the
+        user where the hub cannot be asked."""
+        if self.cached():
+            return None
+        with _sentences(self.name, self.revision):
+            try:
+                wanted = _wanted(self.part, list(_listing(self.name, self.revision)))
+                for file in wanted[:1]:  # the listing of a gated repository is public
+                    hub.get_hf_file_metadata(hub.hf_hub_url(self.name, file, revision=self.revision))
+            except _UNREACHABLE:
+                return f"Whether {self.name} can be had is not known: {constants.ENDPOINT} was not to be asked from here."
+        if not wanted:
+            raise MarbleError(f"The repository {self.name!r} of the hub holds no {self.part}: check its name.")
+        return None
+
     def fetch(self) -> Path:
         with _sentences(self.name, self.revision), _bars():
             try:

@@ -158,8 +158,8 @@ def register_version(
 def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
     """Version and tags of the champion of the registered model ``name``; None where there is none."""
     with _mlflow_client() as client:
-        version = _holder(client, name, CHAMPION)
-        return None if version is None else (version, dict(client.get_model_version(name, version).tags))
+        champion = _holder(client, name, CHAMPION)
+        return None if champion is None else (champion, dict(client.get_model_version(name, champion).tags))
 
 
 def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> None:

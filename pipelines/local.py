@@ -1,4 +1,4 @@
-"""The pipeline on this machine: kfp.local runs every stage as a process of this environment.
+"""The pipeline on this machine: kfp.local runs every stage as a process of this environment, or in its container.
 
 ``run`` starts a child that executes the pipeline with its output in a log file, and draws the stages' progress meanwhile.
 The child is ``python -m pipelines.local``, in a process group of its own, so that an interrupt ends its stages too.
@@ -7,6 +7,7 @@ The child is ``python -m pipelines.local``, in a process group of its own, so th
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from rich.console import Console
 from marble_core import progress
 from marble_core.processes import ChildProcess
 from marble_core.types import MarbleError
+from pipelines.settings import Images
 
 GRACE = 30.0  # seconds in which an interrupted stage may write its checkpoint
 
@@ -33,8 +35,12 @@ class Outcome:
     results: dict[str, dict[str, Any]]
 
 
-def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, console: Console) -> Outcome:
+def run(
+    preset: str, overrides: Sequence[str], run_id: str, directory: Path, console: Console, images: Images | None = None
+) -> Outcome:
     """Run the pipeline with its files under ``directory``, on the services that the environment names.
+
+    With ``images`` each stage runs in a container, else as a process.
 
     Raises MarbleError with the sentence of a stage that raised one, and StageFailed for any other failure.
     """
@@ -43,12 +49,18 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
         # kfp.local replaces this word by the interpreter's path, in arguments too.
         raise MarbleError(f"kfp.local cannot work in a path that contains 'python3'; run in another place than {directory}.")
     directory.mkdir(parents=True, exist_ok=True)
-    events, log = directory / "progress.jsonl", directory / "pipeline.log"
+    home = directory / "scratch" if images else directory  # the one place that containers see
+    events, log = home / "progress.jsonl", directory / "pipeline.log"
     events.unlink(missing_ok=True)
     config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
     parameters = {"preset": preset, "config": config, "run_id": run_id}
     command = [sys.executable, "-m", "pipelines.local", json.dumps(parameters), str(directory)]
-    scratch = directory / "tmp"  # kfp leaves a workspace and a directory for each stage behind
+    scratch = home / "tmp"  # kfp leaves a workspace and a directory for each stage behind
+    if images:
+        from pipelines import containers
+
+        containers.hand_over([directory / "artifacts", home, scratch])
+        command.append(images.model_dump_json())
     scratch.mkdir(exist_ok=True)
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, progress.VARIABLE: str(events), "TMPDIR": str(scratch)}
     child = ChildProcess(command, log, environment, Path.cwd(), grace=GRACE)
@@ -63,6 +75,8 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
         finally:
             child.terminate()
             code = child.wait()
+            if images:
+                containers.remove(directory)
             shutil.rmtree(scratch, ignore_errors=True)
         display.poll()
     if display.error:
@@ -78,7 +92,7 @@ def run(preset: str, overrides: Sequence[str], run_id: str, directory: Path, con
     return Outcome(directory, display.results)
 
 
-def main(parameters: dict[str, str], directory: Path) -> None:
+def main(parameters: dict[str, str], directory: Path, images: Images | None) -> None:
     """Execute the pipeline in this process and its children, and raise if a stage fails."""
     import warnings
 
@@ -87,11 +101,18 @@ def main(parameters: dict[str, str], directory: Path) -> None:
     from pipelines.marble import build
     from pipelines.settings import Settings, without_retries
 
-    warnings.filterwarnings("ignore", "You may be attemping to run a task")  # no image is run here
+    root = str(directory / "artifacts")
+    if images:
+        from pipelines import containers
 
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(directory / "artifacts"))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the container end
+        local.init(containers.runner(directory, Path(os.environ[progress.VARIABLE])), pipeline_root=root)
+        build(containers.settings_of(images))(**parameters)
+        return
+    warnings.filterwarnings("ignore", "You may be attemping to run a task")  # no image is run here
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
     build(without_retries(Settings()))(**parameters)
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]), Images.model_validate_json(sys.argv[3]) if sys.argv[3:] else None)

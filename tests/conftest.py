@@ -1,7 +1,9 @@
 """Fixtures that every test may use: one real S3 server and one real MLflow server for the whole session."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -70,6 +72,15 @@ def bucket(services: dict[str, str]) -> S3:
     s3 = S3(f"test-{uuid.uuid4().hex[:12]}")
     s3.require_bucket(create=True)
     return s3
+
+
+@pytest.fixture(scope="session")
+def medium_step() -> dict:
+    """What a step of SD3.5-Medium's real shape did (real_shape.py), with its ``peak_bytes`` and those ``before`` the model was there."""
+    command = [sys.executable, str(ROOT / "tests" / "real_shape.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:

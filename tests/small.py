@@ -26,6 +26,7 @@ class SmallModel:
     lora_targets = SD3.lora_targets
     latent_shape = (4, 4, 4)
     flow_shift = 1.0
+    device = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype = torch.float32, autocast: torch.dtype | None = None) -> None:
         torch.manual_seed(0)

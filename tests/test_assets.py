@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from marble_core import assets
 from marble_core.assets import Part, portable, resolve
-from marble_core.catalogue import _OPTIONS, CLIP_H_PROCESSOR, CLIP_L, MASK2FORMER, PICKSCORE, assets_of, needs
+from marble_core.catalogue import _OPTIONS, CLIP_H_PROCESSOR, CLIP_L, MASK2FORMER, PICKSCORE, Base, assets_of, base_of, needs
 from marble_core.cli.models import fetch
 from marble_core.config import RewardConfig
 from marble_core.downloads import S3Asset, WebFile
@@ -21,9 +21,10 @@ from marble_core.loading import load_config
 from marble_core.plugins import import_class
 from marble_core.rewards import SCORERS
 from marble_core.rewards.clipscore import ClipScore
+from marble_core.stages import checked_data
 from marble_core.storage import S3
 from marble_core.types import MarbleError
-from stub_hub import StubHub, serving
+from stub_hub import COMMIT, StubHub, serving
 from tiny_rewards import PROMPTS, noise, save_clip
 
 PIPELINE = (
@@ -193,6 +194,43 @@ def test_a_gated_model_says_what_to_do_and_not_the_token(hub, monkeypatch, token
             resolve(uri)
         assert not token or token not in one_sentence(caught)
     assert (f"Bearer {token}" in hub.tokens) == bool(token)
+
+
+@pytest.mark.parametrize("token", ["", "hf_secretsecretsecret"])
+def test_a_base_model_that_is_not_for_this_account_is_refused_before_a_gpu_is_asked_for(hub, monkeypatch, token, tmp_path):
+    """By what check and prepare call, without a download; the listing of a gated repository is public, so it is not enough."""
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    write(hub.root / "org/sd3", *PIPELINE)
+    (hub.root / "org/sd3/model_index.json").write_text("{}")
+    config = load_config("demo", overrides=["model.path=org/sd3"])
+    assert not checked_data(config).warnings and base_of(config.model) == Base("org/sd3", None, "unknown")
+    hub.gated.add("org/sd3")
+    with pytest.raises(MarbleError, match=r"'org/sd3' is gated: accept its licence on .*/org/sd3, and set HF_TOKEN") as caught:
+        checked_data(config)
+    assert not token or token not in one_sentence(caught)
+    for path, sentence in (
+        ("org/none", "no such repository"),
+        ("org/clip", "holds no pipeline"),
+        (str(tmp_path), "model_index"),
+    ):
+        with pytest.raises(MarbleError, match=sentence):
+            checked_data(load_config("demo", overrides=[f"model.path={path}"]))
+    assert not [asked for asked in hub.asked if asked.startswith("GET /org")]
+    hub.gated.clear()
+    resolve("org/sd3", Part.PIPELINE)
+    hub.gated.add("org/sd3")
+    assert not checked_data(config).warnings, "what is in the cache is no longer asked for"
+    assert base_of(config.model) == Base("org/sd3", COMMIT, "unknown")
+
+
+def test_without_a_network_the_check_says_that_it_does_not_know(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    config = load_config("demo", overrides=["model.path=stabilityai/stable-diffusion-3.5-medium", "model.revision=v1"])
+    (warning,) = checked_data(config).warnings
+    assert "stable-diffusion-3.5-medium" in warning and "127.0.0.1:9" in warning
+    assert base_of(config.model) == Base(config.model.path, "v1", "Stability AI Community (gated)")
+    assert base_of(load_config("demo").model).licence == "this project's"
 
 
 @pytest.mark.parametrize(

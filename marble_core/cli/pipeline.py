@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from marble_core.config import RunConfig
     from pipelines.local import Outcome
+    from pipelines.settings import Images
 
 
 def run(
@@ -23,12 +24,16 @@ def run(
     config: File = None,
     set_: Set = None,
     run_id: Annotated[str, typer.Option(help="The name of the run; a run that exists goes on. Default: a new one.")] = "",
+    containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
+    registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
+    tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
 ) -> None:
     """Run the pipeline on this machine: from prompts to a registered model and a report.
 
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
     settings, overrides = load(preset, config, set_)
+    images = _images(registry, tag) if containers else None
     from rich.console import Console
 
     from marble_core.services import embedded
@@ -41,8 +46,18 @@ def run(
         os.environ.update(environment)
         from pipelines.local import run as run_pipeline
 
-        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console)
+        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images)
     _summary(console, settings, outcome)
+
+
+def _images(registry: str, tag: str) -> Images:
+    """The images to run, all of which are here."""
+    from pipelines.containers import find
+    from pipelines.settings import read_settings
+
+    images = read_settings(registry=registry, tag=tag).images
+    find(images)
+    return images
 
 
 def init(
@@ -67,22 +82,19 @@ def init(
 def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
     """Check a configuration and its prompt files, and print what a step will do."""
     settings, _ = load(preset, config, set_)
+    from marble_core.cli.needs import lines
     from marble_core.stages import checked_data
 
-    data = checked_data(settings)
-    rollout, loss = settings.rollout, settings.loss
-    images = rollout.prompts * rollout.images_per_prompt
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
+    for line in lines(settings):
+        print(line)
+    data = checked_data(settings)  # last: what was said so far holds without the prompt files and the model
     print(
         f"prompts      {len(data.train)} to train on, {len(data.evaluation)} held out; sources {', '.join(settings.data.train)}"
     )
     for warning in data.warnings:
         print(f"warning      {warning}")
-    print(f"a step       {rollout.prompts} prompts x {rollout.images_per_prompt} images = {images} images")
-    print(f"sampling     {rollout.steps} steps of {rollout.solver}, {-(-images // rollout.batch_size)} batches")
-    print(f"gradients    {loss.timesteps} timesteps an image, {-(-images // loss.micro_batch) * loss.timesteps} micro-batches")
-    print(f"training     {settings.train.steps} steps, a checkpoint every {settings.train.checkpoint_every}")
     if os.environ.get("AWS_ENDPOINT_URL"):
         from marble_core.storage import S3
 

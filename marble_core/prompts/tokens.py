@@ -51,6 +51,8 @@ def text_encoders(model: ModelConfig) -> list[TextEncoder]:
         encoder = str(library_and_class[1] or part)
         known = re.match("CLIP|T5|UMT5", encoder)
         name = known[0] if known else encoder
+        if name == "T5" and model.t5 == "none":
+            continue
         if name not in found and (tokenizer := _tokenizer(local, part)):
             most = CLIP_POSITIONS if name == "CLIP" else model.max_sequence_length
             own = _json(local(f"{part}/tokenizer_config.json")).get("model_max_length", most)
