@@ -43,7 +43,7 @@ def run_evaluation(
 
     policy = Policy.load(config)
     policy.load_adapter(adapter, config.lora.rank)
-    incumbent = _loaded(policy, incumbent or Incumbent())
+    incumbent = loaded(policy, incumbent or Incumbent())
     adapters = {"base": "off", "trained": "default"} | ({"champion": "champion"} if incumbent.adapter else {})
     work = _Work(
         config,
@@ -67,7 +67,7 @@ def run_evaluation(
     return evaluation
 
 
-def _loaded(policy: Policy, incumbent: Incumbent) -> Incumbent:
+def loaded(policy: Policy, incumbent: Incumbent) -> Incumbent:
     """The champion's LoRA as the adapter ``champion``; or none, where it does not fit this base model."""
     if incumbent.adapter is not None:
         try:
