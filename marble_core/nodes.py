@@ -59,7 +59,7 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
         s3.upload_file(prepared / file, f"{place}/prepared/{file}")
     job = TrainJob(name)
     with job.ended_with_us():
-        job.create(_order(config, pods, s3.uri(place), name))
+        job.create(_body(config, pods, s3.uri(place), name))
         status = job.follow(pods["seconds"])
     if status == FAILED:
         raise MarbleError(
@@ -93,37 +93,51 @@ def _name_of(run_id: str, prepared: Path) -> str:
     return f"marble-{slug}-{content[:8]}"
 
 
-def _order(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> dict[str, Any]:
-    """The arguments of TrainerClient.train."""
-    from kubeflow.trainer import CustomTrainerContainer
-    from kubeflow.trainer import options as o
+def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> dict[str, Any]:
+    """The TrainJob as Kubernetes takes it.
 
+    Kubeflow's SDK would make one too, but neither with variables that come from a secret nor with an owner. Variables are the
+    trainer's and not in the patch, since Kubeflow Trainer refuses a patch that has some for this container.
+    """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={config.train.processes}"]
-    patch = o.PodSpecPatch(
-        service_account_name=os.environ.get("POD_SERVICE_ACCOUNT"),
-        volumes=pods["volumes"],
-        containers=[o.ContainerPatch(CONTAINER, env=pods["env"], volume_mounts=pods["volume_mounts"])],
-        image_pull_secrets=pods["image_pull_secrets"],
-        node_selector=pods["node_selector"],
-        tolerations=pods["tolerations"],
-    )
-    template = o.PodTemplatePatch(metadata={"labels": pods["labels"], "annotations": pods["annotations"]}, spec=patch)
-    node = o.ReplicatedJobPatch(CONTAINER, o.JobTemplatePatch(spec=o.JobSpecPatch(template=template)))
-    spec = o.JobSetTemplatePatch(spec=o.JobSetSpecPatch(replicated_jobs=[node]))
-    gpus = {pods["gpu"]: config.train.processes} if pods["gpu"] else {}
+    each = {**pods["resources"], **({pods["gpu"]: config.train.processes} if pods["gpu"] else {})}
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": os.environ["POD_NAME"], "uid": os.environ["POD_UID"]}
+    run = {LABEL: os.environ[KFP_RUN]} if os.environ.get(KFP_RUN) else {}
+    pod = {
+        "metadata": {"labels": pods["labels"], "annotations": pods["annotations"]},
+        "spec": {
+            "serviceAccountName": os.environ["POD_SERVICE_ACCOUNT"],
+            "volumes": pods["volumes"],
+            "containers": [{"name": CONTAINER, "volumeMounts": pods["volume_mounts"]}],
+            "imagePullSecrets": pods["image_pull_secrets"],
+            "nodeSelector": pods["node_selector"],
+            "tolerations": pods["tolerations"],
+        },
+    }
+    nodes = {"name": CONTAINER, "template": {"spec": {"template": pod}}}
     return {
-        "runtime": RUNTIME,
-        "trainer": CustomTrainerContainer(
-            image=os.environ["MARBLE_IMAGE"], num_nodes=config.train.nodes, resources_per_node=pods["resources"] | gpus
-        ),
-        "options": [
-            o.Name(name),
-            o.Labels({**pods["labels"], **({LABEL: os.environ[KFP_RUN]} if os.environ.get(KFP_RUN) else {})}),
-            o.TrainerCommand([*torchrun, "-m", "marble_core.launch"]),
-            o.TrainerArgs([f"{place}/prepared", f"{place}/adapter"]),
-            o.ActiveDeadlineSeconds(pods["seconds"] + round(OUTAGE)),  # the net for a job that nobody follows any more
-            o.RuntimePatch(o.TrainingRuntimeSpecPatch(template=spec)),
-        ],
+        "apiVersion": "/".join(_JOBS),
+        "kind": "TrainJob",
+        "metadata": {"name": name, "labels": {**pods["labels"], **run}, "ownerReferences": [owner]},
+        "spec": {
+            "runtimeRef": {"name": RUNTIME, "kind": "ClusterTrainingRuntime"},
+            "trainer": {
+                "image": os.environ["MARBLE_IMAGE"],
+                "command": [*torchrun, "-m", "marble_core.launch"],
+                "args": [f"{place}/prepared", f"{place}/adapter"],
+                "env": pods["env"],
+                "numNodes": config.train.nodes,
+                "resourcesPerNode": {"requests": each, "limits": each},
+            },
+            "runtimePatches": [
+                {
+                    "manager": "marble/train",
+                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [nodes]}}},
+                }
+            ],
+            # The net for a job that nobody follows any more.
+            "activeDeadlineSeconds": pods["seconds"] + round(OUTAGE),
+        },
     }
 
 
@@ -137,24 +151,22 @@ class TrainJob:
         self.namespace: str = self._client.backend.namespace
         self._over = threading.Event()
 
-    def create(self, order: dict[str, Any]) -> None:
+    def create(self, body: dict[str, Any]) -> None:
         """Create it, or adopt what is there by its name; one that has failed is replaced."""
+        api = self._client.backend.custom_api
         with _sentences("create a TrainJob"):
+            self._client.get_runtime(RUNTIME)
             if self._status() == FAILED:
                 self._client.delete_job(self.name)
                 while self._status():
                     time.sleep(POLL)
             adopted = bool(self._status())
-            if not adopted:
-                self._client.train(**order)
-            self._own()
+            if adopted:  # Kubernetes deletes a job with its owner, which is no longer the pod of the attempt before
+                owners = {"metadata": {"ownerReferences": body["metadata"]["ownerReferences"]}}
+                api.patch_namespaced_custom_object(*_JOBS, self.namespace, "trainjobs", self.name, owners)
+            else:
+                api.create_namespaced_custom_object(*_JOBS, self.namespace, "trainjobs", body)
         emit("train", note=f"TrainJob {self.name}: {'goes on' if adopted else 'created'}")
-
-    def _own(self) -> None:
-        """Kubernetes deletes the job when this pod is deleted; of an adopted one, no longer with the pod before."""
-        pod = {"apiVersion": "v1", "kind": "Pod", "name": os.environ["POD_NAME"], "uid": os.environ["POD_UID"]}
-        body = {"metadata": {"ownerReferences": [pod]}}
-        self._client.backend.custom_api.patch_namespaced_custom_object(*_JOBS, self.namespace, "trainjobs", self.name, body)
 
     def _status(self) -> str:
         """Created, Running, Complete or Failed; empty where there is no such job."""
@@ -265,13 +277,26 @@ def _sentences(doing: str) -> Iterator[None]:
     except ConfigException:
         raise MarbleError(f"The train stage cannot {doing}: there is no cluster here; set train.nodes=1.") from None
     except (ApiException, RuntimeError, TimeoutError, HTTPError) as error:
-        match _answer(error):
-            case 401 | 403:
-                why = "its service account may not (it needs the role in helm/marble)"
+        status, said = _answer(error), _said(error)
+        match status:
             case 404:
-                why = f"the cluster has no runtime {RUNTIME}: install Kubeflow Trainer 2"
-            case None if isinstance(error, RuntimeError) and not isinstance(error.__cause__, HTTPError | TimeoutError):
+                why = f"the cluster has no {RUNTIME}, or not its version: install Kubeflow Trainer 2"
+            case 401 | 403:
+                why = f"it is not allowed{said}: its service account needs the role of helm/marble, or another body"
+            case int():
+                why = f"Kubernetes answers {status}{said}"
+            case _ if isinstance(error, HTTPError | TimeoutError) or isinstance(error.__cause__, HTTPError | TimeoutError):
+                why = "Kubernetes does not answer: start the run again"
+            case _:
                 raise  # no refusal of the cluster's
-            case status:
-                why = f"Kubernetes answers {status}" if status else "Kubernetes does not answer"
         raise MarbleError(f"The train stage cannot {doing}: {why}.") from None
+
+
+def _said(error: BaseException | None) -> str:
+    """What Kubernetes says of its refusal, in brackets."""
+    while error is not None:
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+            said = " ".join(json.loads(error.body)["message"].split())  # type: ignore[attr-defined]
+            return f" ({said.rstrip('.')[:300]})"
+        error = error.__cause__
+    return ""

@@ -1,6 +1,7 @@
 """As much of the Kubernetes API, with Kubeflow Trainer 2 in it, as a TrainJob takes; on loopback, in memory.
 
-TrainJobs go through the models of Kubeflow Trainer's own API, strictly: a field that these do not know is answered by 422.
+TrainJobs go through the models of Kubeflow Trainer's own API, strictly: a field that these do not know is answered by 422. What
+its admission webhook refuses, though the schema would take it, is answered by 403.
 ``start`` stands for the controller: it is called with a new job, and may really run what the job says.
 """
 
@@ -123,6 +124,8 @@ class StubKube:
         read = TrainerV1alpha1TrainJob.from_dict(body)
         if read is None or read.to_dict() != body:
             return 422, {"kind": "Status", "code": 422, "message": "unknown field"}
+        if said := _webhook(body):
+            return 403, {"kind": "Status", "code": 403, "message": f"admission webhook denied the request: {said}"}
         name = body["metadata"]["name"]
         if name in self.jobs:
             return 409, {"kind": "Status", "code": 409, "reason": "AlreadyExists", "message": name}
@@ -155,3 +158,15 @@ class StubKube:
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
         request.wfile.write(data)
+
+
+def _webhook(job: dict[str, Any]) -> str:
+    """Variables of the runtime's own containers are the trainer's, and no patch may have some; patches name what is there."""
+    for patch in job["spec"].get("runtimePatches", []):
+        for replicated in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
+            if replicated["name"] != "node":
+                return f"no job {replicated['name']} in the runtime"
+            for container in replicated["template"]["spec"]["template"]["spec"].get("containers", []):
+                if container["name"] != "node" or container.get("env"):
+                    return "runtimePatches: a container that is not there, or variables of one that is reserved"
+    return ""
