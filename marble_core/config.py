@@ -208,12 +208,19 @@ class HardwareConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(300, ge=1)
-    processes: int = Field(1, ge=0)  # on one machine; 0: one a GPU
+    nodes: int = Field(1, ge=1)  # more than one: a TrainJob on a cluster with Kubeflow Trainer
+    processes: int = Field(1, ge=0)  # on each; 0: one a GPU of the one machine
     checkpoint_every: int = Field(10, ge=1)
     samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
     max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
     # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only.
     start_from: str | None = Field(None, pattern=rf"^({CHAMPION}|s3://[^/]+/.+)$")
+
+    @model_validator(mode="after")
+    def _processes_of_nodes(self) -> TrainConfig:
+        if self.nodes > 1 and not self.processes:
+            raise ValueError("nodes > 1 needs train.processes: how many on each node, which is its number of GPUs")
+        return self
 
 
 class EvaluationConfig(Section):

@@ -1,7 +1,9 @@
-"""Training on several processes of one machine. The train stage starts them by torchrun; what it starts can be started by hand:
+"""Training on several processes. The train stage starts them by torchrun; what it starts can be started by hand:
 
 torchrun --nproc_per_node 8 -m marble_core.launch PREPARED OUT
 accelerate launch --num_processes 8 -m marble_core.launch PREPARED OUT
+
+On several machines (marble_core.nodes, or torchrun by hand) PREPARED and OUT are s3:// prefixes.
 """
 
 from __future__ import annotations
@@ -11,14 +13,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from marble_core.config import RunConfig
 from marble_core.types import MarbleError
 
+if TYPE_CHECKING:
+    from marble_core.storage import S3
+
+SHARED = ("config.json", "run.json", "train.jsonl")  # what a process reads of what prepare wrote
 ERRORS = "train_errors.jsonl"  # beside OUT: the sentence of each process that stopped, the first one's first
 
 
@@ -64,23 +72,63 @@ def _sigterm_goes_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def main(prepared: Path, out: Path) -> None:
-    """One of the processes."""
+def main(prepared: str, out: str) -> None:
+    """One of the processes. ``prepared`` and ``out`` are directories, or s3:// prefixes, as several nodes have them."""
     from marble_core import distributed
     from marble_core.prompts import read_prompts
     from marble_core.stages import read_prepared
     from marble_core.train import run_training
 
-    config, run_id = read_prepared(prepared)
     try:
-        with distributed.processes():
-            run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
+        with _here(prepared, out) as (source, adapter):
+            config, run_id = read_prepared(source)
+            with distributed.processes():
+                run_training(config, run_id, read_prompts(source / "train.jsonl"), adapter)
     except MarbleError as error:
-        with (out.parent / ERRORS).open("a") as file:
-            file.write(json.dumps({"time": time.time(), "rank": os.environ.get("RANK"), "error": str(error)}) + "\n")
+        _tell(error, out)
         print(error, file=sys.stderr)
         sys.exit(2)
 
 
+@contextmanager
+def _here(prepared: str, out: str) -> Iterator[tuple[Path, Path]]:
+    """Both as directories of this machine; of those in S3 the adapter is uploaded at the end, by the first process."""
+    if not prepared.startswith("s3://"):
+        yield Path(prepared), Path(out)
+        return
+    with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
+        source, adapter = Path(scratch) / "prepared", Path(scratch) / "adapter"
+        s3, prefix = _in_s3(prepared)
+        s3.download_dir(prefix, source)
+        yield source, adapter
+        if os.environ["RANK"] == "0":
+            s3, prefix = _in_s3(out)
+            s3.upload_dir(adapter, prefix)
+
+
+def _tell(error: MarbleError, out: str) -> None:
+    """Where the stage finds it: beside ``out``."""
+    said = {"time": time.time(), "rank": os.environ.get("RANK"), "error": str(error)}
+    if out.startswith("s3://"):
+        s3, prefix = _in_s3(out)
+        s3.put_json(f"{prefix.rpartition('/')[0]}/errors/{said['rank']}.json", said)
+        return
+    with (Path(out).parent / ERRORS).open("a") as file:
+        file.write(json.dumps(said) + "\n")
+
+
+def first_error(s3: S3, place: str) -> str:
+    """The sentence of the process that stopped first, of those whose ``out`` is below this prefix; empty where there is none."""
+    said = [s3.get_json(key) for key in s3.keys(f"{place}/errors")]
+    return str(min(said, key=lambda each: each["time"])["error"]) if said else ""
+
+
+def _in_s3(uri: str) -> tuple[S3, str]:
+    from marble_core.storage import S3
+
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    return S3(bucket), prefix.rstrip("/")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*sys.argv[1:])

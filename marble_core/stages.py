@@ -132,13 +132,16 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
     with progress.stage("train") as result:
         from marble_core.launch import processes_wanted, train_on
+        from marble_core.nodes import train_on_nodes
         from marble_core.prompts import read_prompts
         from marble_core.state import read_history
         from marble_core.train import run_training
 
         config, run_id = read_prepared(prepared)
         with whole_or_gone(out):
-            if (count := processes_wanted(config)) > 1:
+            if config.train.nodes > 1:
+                train_on_nodes(config, run_id, prepared, out)
+            elif (count := processes_wanted(config)) > 1:
                 train_on(count, prepared, out)
             else:
                 run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
@@ -146,6 +149,15 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
         metrics = history[-1]["metrics"] if history else {}
         result |= {"adapter": str(out)}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def cleanup() -> str:
+    """Delete the TrainJobs that this run in Kubeflow has left. Returns their names; elsewhere than in Kubeflow there are none."""
+    with progress.stage("cleanup") as result:
+        from marble_core.nodes import delete_jobs_of_this_run
+
+        result |= {"deleted": " ".join(delete_jobs_of_this_run())}
+    return str(result["deleted"])
 
 
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:

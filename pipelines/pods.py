@@ -3,13 +3,25 @@
 kfp.local ignores all but image, environment and retries, so tests/test_pipeline.py reads them from the compiled file.
 """
 
+import json
+from typing import Any
+
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from marble_core import __version__
+from marble_core.nodes import KFP_RUN, PODS
 from marble_core.progress import PIPELINE
 from pipelines.settings import MODELS, Settings
 
+CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
+OWN_POD = {  # what a stage must know of its pod and its run to make, own and find a TrainJob
+    "POD_NAME": "metadata.name",
+    "POD_UID": "metadata.uid",
+    "POD_NAMESPACE": "metadata.namespace",
+    "POD_SERVICE_ACCOUNT": "spec.serviceAccountName",
+    KFP_RUN: "metadata.labels['pipeline/runid']",
+}
 SCRATCH, CACHE, AUTHORITY = "/scratch", "/cache", "/etc/marble-ca"  # where the images look for a place to write, see images/
 
 
@@ -38,6 +50,48 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
         kubernetes.add_pod_label(task, label, text)
     _environment(task, stage, settings)
     _volumes(task, stage, settings)
+    if stage in ("train", "cleanup"):
+        for variable, path in OWN_POD.items():
+            kubernetes.use_field_path_as_env(task, variable, path)
+    if stage == "train":
+        task.set_env_variable(PODS, json.dumps(_of_several_nodes(settings)))
+
+
+def _of_several_nodes(settings: Settings) -> dict[str, Any]:
+    """What the pods of a TrainJob get (marble_core.nodes): the same secrets, volumes and tolerations as the train stage's own."""
+    pod, volumes = settings.pods["train"], settings.volumes
+    env: list[dict[str, Any]] = [{"name": PIPELINE, "value": __version__}]
+    for kind, sources in (("secretKeyRef", settings.secrets), ("configMapKeyRef", settings.config_maps)):
+        for source in sources:
+            if "train" in source.stages:
+                refer = [{"name": source.name, "key": key, "optional": source.optional} for key in source.keys]
+                env += [{"name": each["key"], "valueFrom": {kind: each}} for each in refer]
+    mounts = {"scratch": SCRATCH, "shared-memory": "/dev/shm"}
+    made: list[dict[str, Any]] = [
+        {"name": "scratch", "emptyDir": {"sizeLimit": volumes.scratch}},
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": volumes.shared_memory}},
+    ]
+    if volumes.cache_claim:
+        made.append({"name": "cache", "persistentVolumeClaim": {"claimName": volumes.cache_claim}})
+        mounts["cache"] = CACHE
+    env.append({"name": "HF_HOME", "value": CACHE if volumes.cache_claim else f"{SCRATCH}/models"})
+    if settings.authority:
+        made.append({"name": "authority", "configMap": {"name": settings.authority.config_map}})
+        mounts["authority"] = AUTHORITY
+        env += [{"name": name, "value": f"{AUTHORITY}/{settings.authority.key}"} for name in CERTIFICATES]
+    return {
+        "env": env,
+        "volumes": made,
+        "volume_mounts": [{"name": name, "mountPath": path} for name, path in mounts.items()],
+        "tolerations": [each.model_dump(exclude_none=True) for each in settings.gpu.tolerations],
+        "node_selector": settings.gpu.node_selector,
+        "image_pull_secrets": [{"name": name} for name in settings.images.pull_secrets],
+        "labels": {"app.kubernetes.io/part-of": "marble", "marble/stage": "train", **settings.labels},
+        "annotations": {"sidecar.istio.io/inject": "false"},  # as of the pipeline's own pods; a sidecar would not let it end
+        "gpu": settings.gpu.resource,
+        "resources": {k: v for k, v in (("cpu", pod.cpu_limit), ("memory", pod.memory_limit)) if v},
+        "seconds": round(pod.timeout_hours * 3600),
+    }
 
 
 def give_gpus(task: PipelineTask, count: object, resource: object, settings: Settings) -> None:
@@ -61,7 +115,7 @@ def _environment(task: PipelineTask, stage: str, settings: Settings) -> None:
                 use(task, source.name, {key: key for key in source.keys}, optional=source.optional)
     if settings.authority:
         kubernetes.use_config_map_as_volume(task, settings.authority.config_map, AUTHORITY)
-        for variable in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):  # boto3; MLflow; the hub
+        for variable in CERTIFICATES:
             task.set_env_variable(variable, f"{AUTHORITY}/{settings.authority.key}")
 
 

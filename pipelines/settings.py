@@ -18,13 +18,14 @@ from marble_core.loading import merged, sentence
 from marble_core.strict_yaml import read_yaml
 from marble_core.types import MarbleError
 
-Stage = Literal["prepare", "train", "evaluate", "gate", "register", "reject", "skip"]
+Stage = Literal["prepare", "train", "evaluate", "gate", "register", "reject", "skip", "cleanup"]
 Image = Literal["prepare", "train", "evaluate", "register"]
 IMAGE_OF: dict[str, Image] = {
     **{stage: stage for stage in ("prepare", "train", "evaluate", "register")},
     "gate": "register",
     "reject": "register",
     "skip": "register",
+    "cleanup": "train",  # which has Kubeflow's SDK
 }
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]  # of a Kubernetes object
@@ -88,6 +89,7 @@ PODS: dict[Stage, Pod] = {
     "register": Pod(cpu_request="250m", memory_request="512Mi"),
     "reject": Pod(cpu_request="100m", memory_request="256Mi"),
     "skip": Pod(cpu_request="100m", memory_request="256Mi"),
+    "cleanup": Pod(cpu_request="100m", memory_request="256Mi"),
 }
 
 
@@ -115,6 +117,7 @@ class Gpu(Section):
 
     tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),)
     node_selector: dict[str, str] = Field({})
+    resource: str = "nvidia.com/gpu"  # of the pods of several nodes (train.nodes); empty: they train on their CPUs
 
 
 class Volumes(Section):

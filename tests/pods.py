@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Self
 
 PATH = ":".join([str(Path(sys.executable).parent), *map(str, Path("/usr/lib/postgresql").glob("*/bin")), os.environ["PATH"]])
-PROGRAMS = sorted({sys.prefix, sys.base_prefix})
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = sorted({str(ROOT), sys.prefix, sys.base_prefix})
 Manifest = dict[str, Any]
 
 
@@ -122,7 +123,7 @@ class Cluster:
             "request = urllib.request.Request(sys.argv[1], headers={'Authorization': sys.argv[2]} if sys.argv[2] else {})\n"
             "deadline = time.monotonic() + float(sys.argv[3])\n"
             "while True:\n"
-            "    try:\n        answer = urllib.request.urlopen(request, timeout=10)\n"
+            "    try:\n        answer = urllib.request.urlopen(request, timeout=60)\n"
             "    except urllib.error.HTTPError as error:\n        answer = error\n"
             "    except OSError:\n        answer = None\n"
             "    if answer is not None or time.monotonic() > deadline:\n        break\n"
@@ -136,7 +137,7 @@ class Cluster:
         status, _, text = done.stdout.partition(" ")
         return int(status), text.strip()
 
-    def _wait_for(self, container: Manifest, probe: Manifest, process: subprocess.Popen[bytes], seconds: float = 90.0) -> None:
+    def _wait_for(self, container: Manifest, probe: Manifest, process: subprocess.Popen[bytes], seconds: float = 240.0) -> None:
         if "exec" in probe:
             deadline = time.monotonic() + seconds
             while subprocess.run(
@@ -152,7 +153,7 @@ class Cluster:
     def _command(self, pod: Manifest, container: Manifest, without: Sequence[str], entrypoint: Sequence[str]) -> list[str]:
         env = self.environment(container)
         command = [_expand(word, env) for word in [*container.get("command", entrypoint), *container.get("args", [])]]
-        env = {"PATH": PATH, **{key: value for key, value in env.items() if key not in without}}
+        env = {"PATH": PATH, "PYTHONPATH": str(ROOT), **{key: value for key, value in env.items() if key not in without}}
         plan = {"command": command, "env": env, "mounts": self._mounts(pod, container), "programs": PROGRAMS}
         plan |= {"user": pod["securityContext"]["runAsUser"], "group": pod["securityContext"]["runAsGroup"]}
         return [*self._enter, "unshare", "--mount", sys.executable, "-S", __file__, json.dumps(plan)]
@@ -182,10 +183,11 @@ def _expand(text: str, env: Mapping[str, str]) -> str:
 def _contain(plan: Manifest) -> None:
     """Becomes the container: its mounts, a read-only root, its user without capabilities, then its program."""
     made: list[Path] = []
-    programs = [Path(each) for each in plan["programs"]]
-    closed = [each for path in programs for each in reversed(path.parents) if not each.stat().st_mode & stat.S_IXOTH]
+    # A home directory, or one that mkdtemp made, lets no other user in, which an image has no equal of.
+    programs = [each for path in map(Path, plan["programs"]) for each in (path.iterdir() if _is_closed(path) else [path])]
+    closed = [each for path in programs for each in reversed(path.parents) if _is_closed(each)]
     wanted = [each if each.is_dir() else next(up for up in each.parents if up.is_dir()) for each in map(Path, plan["mounts"])]
-    for each in [*closed[:1], *wanted]:  # a home directory lets no other user in, which an image has no equal of
+    for each in [*closed, *wanted]:
         if not any(each.is_relative_to(other) for other in made):
             _mount_empty(each, programs)
             made.append(each)
@@ -205,9 +207,13 @@ def _contain(plan: Manifest) -> None:
     os.execvpe("setpriv", ["setpriv", *identity, "--inh-caps=-all", *plan["command"]], plan["env"])
 
 
+def _is_closed(path: Path) -> bool:
+    return not path.stat().st_mode & stat.S_IXOTH
+
+
 def _mount_empty(there: Path, programs: Sequence[Path]) -> None:
     """A new, empty directory in the place of another, but for the installed ``programs``, which may lie in there."""
-    handles = {path: os.open(path, os.O_PATH) for path in programs if path.is_relative_to(there)}
+    handles = {path: os.open(path, os.O_PATH) for path in programs if path.is_relative_to(there) and path.is_dir()}
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(there)], check=True)
     for path, handle in handles.items():
         path.mkdir(parents=True, exist_ok=True)

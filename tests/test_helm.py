@@ -13,6 +13,11 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from marble_core import nodes
+from marble_core.types import MarbleError
+from pipelines.settings import Settings
+from stub_kube import StubKube
+from test_nodes import PODS, Stage, kube, stage  # noqa: F401 - two of them are fixtures
 
 CHART = ROOT / "helm" / "marble"
 VALUES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "tests" / "helm").glob("*.yaml"))}
@@ -116,21 +121,42 @@ def test_policies_and_services_select_the_pods_that_they_mean(manifests: list[Ma
         assert {peer["app.kubernetes.io/component"] for peer in peers} == {"mlflow", "mlflow-upgrade"}
 
 
-def test_the_profile_gets_what_the_train_stage_does_and_no_more() -> None:
+def rights(manifests: list[Manifest], kind: str) -> set[tuple[str, str]]:
+    rules = [rule for each in of(manifests, kind).values() for rule in each["rules"]]
+    return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def test_the_profile_may_do_what_the_train_stage_asks_of_kubernetes_and_no_more(
+    kube: StubKube,  # noqa: F811
+    stage: Stage,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job that is created, one that another attempt adopts, one that is too late, and the pipeline's last net."""
+    kube.start = stage.trained(kube)
+    stage()
+    monkeypatch.setenv("POD_UID", "uid-2")
+    stage()
+    nodes.delete_jobs_of_this_run()
+    kube.start = lambda job: None
+    monkeypatch.setenv(nodes.PODS, json.dumps(json.loads(PODS) | {"seconds": 0}))
+    monkeypatch.setattr(nodes, "LAST_LINES", 0.1)
+    with pytest.raises(MarbleError, match="not done within"):
+        stage()
+    asked = set()
+    for method, path in kube.calls:
+        scope = re.fullmatch(r"/apis?/.*?v1(?:alpha1)?(?:/namespaces/team)?/(\w+)(/[\w-]+)?(/log)?", path)
+        if scope:  # the SDK also looks for its version in Kubeflow's own namespace, and does without
+            resource, named, log = scope.groups()
+            verb = {"GET": "get" if named else "list", "POST": "create", "PATCH": "patch", "DELETE": "delete"}[method]
+            asked.add((resource + (log or ""), verb))
     manifests = render({"profile": {"namespace": "alice", "serviceAccount": "default-editor"}})
-    (role,) = of(manifests, "Role").values()
-    granted = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
-    assert granted == {
-        *(("trainjobs", verb) for verb in ("create", "get", "list", "watch", "delete")),
-        *((resource, verb) for resource in ("pods", "pods/log") for verb in ("get", "list", "watch")),
-        ("trainingruntimes", "get"),
-    }
-    (cluster_wide,) = of(manifests, "ClusterRole").values()
-    (rule,) = cluster_wide["rules"]
-    assert (rule["resources"], rule["verbs"]) == (["clustertrainingruntimes"], ["get"])
+    assert rights(manifests, "ClusterRole") == {("clustertrainingruntimes", "get")}
+    assert rights(manifests, "Role") | rights(manifests, "ClusterRole") == asked
     for binding in [*of(manifests, "RoleBinding").values(), *of(manifests, "ClusterRoleBinding").values()]:
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "default-editor", "namespace": "alice"}]
-    assert role["metadata"]["namespace"] == of(manifests, "ConfigMap")["marble-defaults"]["metadata"]["namespace"] == "alice"
+    assert {each["metadata"]["namespace"] for each in manifests if each["kind"] in ("ConfigMap", "Role", "RoleBinding")} == {
+        "alice"
+    }
 
 
 def test_what_exists_already_is_used_and_not_made() -> None:
@@ -159,6 +185,22 @@ def test_one_registry_takes_the_place_of_all() -> None:
         "registry.example.org:5000/mirror/chrislusf/seaweedfs:4.48",
         "registry.example.org:5000/mirror/marble-cli:0.1.0",
     }
+
+
+def test_the_longest_release_name_gives_names_that_kubernetes_takes() -> None:
+    manifests = render(VALUES["multi_user"], name="a" * 53)
+    assert all(len(each["metadata"]["name"]) <= 63 for each in manifests if each["kind"] != "ClusterRole")
+    assert all(len(name) <= 52 for name in of(manifests, "StatefulSet"))
+
+
+def test_the_pipelines_pods_find_the_defaults_and_secrets_by_the_names_that_they_are_compiled_with() -> None:
+    settings = Settings()
+    (source,) = settings.config_maps
+    assert set(source.keys) == set(of(render(VALUES["air_gapped"]), "ConfigMap")[source.name]["data"])
+    keys = {source.name: set(source.keys) for source in settings.secrets}
+    assert keys["marble-s3"] == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    readme = (CHART / "README.md").read_text()
+    assert all(name in readme for name in keys)
 
 
 @pytest.mark.parametrize(

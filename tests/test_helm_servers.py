@@ -124,6 +124,7 @@ ThreadingHTTPServer(("0.0.0.0", 8888), StubKfp("of-the-account", "alice").server
 def test_the_hook_uploads_the_pipeline_and_sets_its_recurring_run_once(tmp_path: Path) -> None:
     """An installation, an upgrade that changes nothing, and one that changes when it runs."""
     values = yaml.safe_load((ROOT / "tests" / "helm" / "multi_user.yaml").read_text())
+    values["s3"] = {"bucket": "training"}
     values["pipeline"] |= {"package": PACKAGE.read_text(), "parameters": {"preset": "demo"}}
     service = {"kind": "Service", "metadata": {"name": "ml-pipeline"}}
 
@@ -141,6 +142,7 @@ def test_the_hook_uploads_the_pipeline_and_sets_its_recurring_run_once(tmp_path:
             assert done.returncode == 0, done.stderr
             (schedule,) = json.loads(cluster.fetch(schedules, "Bearer of-the-account")[1])["recurringRuns"]
             made.append((schedule["recurring_run_id"], schedule["trigger"]["cron_schedule"]["cron"]))
+            assert schedule["runtime_config"]["parameters"]["bucket"] == "training"
             assert (schedule["display_name"], schedule["service_account"]) == ("marble-nightly", "default-editor")
         assert made[0] == made[1] and made[2][0] != made[0][0]
         assert [cron for _, cron in made] == ["0 0 3 * * *", "0 0 3 * * *", "0 30 4 * * *"]

@@ -31,6 +31,7 @@ for command in (
     pipeline.ui,
     evidence.bench,
     evidence.study,
+    evidence.compare,
     registry.rollback,
 ):
     app.command(command.__name__.rstrip("_"))(command)

@@ -41,7 +41,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ui": ("marble ui",),
     "bench": ("marble bench --rounds 2",),
     "study": ("marble study docs/studies/hackable.yaml",),
-    "rollback": ("marble rollback marble", "marble rollback marble --to 3"),
+    "compare": (
+        "marble compare monday tuesday --out week.html",
+        "marble compare .marble/studies/hackable/marble/seed-0 .marble/studies/hackable/equal/seed-0 --tradeoff ocr:aesthetic",
+    ),
+    "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),
     "checkpoints verify": ("marble checkpoints verify nightly-7",),
     "checkpoints prune": ("marble checkpoints prune nightly-7 --keep-last 2",),

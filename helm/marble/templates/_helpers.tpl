@@ -1,6 +1,7 @@
+{{/* A StatefulSet's pods bear its name with a hash in a label of 63 characters, hence 40. */}}
 {{- define "marble.fullname" -}}
 {{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) -}}
-{{- $name | trunc 45 | trimSuffix "-" -}}
+{{- $name | trunc 40 | trimSuffix "-" -}}
 {{- end }}
 
 {{- define "marble.profile" -}}{{ .Values.profile.namespace | default .Release.Namespace }}{{- end }}

@@ -1,0 +1,302 @@
+"""Training on several nodes: a TrainJob of Kubeflow Trainer, whose pods run marble_core.launch under torchrun.
+
+The train stage's own pod needs no GPU then. It puts what prepare wrote into S3, creates the job, or adopts the one that an
+earlier attempt of it has created, forwards the log of the job's first pod, and fetches the adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from marble_core.config import RunConfig
+from marble_core.launch import SHARED, first_error
+from marble_core.progress import emit
+from marble_core.storage import S3
+from marble_core.types import MarbleError
+
+PODS = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what the job's pods get that the stage's pod has
+KFP_RUN = "MARBLE_KFP_RUN"  # the id of the run in Kubeflow Pipelines; as a label it says which jobs a run has left behind
+LABEL = "marble/kfp-run"
+RUNTIME = "torch-distributed"  # of those that Kubeflow Trainer brings along
+CONTAINER = "node"  # its pods' container, and the name of its jobs
+_JOBS = ("trainer.kubeflow.org", "v1alpha1")
+COMPLETE, FAILED = "Complete", "Failed"
+POLL = 5.0  # seconds
+LAST_LINES = 15.0  # seconds for what is left of the log
+OUTAGE = 300.0  # seconds for which Kubernetes may not answer
+
+
+def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) -> None:
+    """Train on ``train.nodes`` nodes with ``train.processes`` processes each; ``out`` becomes the adapter's directory.
+
+    Raises MarbleError where a process stopped with one, where the job fails or is not done in time, and where Kubernetes does
+    not let us. SIGTERM deletes the job, whose pods save a checkpoint then.
+    """
+    if PODS not in os.environ:
+        raise MarbleError(
+            f"train.nodes = {config.train.nodes} needs a cluster with Kubeflow Trainer, to which marble submit brings the "
+            "pipeline; here set train.nodes=1."
+        )
+    pods = json.loads(os.environ[PODS])
+    s3, name = S3(config.storage.bucket), _name_of(run_id, prepared)
+    place = f"runs/{run_id}/nodes/{name}"
+    for key in s3.keys(f"{place}/errors"):
+        s3.delete(key)
+    for file in SHARED:
+        s3.upload_file(prepared / file, f"{place}/prepared/{file}")
+    job = TrainJob(name)
+    with job.ended_with_us():
+        job.create(_body(config, pods, s3.uri(place), name))
+        status = job.follow(pods["seconds"])
+    if status == FAILED:
+        raise MarbleError(
+            first_error(s3, place)
+            or f"The TrainJob {name} failed without a word of ours: kubectl -n {job.namespace} describe trainjob {name}, and "
+            "the logs of its pods, say why."
+        )
+    s3.download_dir(f"{place}/adapter", out)
+
+
+def delete_jobs_of_this_run() -> list[str]:
+    """Delete the TrainJobs that the run in Kubeflow has left, and return their names. Elsewhere than in Kubeflow: nothing."""
+    run = os.environ.get(KFP_RUN)
+    if not run:
+        return []
+    with _sentences("delete its TrainJobs"):
+        client = _client()
+        jobs = client.backend.custom_api.list_namespaced_custom_object(
+            *_JOBS, client.backend.namespace, "trainjobs", label_selector=f"{LABEL}={run}"
+        )
+        names = [job["metadata"]["name"] for job in jobs["items"]]
+        for name in names:
+            client.delete_job(name)
+    return names
+
+
+def _name_of(run_id: str, prepared: Path) -> str:
+    """A name for the job that tells runs apart, and what they train on: another attempt at the same finds the same job."""
+    content = hashlib.sha256(b"\0".join((prepared / file).read_bytes() for file in SHARED)).hexdigest()
+    slug = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")[:30]
+    return f"marble-{slug}-{content[:8]}"
+
+
+def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> dict[str, Any]:
+    """The TrainJob as Kubernetes takes it.
+
+    Kubeflow's SDK would make one too, but neither with variables that come from a secret nor with an owner. Variables are the
+    trainer's and not in the patch, since Kubeflow Trainer refuses a patch that has some for this container.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={config.train.processes}"]
+    each = {**pods["resources"], **({pods["gpu"]: config.train.processes} if pods["gpu"] else {})}
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": os.environ["POD_NAME"], "uid": os.environ["POD_UID"]}
+    run = {LABEL: os.environ[KFP_RUN]} if os.environ.get(KFP_RUN) else {}
+    pod = {
+        "metadata": {"labels": pods["labels"], "annotations": pods["annotations"]},
+        "spec": {
+            "serviceAccountName": os.environ["POD_SERVICE_ACCOUNT"],
+            "volumes": pods["volumes"],
+            "containers": [{"name": CONTAINER, "volumeMounts": pods["volume_mounts"]}],
+            "imagePullSecrets": pods["image_pull_secrets"],
+            "nodeSelector": pods["node_selector"],
+            "tolerations": pods["tolerations"],
+        },
+    }
+    nodes = {"name": CONTAINER, "template": {"spec": {"template": pod}}}
+    return {
+        "apiVersion": "/".join(_JOBS),
+        "kind": "TrainJob",
+        "metadata": {"name": name, "labels": {**pods["labels"], **run}, "ownerReferences": [owner]},
+        "spec": {
+            "runtimeRef": {"name": RUNTIME, "kind": "ClusterTrainingRuntime"},
+            "trainer": {
+                "image": os.environ["MARBLE_IMAGE"],
+                "command": [*torchrun, "-m", "marble_core.launch"],
+                "args": [f"{place}/prepared", f"{place}/adapter"],
+                "env": pods["env"],
+                "numNodes": config.train.nodes,
+                "resourcesPerNode": {"requests": each, "limits": each},
+            },
+            "runtimePatches": [
+                {
+                    "manager": "marble/train",
+                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [nodes]}}},
+                }
+            ],
+            # The net for a job that nobody follows any more.
+            "activeDeadlineSeconds": pods["seconds"] + round(OUTAGE),
+        },
+    }
+
+
+class TrainJob:
+    """One TrainJob by its name, in the pod's own namespace."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        with _sentences("use Kubernetes"):
+            self._client = _client()
+        self.namespace: str = self._client.backend.namespace
+        self._over = threading.Event()
+
+    def create(self, body: dict[str, Any]) -> None:
+        """Create it, or adopt what is there by its name; one that has failed is replaced."""
+        api = self._client.backend.custom_api
+        with _sentences("create a TrainJob"):
+            self._client.get_runtime(RUNTIME)
+            if self._status() == FAILED:
+                self._client.delete_job(self.name)
+                while self._status():
+                    time.sleep(POLL)
+            adopted = bool(self._status())
+            if adopted:  # Kubernetes deletes a job with its owner, which is no longer the pod of the attempt before
+                owners = {"metadata": {"ownerReferences": body["metadata"]["ownerReferences"]}}
+                api.patch_namespaced_custom_object(*_JOBS, self.namespace, "trainjobs", self.name, owners)
+            else:
+                api.create_namespaced_custom_object(*_JOBS, self.namespace, "trainjobs", body)
+        emit("train", note=f"TrainJob {self.name}: {'goes on' if adopted else 'created'}")
+
+    def _status(self) -> str:
+        """Created, Running, Complete or Failed; empty where there is no such job."""
+        try:
+            return str(self._client.get_job(self.name).status)
+        except RuntimeError as error:
+            if _answer(error) == 404:
+                return ""
+            raise
+
+    def follow(self, seconds: float) -> str:
+        """Forward its log until it has ended, and return Complete or Failed. Raises MarbleError after ``seconds``."""
+        log = threading.Thread(target=self._forward, daemon=True)
+        log.start()
+        try:
+            with _sentences("follow its TrainJob"):
+                return self._ended_within(seconds)
+        finally:
+            self._over.set()
+            log.join(LAST_LINES)
+
+    def _ended_within(self, seconds: float) -> str:
+        begun = answered = time.monotonic()
+        while True:
+            try:
+                status, answered = self._status(), time.monotonic()
+            except (RuntimeError, TimeoutError) as error:
+                if _answer(error) in (401, 403) or time.monotonic() - answered > OUTAGE:
+                    raise
+            else:
+                if status in (COMPLETE, FAILED):
+                    return status
+                if not status:
+                    raise MarbleError(f"The TrainJob {self.name} was deleted while it trained: start the run again to go on.")
+            if time.monotonic() - begun > seconds:
+                raise MarbleError(self._late(seconds))
+            time.sleep(POLL)
+
+    def _late(self, seconds: float) -> str:
+        """The sentence after a time-out, with what Kubernetes said last, such as that no node has GPUs enough."""
+        events = self._client.get_job_events(self.name)
+        said = f" ({' '.join(events[-1].message.split()).rstrip('.')})" if events else ""
+        self._client.delete_job(self.name)
+        return (
+            f"The TrainJob {self.name} was not done within {seconds / 3600:g} hours{said}: it is deleted, and the run goes on "
+            "from its checkpoint when it is started again; pods.train.timeout_hours of the settings gives it more."
+        )
+
+    def _forward(self) -> None:
+        """Print each line of the first pod's log once, also where the connection breaks, or another pod takes its place."""
+        known, printed = "", 0
+        while True:
+            over = self._over.is_set()  # asked before the log is read: what was written until the end is still printed
+            try:
+                steps = self._client.get_job(self.name).steps
+                pod = next((step.pod_name for step in steps if step.name == f"{CONTAINER}-0"), known)
+                known, printed = pod, printed if pod == known else 0
+                for n, line in enumerate(self._client.get_job_logs(self.name, follow=not over)):
+                    if n >= printed:
+                        print(line, flush=True)
+                        printed = n + 1
+            except (RuntimeError, TimeoutError):
+                pass  # no pod yet, or no answer: again
+            if over:
+                return
+            self._over.wait(POLL)
+
+    @contextmanager
+    def ended_with_us(self) -> Iterator[None]:
+        """SIGTERM in the block ends this process, and deletes the job first."""
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            yield
+        except (SystemExit, KeyboardInterrupt):
+            with contextlib.suppress(RuntimeError, TimeoutError):  # it may not be there yet
+                self._client.delete_job(self.name)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _client() -> Any:
+    try:
+        from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
+    except ImportError:
+        raise MarbleError("Training on several nodes needs Kubeflow's SDK: pip install 'marble-core[cluster]'.") from None
+    logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns where it may not read the Trainer's version
+    return TrainerClient(KubernetesBackendConfig(namespace=os.environ.get("POD_NAMESPACE")))
+
+
+def _answer(error: BaseException | None) -> int | None:
+    """The status with which Kubernetes refused, which the SDK wraps in other errors."""
+    while error is not None:
+        if isinstance(status := getattr(error, "status", None), int):
+            return status
+        error = error.__cause__
+    return None
+
+
+@contextmanager
+def _sentences(doing: str) -> Iterator[None]:
+    from kubernetes.client import ApiException
+    from kubernetes.config import ConfigException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ConfigException:
+        raise MarbleError(f"The train stage cannot {doing}: there is no cluster here; set train.nodes=1.") from None
+    except (ApiException, RuntimeError, TimeoutError, HTTPError) as error:
+        status, said = _answer(error), _said(error)
+        match status:
+            case 404:
+                why = f"the cluster has no {RUNTIME}, or not its version: install Kubeflow Trainer 2"
+            case 401 | 403:
+                why = f"it is not allowed{said}: its service account needs the role of helm/marble, or another body"
+            case int():
+                why = f"Kubernetes answers {status}{said}"
+            case _ if isinstance(error, HTTPError | TimeoutError) or isinstance(error.__cause__, HTTPError | TimeoutError):
+                why = "Kubernetes does not answer: start the run again"
+            case _:
+                raise  # no refusal of the cluster's
+        raise MarbleError(f"The train stage cannot {doing}: {why}.") from None
+
+
+def _said(error: BaseException | None) -> str:
+    """What Kubernetes says of its refusal, in brackets."""
+    while error is not None:
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+            said = " ".join(json.loads(error.body)["message"].split())  # type: ignore[attr-defined]
+            return f" ({said.rstrip('.')[:300]})"
+        error = error.__cause__
+    return ""
