@@ -20,6 +20,7 @@ FREE = (
     "model.compile",
     "rollout.batch_size",
     "loss.micro_batch",
+    "hardware.*",
     "rewards.*.timeout",
 )
 

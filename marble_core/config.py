@@ -64,7 +64,10 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Prompt files by source (local, s3://, https://); demo://prompts/<source> and generate://<geneval, ocr> make prompts instead."""
+    """Prompt files by source (local, s3://, https://); demo://prompts/<source> and generate://<geneval, ocr> make prompts instead.
+
+    A source that is null is left out.
+    """
 
     train: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
     evaluation: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
@@ -74,6 +77,12 @@ class DataConfig(Section):
     block_list: Uri | None = None  # a file of words and phrases; prompts that hold one are dropped
     new_prompts: Literal["mix", "only", "all"] = "mix"  # of a run that starts from the champion, see retraining.py
     safe_for_work: bool = True  # drop general prompts that hold a word of prompts/checks.py's short list
+
+    @field_validator("train", "evaluation", mode="before")
+    @classmethod
+    def _without(cls, sources: Any) -> Any:
+        """A source that is null is left out, though what lies below names it."""
+        return {s: uri for s, uri in sources.items() if uri is not None} if isinstance(sources, dict) else sources
 
     @model_validator(mode="after")
     def _known_sources(self) -> DataConfig:
@@ -90,7 +99,7 @@ class RolloutConfig(Section):
     images_per_prompt: int = Field(24, ge=2)  # [P] 24
     solver: Literal["dpm2", "euler"] = "dpm2"  # [N] DPM-Solver++ 2M on flow sigmas
     steps: int = Field(25, ge=1)  # [P]
-    batch_size: int = Field(48, ge=1)  # images sampled and decoded at once
+    batch_size: int = Field(48, ge=0)  # images sampled and decoded at once; 0: as many as fit, by estimate/
 
 
 class RewardConfig(Section):
@@ -111,7 +120,7 @@ class LossConfig(Section):
     advantage_std: Literal["batch", "group"] = "batch"  # [C] batch; [P] group
     kl_beta: float = Field(1e-4, ge=0)  # [N]
     kl_fraction: float = Field(0.125, gt=0, le=1)  # [O] share of the micro-batches that carry the KL; 1 in the paper
-    micro_batch: int = Field(48, ge=1)  # images in a forward of the loss
+    micro_batch: int = Field(48, ge=0)  # images in a forward of the loss; 0: as many as fit, by estimate/
 
     @model_validator(mode="after")
     def _bounded(self) -> LossConfig:
@@ -186,6 +195,17 @@ class OptimizerConfig(Section):
     ema: float = Field(0.9, ge=0, lt=1)  # [N] of the evaluated LoRA, with warm-up (1 + t) / (10 + t)
 
 
+class HardwareConfig(Section):
+    """What the run is meant for. ``marble check`` and prepare hold the estimated memory against it, before a GPU is asked for."""
+
+    gpus: int = Field(0, ge=0)  # over all machines; 0: the CPU of one
+    memory_gib: float = Field(8, gt=0)  # of each GPU; without one, of the machine
+    tflops: float = Field(
+        0.1, gt=0
+    )  # dense, of each GPU in the model's precision, as its maker states; without one, of the CPU
+    utilisation: Share = 0.35  # [O] of these, in the estimate of hours; a guess until it is measured
+
+
 class TrainConfig(Section):
     steps: int = Field(300, ge=1)
     nodes: int = Field(1, ge=1)  # more than one: a TrainJob on a cluster with Kubeflow Trainer
@@ -206,7 +226,7 @@ class TrainConfig(Section):
 class EvaluationConfig(Section):
     solver: Literal["dpm2", "euler"] = "euler"  # [P]
     steps: int = Field(40, ge=1)  # [P]
-    batch_size: int = Field(48, ge=1)
+    batch_size: int = Field(48, ge=0)  # 0: as many as fit, by estimate/
     resamples: int = Field(2000, ge=100)  # bootstrap
     seed: int = 4242
     rewards: tuple[RewardConfig, ...] = ()  # [O] measured like the others and judged for harm, never trained on
@@ -241,6 +261,7 @@ class RunConfig(Section):
     loss: LossConfig = LossConfig()
     balance: BalanceConfig = BalanceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     registry: RegistryConfig = RegistryConfig()
@@ -278,6 +299,11 @@ class RunConfig(Section):
             near = max(sources, round(self.rollout.prompts / sources) * sources)
             raise ValueError(
                 f"rollout.prompts = {self.rollout.prompts} cannot be mixed 1:1 over {sources} sources, the nearest is {near}"
+            )
+        if self.rollout.prompts < self.hardware.gpus:
+            raise ValueError(
+                f"rollout.prompts = {self.rollout.prompts} cannot be shared by hardware.gpus = {self.hardware.gpus}, "
+                "each of which needs a prompt at least"
             )
         if self.loss.timesteps > self.rollout.steps:
             raise ValueError(

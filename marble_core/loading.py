@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from marble_core.config import RunConfig
+from marble_core.estimate import resolved
 from marble_core.strict_yaml import parse, read_yaml
 from marble_core.types import MarbleError
 
@@ -26,6 +27,7 @@ def presets() -> list[str]:
 def load_config(preset: str = "demo", file: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
     """Preset, then the user's YAML file, then ``section.key=value`` overrides, merged strictly.
 
+    Sizes of batches that are 0 are chosen here, once, by the estimate of memory, so that a run's record has the numbers.
     Raises MarbleError with one sentence naming the field, what is wrong with it, where, and the nearest key there is.
     """
     if preset not in presets():
@@ -35,9 +37,10 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
         layers.append((str(file), read_sections(Path(file))))
     layers += [(f"override {_quoted(item)}", _override(item)) for item in overrides or []]
     try:
-        return RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
+        config = RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
     except ValidationError as error:
         raise MarbleError(sentence(error, _origin(error, layers))) from None
+    return resolved(config)
 
 
 @cache

@@ -107,13 +107,21 @@ def fetch_champion(config: RunConfig, adapter: Path, directory: Path) -> Incumbe
     return Incumbent(champion, found)
 
 
-def register_version(config: RunConfig, evaluation: Evaluation, decision: Decision, images: Path, run_id: str) -> str:
-    """Make the LoRA that MLflow run ``run_id`` logged a version of ``registry.model``; returns the version.
+def register_version(
+    config: RunConfig,
+    evaluation: Evaluation,
+    decision: Decision,
+    images: Path,
+    run_id: str,
+    more: Mapping[str, str] | None = None,
+) -> tuple[str, str]:
+    """Make the LoRA that MLflow run ``run_id`` logged a version of ``registry.model``; returns the version and its alias.
 
-    Its description and tags have the decision, the reasons and the numbers, its files the model card, with pictures from
-    ``images``. It becomes ``champion`` if it is promoted; but ``challenger`` if not, or if another version became champion
-    since the evaluation. A promotion drops the old challenger, which was measured against an older champion. Called again for the
-    same LoRA, it updates the version there is. Raises MarbleError if the run logged no LoRA or MLflow fails.
+    Its description and tags (``more`` are further ones) have the decision, the reasons and the numbers, its files the model
+    card, with pictures from ``images``. It becomes ``champion`` if it is promoted, but ``challenger`` if it is not, or if another
+    version became champion since the evaluation. A promotion drops the old challenger, which was measured against an older
+    champion. Called again for the same LoRA, it updates the version there is. Raises MarbleError if the run logged no LoRA or
+    MLflow fails.
     """
     name = config.registry.model
     with _mlflow_client() as client:
@@ -127,44 +135,31 @@ def register_version(config: RunConfig, evaluation: Evaluation, decision: Decisi
             write_card(Path(card), config, evaluation, decision, images, name, run_id)
             client.log_model_artifacts(uri.removeprefix("models:/"), card)
         made = _create_version(client, name, uri, run_id)
-        champion = _holder(client, name, CHAMPION)
-        overtaken = decision.promote and champion is not None and champion not in (made, evaluation.champion_version)
-        tags = _tags(evaluation, decision) | {
-            "marble.config_digest": config.digest,
-            BASE_TAG: config.model.path,
-            REVISION_TAG: config.model.revision or "",
-            SHA256_TAG: run_tags.get(SHA256_TAG, ""),
-        }
-        said = describe(evaluation, decision)
-        if overtaken:
+        tags = _tags(evaluation, decision) | dict(more or {})
+        tags |= {BASE_TAG: config.model.path, REVISION_TAG: config.model.revision or "", "marble.config_digest": config.digest}
+        said, champion = describe(evaluation, decision), _holder(client, name, CHAMPION)
+        alias = CHAMPION if decision.promote or champion == made else CHALLENGER
+        if champion not in (None, made, evaluation.champion_version) and decision.promote:
+            alias = CHALLENGER
             tags["marble.decision"] = "challenger: another champion since the evaluation"
             said += f"\n\nNot made champion: version {champion} became it after this evaluation; run the pipeline again."
-        elif decision.promote and champion != made:
+        elif alias == CHAMPION and champion != made:
             tags[PREVIOUS_TAG] = champion or ""
-        _set_tags(client, name, made, tags)
         for key, value in tags.items():
+            client.set_model_version_tag(name, made, key, value)
             client.set_tag(run_id, key, value)
         client.update_model_version(name, made, said)
-        if decision.promote and not overtaken:
-            client.set_registered_model_alias(name, CHAMPION, made)
-            if _holder(client, name, CHALLENGER) is not None:
-                client.delete_registered_model_alias(name, CHALLENGER)
-        elif made != champion:
-            client.set_registered_model_alias(name, CHALLENGER, made)
-    return made
-
-
-def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
-    with _mlflow_client() as client:
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version, key, value)
+        client.set_registered_model_alias(name, alias, made)
+        if decision.promote and alias == CHAMPION and _holder(client, name, CHALLENGER) is not None:
+            client.delete_registered_model_alias(name, CHALLENGER)
+    return made, alias
 
 
 def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
     """Version and tags of the champion of the registered model ``name``; None where there is none."""
     with _mlflow_client() as client:
-        version = _holder(client, name, CHAMPION)
-        return None if version is None else (version, dict(client.get_model_version(name, version).tags))
+        champion = _holder(client, name, CHAMPION)
+        return None if champion is None else (champion, dict(client.get_model_version(name, champion).tags))
 
 
 def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> None:

@@ -54,9 +54,11 @@ def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
 def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
     from marble_core.assets import Part, refuse
+    from marble_core.estimate import check_fits
     from marble_core.prompts.data import prepare_data
     from marble_core.rewards.beforehand import check_heard, check_named
 
+    check_fits(config)
     warning = refuse(config.model.path, Part.PIPELINE, config.model.revision)
     check_named(config.measured)
     data = prepare_data(config)
@@ -215,14 +217,14 @@ def gate(evaluation: Path) -> bool:
 def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
     """Register the adapter as the next version of the model. Returns the version."""
     with progress.stage("register") as result:
-        from marble_core.registry import register_version, tag_version
+        from marble_core.registry import register_version
         from marble_core.retraining import successor_tags
 
         numbers, decision, config = _judge(evaluation)
         with _tracked(prepared, "register") as tracker:
-            version = register_version(config, numbers, decision, evaluation / "images", tracker.mlflow_run_id)
-            tag_version(config.registry.model, version, successor_tags(config, read_prepared(prepared)[1]))
-        result |= {"model": config.registry.model, "version": version}
+            leads_on = successor_tags(config, read_prepared(prepared)[1])
+            version, alias = register_version(config, numbers, decision, evaluation / "images", tracker.mlflow_run_id, leads_on)
+        result |= {"model": config.registry.model, "version": version, "alias": alias}
     return version
 
 

@@ -85,6 +85,7 @@ def _train_and_evaluate(
     from marble_core.evaluate import run_evaluation
 
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(config.to_json())  # for marble compare
 
     def report(done: StepReport) -> None:
         if done.step % 8 == 0 or done.notes:

@@ -1,7 +1,9 @@
 """Fixtures that every test may use: one real S3 server and one real MLflow server for the whole session."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -45,10 +47,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 @pytest.fixture
 def services(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The servers, in the environment of the test; with the bucket ``marble``."""
-    for name, value in servers.items():
-        monkeypatch.setenv(name, value)
-    if mlflow := sys.modules.get("mlflow"):
-        mlflow.set_tracking_uri(servers["MLFLOW_TRACKING_URI"])  # it remembers another test's above the environment's
+    _use(servers, monkeypatch)
     return servers
 
 
@@ -56,9 +55,15 @@ def services(servers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[s
 def services_of_module(servers: dict[str, str]) -> Iterator[None]:
     """The same for fixtures of a module."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in servers.items():
-            patch.setenv(name, value)
+        _use(servers, patch)
         yield
+
+
+def _use(servers: dict[str, str], patch: pytest.MonkeyPatch) -> None:
+    for name, value in servers.items():
+        patch.setenv(name, value)
+    if mlflow := sys.modules.get("mlflow"):
+        mlflow.set_tracking_uri(servers["MLFLOW_TRACKING_URI"])  # it remembers another test's above the environment's
 
 
 @pytest.fixture
@@ -67,6 +72,15 @@ def bucket(services: dict[str, str]) -> S3:
     s3 = S3(f"test-{uuid.uuid4().hex[:12]}")
     s3.require_bucket(create=True)
     return s3
+
+
+@pytest.fixture(scope="session")
+def medium_step() -> dict:
+    """What a step of SD3.5-Medium's real shape did (real_shape.py), with its ``peak_bytes`` and those ``before`` the model was there."""
+    command = [sys.executable, str(ROOT / "tests" / "real_shape.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:

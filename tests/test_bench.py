@@ -15,6 +15,9 @@ from marble_core.bench.counted import count, flops
 from marble_core.bench.measured import measure, peak_memory
 from marble_core.bench.probe import Probe
 from marble_core.bench.shapes import SD35_MEDIUM, SD35_MEDIUM_CUT, demo
+from marble_core.estimate import sizes_of, work
+from marble_core.estimate.work import flop_of_velocity
+from marble_core.loading import load_config
 
 ROWS = [1, *map(with_halves, REWARDS)]
 
@@ -27,6 +30,12 @@ def parts() -> Parts:
 def test_a_velocity_costs_two_and_a_half_tflop_an_image(parts):
     assert parts.forward == pytest.approx(2.47e12, rel=2e-3)
     assert parts.reference < parts.forward == parts.taped
+
+
+def test_a_velocity_is_estimated_at_what_is_counted(parts):
+    config = load_config("sd35-medium-8gpu")
+    assert flop_of_velocity(config, sizes_of(config.model)) == pytest.approx(parts.forward, rel=0.01)
+    assert parts.rows[with_halves(5)] / parts.forward == pytest.approx(work.BACKWARD, rel=0.01)
 
 
 def test_the_lora_has_191_layers():

@@ -1,4 +1,4 @@
-"""The report in a real browser: every figure is drawn, nothing is fetched, nothing is cut off, everything can be read."""
+"""The pages in a real browser: every figure is drawn, nothing is fetched, nothing is cut off, everything can be read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import test_compare
+import test_report
 from browser import Browser, chromium
-from test_report import written
 
 LAYOUTS = {
     "wide": {"width": 1200},
@@ -20,7 +21,7 @@ LAYOUTS = {
 FIGURES = """
 (() => {
   document.querySelectorAll("details").forEach(d => d.open = true);
-  const pictures = [...document.images], drawings = [...document.querySelectorAll("svg")];
+  const pictures = [...document.images], drawings = [...document.querySelectorAll("svg:not([aria-hidden])")];
   const seen = e => { const r = e.getBoundingClientRect(); return r.width > 40 && r.height > 40; };
   return {
     pictures: pictures.length, drawings: drawings.length,
@@ -70,7 +71,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("report"))
+    return test_report.written(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return test_compare.written(tmp_path_factory.mktemp("comparison"))
 
 
 def check(browser: Browser, page: Path, layout: str, pictures: int, drawings: int) -> None:
@@ -85,6 +91,11 @@ def check(browser: Browser, page: Path, layout: str, pictures: int, drawings: in
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_report_is_drawn_whole_and_readable(browser: Browser, report: Path, layout: str) -> None:
     check(browser, report, layout, pictures=3 * 3 * (6 + 3 + 2), drawings=1 + 3 + 3)
+
+
+@pytest.mark.parametrize("layout", ["wide", "dark phone", "print"])
+def test_the_comparison_is_drawn_whole_and_readable(browser: Browser, comparison: Path, layout: str) -> None:
+    check(browser, comparison, layout, pictures=3 * 6 * 4, drawings=1 + 3 + 1)
 
 
 def test_these_checks_see_what_they_are_for(browser: Browser, tmp_path: Path) -> None:

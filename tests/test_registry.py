@@ -106,12 +106,14 @@ def test_a_promoted_lora_is_the_champion_and_loads_at_its_full_strength(run_id: 
 
     uri = log_adapter(adapter, str(resolve("demo://sd3")), run_id, step=24, metadata={"rewards": ["geneval", "clipscore"]})
     assert log_adapter(adapter, "/elsewhere", run_id, step=24) == uri, "a stage that was started again logged a second model"
-    version = register_version(CONFIG, FOUND, PROMOTED, tmp_path / "no images", run_id)
+    version, alias = register_version(CONFIG, FOUND, PROMOTED, tmp_path / "no images", run_id, {"marble.checkpoint": "s3://x"})
+    assert alias == "champion"
 
     client = mlflow.MlflowClient()
     found = client.get_model_version_by_alias("marble", "champion")
     assert str(found.version) == version and found.run_id == run_id and found.source == uri
     assert found.tags["marble.decision"] == "promoted" and found.tags["marble.config_digest"] == CONFIG.digest
+    assert found.tags["marble.checkpoint"] == "s3://x"
     assert found.tags["marble.reasons"] == "The mean gain is +0.2." and found.tags["marble.base_model"] == "demo://sd3"
     assert found.tags["reward.geneval"] == "0.5000 -> 0.7000" and float(found.tags["marble.mean_gain"]) == 0.2
     assert "| geneval | 96 | 0.500 | 0.700 | +0.200 (+0.100 to +0.300) |" in found.description
@@ -134,7 +136,7 @@ def test_aliases_follow_the_decisions_and_a_roll_back_says_who_was_replaced(
 
     def register(seen: str | None, decision: Decision, value: float) -> str:
         run, _ = another_lora(run_id, adapter, tmp_path / str(value), value)
-        return register_version(CONFIG, replace(FOUND, champion_version=seen), decision, tmp_path, run)
+        return register_version(CONFIG, replace(FOUND, champion_version=seen), decision, tmp_path, run)[0]
 
     with pytest.raises(MarbleError, match="'marble' has no champion to roll back"):
         roll_back("marble")
@@ -167,9 +169,9 @@ def test_the_champion_is_fetched_unless_it_is_the_same_lora_or_of_another_base(
 ) -> None:
     log_adapter(adapter, "/base", run_id, step=1)
     assert "has no champion yet" in fetch_champion(CONFIG, adapter, tmp_path / "a").absent
-    version = register_version(CONFIG, FOUND, PROMOTED, tmp_path, run_id)
+    version, _ = register_version(CONFIG, FOUND, PROMOTED, tmp_path, run_id)
     again = register_version(CONFIG, replace(FOUND, champion_version=version), PROMOTED, tmp_path, run_id)
-    assert again == version, "a stage that was started again made a second version"
+    assert again == (version, "champion"), "a stage that was started again made a second version"
     _, other = another_lora(run_id, adapter, tmp_path / "other", 1.0)
 
     found = fetch_champion(CONFIG, other, tmp_path / "b")

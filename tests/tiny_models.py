@@ -92,12 +92,12 @@ def save_sd3(directory: Path) -> str:
     return str(directory)
 
 
-def save_flux(directory: Path) -> str:
+def save_flux(directory: Path, guidance_embeds: bool = True) -> str:
     """FLUX.1-dev's kinds of blocks, its guidance embedding and its shift by resolution."""
     torch.manual_seed(6)
     transformer = FluxTransformer2DModel(
         in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=T5_WIDTH,
-        pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
+        pooled_projection_dim=16, guidance_embeds=guidance_embeds, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=vae(), transformer=transformer,

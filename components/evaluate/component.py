@@ -23,7 +23,7 @@ def evaluate(
         prepared: The directory that prepare wrote.
         adapter: The directory that train wrote.
         evaluation: evaluation.json and the pictures.
-        metrics: The gain in each reward.
+        metrics: The mean gain, and every reward's difference, base and trained.
         report: One HTML page with pictures before and after, and curves.
     """
     from pathlib import Path

@@ -30,9 +30,10 @@ for command in (
     pipeline.ui,
     evidence.bench,
     evidence.study,
+    evidence.compare,
+    registry.rollback,
 ):
     app.command(command.__name__.rstrip("_"))(command)
-app.command("rollback")(registry.rollback)
 app.add_typer(cluster.schedule, name="schedule")
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

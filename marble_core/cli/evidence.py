@@ -1,13 +1,18 @@
-"""Evidence: what exact balancing costs, and what settings do over several seeds."""
+"""Evidence: what exact balancing costs, what settings do over several seeds, and runs against each other."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marble_core.cli.options import ROOT
+
+if TYPE_CHECKING:
+    from marble_core.report import Finished
 
 
 def bench(
@@ -32,3 +37,51 @@ def study(
     from marble_core.study import run as run_study
 
     run_study(Study.read(file), out or ROOT / "studies" / file.stem, Console(highlight=False))
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run ids, directories of runs, or MLflow's run ids.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
+    tradeoff: Annotated[
+        str, typer.Option(metavar="REWARD:REWARD", help="The rewards of the scatter. Default: the most opposed.")
+    ] = "",
+) -> None:
+    """Hold finished runs against each other on one page: gains, settings that differ, pictures, curves, two rewards' trade-off.
+
+    Runs that are not below .marble/runs are asked of MLflow: MLFLOW_TRACKING_URI, or the one of this directory.
+    """
+    from marble_core.report import write_comparison
+    from marble_core.types import MarbleError
+
+    if len(set(runs)) < 2:
+        raise MarbleError("A comparison needs two different runs: marble compare RUN RUN.")
+    x, _, y = tradeoff.partition(":")
+    if tradeoff and not (x and y):
+        raise MarbleError(f"--tradeoff {tradeoff!r} must name two rewards with a colon between them, such as ocr:aesthetic.")
+    with TemporaryDirectory() as scratch:
+        write_comparison(out, _finished(runs, Path(scratch)), (x, y) if tradeoff else None)
+    typer.echo(f"Comparison: {out}")
+
+
+def _finished(runs: list[str], scratch: Path) -> list[Finished]:
+    """From the disk where all are there; else MLflow is asked for those that are not."""
+    import os
+
+    from marble_core.report import local_run, tracked_run
+    from marble_core.services import addresses, embedded
+
+    found = {name: local_run(name, ROOT / "runs") for name in runs}
+    missing = [name for name, run in found.items() if run is None]
+    if missing:
+        with contextlib.ExitStack() as stack:
+            url = os.environ.get("MLFLOW_TRACKING_URI") or addresses(ROOT).get("MLFLOW_TRACKING_URI")
+            if not url:
+                environment = stack.enter_context(embedded(ROOT))
+                os.environ.update(environment)
+                url = environment["MLFLOW_TRACKING_URI"]
+            from mlflow import MlflowClient
+
+            for name in missing:
+                (scratch / name).mkdir()
+                found[name] = tracked_run(name, MlflowClient(url), scratch / name)
+    return [run for run in found.values() if run]

@@ -37,6 +37,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ui": ("marble ui",),
     "bench": ("marble bench --rounds 2",),
     "study": ("marble study docs/studies/hackable.yaml",),
+    "compare": (
+        "marble compare monday tuesday --out week.html",
+        "marble compare .marble/studies/hackable/marble/seed-0 .marble/studies/hackable/equal/seed-0 --tradeoff ocr:aesthetic",
+    ),
     "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),
     "checkpoints verify": ("marble checkpoints verify nightly-7",),

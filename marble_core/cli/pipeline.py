@@ -82,22 +82,19 @@ def init(
 def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
     """Check a configuration and its prompt files, and print what a step will do."""
     settings, _ = load(preset, config, set_)
+    from marble_core.cli.needs import lines
     from marble_core.stages import checked_data
 
-    data = checked_data(settings)
-    rollout, loss = settings.rollout, settings.loss
-    images = rollout.prompts * rollout.images_per_prompt
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
+    for line in lines(settings):
+        print(line)
+    data = checked_data(settings)  # last: what was said so far holds without the prompt files and the model
     print(
         f"prompts      {len(data.train)} to train on, {len(data.evaluation)} held out; sources {', '.join(settings.data.train)}"
     )
     for warning in data.warnings:
         print(f"warning      {warning}")
-    print(f"a step       {rollout.prompts} prompts x {rollout.images_per_prompt} images = {images} images")
-    print(f"sampling     {rollout.steps} steps of {rollout.solver}, {-(-images // rollout.batch_size)} batches")
-    print(f"gradients    {loss.timesteps} timesteps an image, {-(-images // loss.micro_batch) * loss.timesteps} micro-batches")
-    print(f"training     {settings.train.steps} steps, a checkpoint every {settings.train.checkpoint_every}")
     if os.environ.get("AWS_ENDPOINT_URL"):
         from marble_core.storage import S3
 
@@ -145,7 +142,6 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     from rich.table import Table
 
     from marble_core.comparing import interval
-    from marble_core.config import CHAMPION
     from marble_core.results import Evaluation
 
     found = outcome.results
@@ -180,7 +176,7 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
         console.print(f"  {reason}", markup=False)
     if decision["passed"]:
         version = f"version {found['register']['version']} of {settings.registry.model}"
-        console.print(f"Registered: {version} as {CHAMPION} in MLflow (see it: marble ui)")
+        console.print(f"Registered: {version} as {found['register']['alias']} in MLflow (see it: marble ui)")
     if Path(found["evaluate"]["report"]).is_file():
         console.print(
             f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True

@@ -4,7 +4,9 @@ Each is one HTML file that fetches nothing and runs no script, so that it opens 
 alike. How they look is in the templates (``*.html.j2``); figures are SVG whose colours are the style sheet's variables.
 """
 
+from marble_core.report.compare import write_comparison
+from marble_core.report.finished import Finished, local_run, tracked_run
 from marble_core.report.page import write_report
 from marble_core.report.pictures import shown_files
 
-__all__ = ["shown_files", "write_report"]
+__all__ = ["Finished", "local_run", "shown_files", "tracked_run", "write_comparison", "write_report"]

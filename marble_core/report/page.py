@@ -18,7 +18,7 @@ from marble_core.report.history import History
 from marble_core.report.pictures import galleries
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, scatter, trained_point
-from marble_core.report.table import axis_of, rows
+from marble_core.report.table import axis_of, conditions, rows
 from marble_core.report.words import duration, effect, listed, signed
 from marble_core.results import Evaluation
 
@@ -62,14 +62,17 @@ def write_report(
     history, champion = History.load(history_path), evaluation.champion
     axis, names = axis_of(evaluation, config.registry.margin), config.reward_names
     over, by_source = (champion.rewards, champion.by_source) if champion else ({}, {})
+    trained, held_out = (rows(own, over, config, axis, judged=True) for own in (evaluation.rewards, evaluation.held_out))
     pair = history.most_opposed([n for n in names if n in evaluation.rewards])
     page = render(
         "report.html.j2",
         headline=headline(evaluation, history),
         decision=decision,
+        reasons=[reason for reason in decision.reasons if not any(alarm.text in reason for alarm in evaluation.alarms)],
+        conditions=conditions(evaluation, [*trained, *held_out], config.registry),
         evaluation=evaluation,
-        rows=rows(evaluation.rewards, over, config, axis, judged=True),
-        held_out=rows(evaluation.held_out, over, config, axis, judged=True),
+        rows=trained,
+        held_out=held_out,
         gain=axis.span(evaluation.mean_gain),
         by_source={s: rows(r, by_source.get(s, {}), config, axis, judged=False) for s, r in evaluation.by_source.items()},
         side=rows(evaluation.side, over, config, axis, judged=False),
@@ -84,7 +87,7 @@ def write_report(
         balance_figures=balance_figures(history, names, config.train.steps),
         legend=[(n, colour(k)) for k, n in enumerate(names)],
         remarks=remarks(evaluation, history, config),
-        cost=cost_of(history, config),
+        cost=cost_of(history, config.rollout.prompts * config.rollout.images_per_prompt),
         past=past,
         run=run,
         facts=_facts(evaluation, config),
@@ -112,7 +115,7 @@ def headline(evaluation: Evaluation, history: History) -> str:
 
 def remarks(evaluation: Evaluation, history: History, config: RunConfig) -> list[str]:
     """What a reader must know to read the page rightly."""
-    said = [*evaluation.notes, *([evaluation.no_champion] if evaluation.no_champion else [])]
+    said = list(evaluation.notes)
     if not len(history.steps):
         said.append("Training left no history, so there are no curves.")
     elif (last := int(history.steps[-1])) < config.train.steps:
@@ -133,14 +136,14 @@ def cosine_table(history: History, names: Sequence[str]) -> list[tuple[str, list
     return lines if any(c is not None for _, own in lines[:-1] for c in own) else []
 
 
-def cost_of(history: History, config: RunConfig) -> Cost | None:
+def cost_of(history: History, images_a_step: int) -> Cost | None:
     """Where the time of training went; of a step that was skipped nothing is known, and nothing is counted."""
     times = {n.removeprefix("time/"): float(np.nansum(v)) for n, v in history.metrics.items() if n.startswith("time/")}
     total = sum(times.values())
     if not total:
         return None
     steps = len(history.steps) - len(history.skipped)
-    images = steps * config.rollout.prompts * config.rollout.images_per_prompt
+    images = steps * images_a_step
     phases = tuple(Phase(name, duration(seconds), 100 * seconds / total) for name, seconds in times.items())
     return Cost(duration(total), phases, steps, images, images / total)
 

@@ -1,0 +1,67 @@
+"""What ``marble check`` says of a step's work and of the memory that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from marble_core.config import RunConfig
+    from marble_core.estimate import Memory, Work
+
+
+def lines(config: RunConfig) -> Iterator[str]:
+    """The batch arithmetic, the memory by part and phase, and the hours."""
+    from marble_core.estimate import memory_of, sizes_of, work_of
+
+    sizes = sizes_of(config.model)
+    yield from _arithmetic(config, work := work_of(config, sizes))
+    if sizes is None:
+        yield "memory       not known before the model's files are on this machine (marble fetch)"
+        return
+    yield from _table(config, memory_of(config, sizes))
+    yield from _hours(config, work)
+
+
+def _arithmetic(config: RunConfig, work: Work) -> Iterator[str]:
+    rollout, loss, gpus = config.rollout, config.loss, config.hardware.gpus
+    each = f", {work.images_per_process} on each of {gpus} GPUs" if gpus > 1 else ""
+    yield f"a step       {rollout.prompts} prompts x {rollout.images_per_prompt} images = {work.images} images{each}"
+    yield f"sampling     {rollout.steps} steps of {rollout.solver}, {_batches(work.batches)} of up to {rollout.batch_size} images"
+    yield (
+        f"gradients    {loss.timesteps} timesteps an image in micro-batches of up to {loss.micro_batch}: {work.micro_batches} of "
+        f"them{' a GPU' if gpus > 1 else ''}, {work.forwards} forwards and {work.backwards} backwards"
+        f"{f' in all; a QP every {config.balance.every} steps' if config.balance.every > 1 else ' in all'}"
+    )
+    yield f"training     {config.train.steps} steps, a checkpoint every {config.train.checkpoint_every}"
+
+
+def _batches(count: int) -> str:
+    return "1 batch" if count == 1 else f"{count} batches"
+
+
+def _table(config: RunConfig, memory: Memory) -> Iterator[str]:
+    from marble_core.estimate import GIB
+
+    hardware = config.hardware
+    where = f"a GPU of {hardware.memory_gib:g}" if hardware.gpus else f"a machine of {hardware.memory_gib:g}"
+    yield f"memory       GiB on {where}, estimated; offload: {config.model.offload}"
+    width = max(map(len, memory.parts))
+    yield f"  {'':{width}}" + "".join(f"{phase:>10}" for phase in memory.phases)
+    for part in memory.parts:
+        yield f"  {part:{width}}" + "".join(f"{phase[part] / GIB:>10.2f}" for phase in memory.phases.values())
+    yield f"  {'together':{width}}" + "".join(f"{memory.total(phase) / GIB:>10.2f}" for phase in memory.phases)
+    yield f"  the peak is {memory.peak_phase}, with {memory.peak / GIB:.1f} GiB"
+    for reward in memory.unknown:
+        yield f"  not counted: what {reward} loads, for its size is not known on this machine"
+
+
+def _hours(config: RunConfig, work: Work) -> Iterator[str]:
+    hardware = config.hardware
+    if work.flop is None or work.hours is None:
+        return
+    devices = f"{hardware.gpus} GPU{'s' if hardware.gpus > 1 else ''}" if hardware.gpus else "the CPU"
+    yield (
+        f"hours        about {work.hours:.2g}, estimated and not measured: {work.flop / 1e12:.3g} TFLOP a step on {devices} at "
+        f"{hardware.tflops:g} TFLOPS x {hardware.utilisation:g} used, as stated in hardware; without scoring and evaluation"
+    )

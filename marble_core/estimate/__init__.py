@@ -1,0 +1,11 @@
+"""What a run needs, before it starts: memory by part and phase, work, hours, and settings that fit. Arithmetic; no torch.
+
+It is an estimate: its memory is held against measured peaks on the CPU in tests/test_estimate.py, and has not been on a GPU.
+"""
+
+from marble_core.estimate.fit import check_fits, resolved
+from marble_core.estimate.memory import GIB, Memory, memory_of
+from marble_core.estimate.sizes import Sizes, sizes_of
+from marble_core.estimate.work import Work, work_of
+
+__all__ = ["GIB", "Memory", "Sizes", "Work", "check_fits", "memory_of", "resolved", "sizes_of", "work_of"]

@@ -1,0 +1,189 @@
+"""Bytes on one device by part and phase of a step, from the sizes of the model and the settings of the run.
+
+The transformer's activations are what autograd keeps of a forward under ``RowGradients``, counted tensor by tensor on diffusers'
+blocks; they are linear in images, tokens and width. What comes and goes beside them was read off the peak of live bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from marble_core.catalogue import needs
+from marble_core.config import BALANCING, RewardConfig, RunConfig
+from marble_core.estimate.sizes import Scorer, Sizes, scorer_of
+
+GIB = 2**30
+PHASES = ("encoding", "sampling", "decoding", "scoring", "training")
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+DECODED_PIXELS = 2**20  # at once, whatever the batch: models/base.py
+OCR = 100_000_000  # rapidocr's sessions, always in the host's memory
+
+# Bytes kept of a forward for each token and channel, by the size of a weight: a joint block, the second attention of a dual one,
+# the text stream of SD3's last block, a block of one stream (not counted: by the likeness of its parts). Then what is there beside
+# these for a while: in a backward pass, and in a forward without gradients.
+JOINT, DUAL, LAST_TEXT, SINGLE = {4: 56, 2: 48}, {4: 24, 2: 20}, {4: 32, 2: 32}, {4: 50, 2: 42}
+BACKWARD, FORWARD = {4: 44, 2: 35}, {4: 50, 2: 25}
+FORWARD_DUAL = {4: 7, 2: 4}
+PER_HEAD = 12  # of attention's and normalisation's statistics, each in float32
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by phase and part. ``unknown`` are rewards whose networks' sizes are not known: they are not in the sums."""
+
+    phases: Mapping[str, Mapping[str, int]]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> list[str]:
+        return list(dict.fromkeys(part for phase in self.phases.values() for part in phase))
+
+    def total(self, phase: str) -> int:
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak_phase(self) -> str:
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        return self.total(self.peak_phase)
+
+
+def memory_of(config: RunConfig, sizes: Sizes) -> Memory:
+    """Of one process: with ``hardware.gpus`` on its GPU, else in the machine's memory. Sizes of batches must be chosen (above 0)."""
+    m, b = config.model, BYTES[config.model.precision]
+    prompts, images = share_of(config)
+    lora = 4 * sizes.lora(config.lora.rank)
+    networks, unknown = _networks(config)
+
+    always = {
+        "transformer": b * sizes.transformer,
+        "VAE": 4 * sizes.vae,
+        "LoRA: default, old, average": 3 * lora,
+        "optimizer": 2 * lora,
+        "prompts and latents": prompts * sizes.text_tokens * sizes.text_width * b + 4 * images * _latents(config, sizes),
+    }
+    on_host = config.hardware.gpus == 0
+    encoders = b * (sizes.clips + sizes.t5 * (m.t5 == "device" or (on_host and m.t5 == "cpu")))
+    scorers = 4 * sum(n.weights for n in {**_merged(networks)}.values())
+    one_scorer = max((4 * sum(n.weights for n in own.values()) for own in networks.values()), default=0)
+    ocr = OCR * (on_host and any(r.name == "ocr" and not r.scorer for r in config.rewards))
+    # Where the device is the host itself, nothing leaves it.
+    encoders_wait, scorers_wait = (not on_host and m.offload in (kind, "all") for kind in ("encoders", "scorers"))
+
+    def phase(name: str, **own: int) -> dict[str, int]:
+        found = dict(always)
+        found["text encoders"] = 0 if encoders_wait and name != "encoding" else encoders
+        found["scorers"] = ocr + ((one_scorer if name == "scoring" else 0) if scorers_wait else scorers)
+        return found | {"activations": 0, "accumulators": 0} | own
+
+    return Memory(
+        {
+            "encoding": phase("encoding", activations=_encoding(config, sizes, prompts, b)),
+            "sampling": phase("sampling", activations=_sampling(config, sizes, b)),
+            "decoding": phase("decoding", activations=_decoding(config, sizes)),
+            "scoring": phase("scoring", activations=_scoring(networks, images)),
+            "training": phase("training", activations=_training(config, sizes, b), accumulators=(rows_of(config) + 1) * lora),
+        },
+        unknown,
+    )
+
+
+def share_of(config: RunConfig) -> tuple[int, int]:
+    """The most prompts and images of a step that one process has."""
+    prompts = -(-config.rollout.prompts // processes_of(config))
+    return prompts, prompts * config.rollout.images_per_prompt
+
+
+def processes_of(config: RunConfig) -> int:
+    return config.hardware.gpus or config.train.processes or 1
+
+
+def rows_of(config: RunConfig) -> int:
+    """Rows of accumulators on the step that has most."""
+    balance, K = config.balance, len(config.rewards)
+    if balance.method not in BALANCING and not balance.observe:
+        return 1
+    mixes = balance.method in ("weighted_sum", "gdpo")
+    return (2 if balance.halves else 1) * (K + mixes) + 1
+
+
+def _merged(networks: Mapping[str, Mapping[str, Scorer]]) -> dict[str, Scorer]:
+    return {uri: network for own in networks.values() for uri, network in own.items()}
+
+
+def _networks(config: RunConfig) -> tuple[dict[str, dict[str, Scorer]], tuple[str, ...]]:
+    """By reward, the networks that lie on the device, and the rewards that have one of unknown size."""
+    found, unknown = {}, []
+    for reward in config.rewards:
+        if _on_cpu(reward) and config.hardware.gpus:
+            continue
+        sized = {uri: scorer_of(uri) for uri, part in needs(reward).items() if part != "processor"}
+        found[reward.name] = {uri: network for uri, network in sized.items() if network}
+        if None in sized.values():
+            unknown.append(reward.name)
+    return found, tuple(unknown)
+
+
+def _on_cpu(reward: RewardConfig) -> bool:
+    return reward.options.get("device") == "cpu"
+
+
+def _latents(config: RunConfig, sizes: Sizes) -> int:
+    return sizes.channels * (config.model.height // sizes.vae_factor) * (config.model.width // sizes.vae_factor)
+
+
+def _encoding(config: RunConfig, sizes: Sizes, prompts: int, b: int) -> int:
+    """T5's gated layer and attention, whose heads are 64 wide."""
+    if config.model.t5 == "none" or (config.model.t5 == "cpu" and config.hardware.gpus):
+        return 0
+    length, width = config.model.max_sequence_length, sizes.text_width
+    return prompts * (length * width * 10 * b + width // 64 * length**2 * 6)
+
+
+def _sampling(config: RunConfig, sizes: Sizes, b: int) -> int:
+    m, images = config.model, config.rollout.batch_size
+    tokens = sizes.image_tokens(m.height, m.width) + sizes.text_tokens
+    beside = FORWARD[b] + (FORWARD_DUAL[b] if sizes.dual else 0)
+    return images * (tokens * sizes.width * beside + sizes.text_tokens * sizes.text_width * b)
+
+
+def _decoding(config: RunConfig, sizes: Sizes) -> int:
+    """Three maps of the decoder's last stage, in float32."""
+    pixels = config.model.height * config.model.width
+    if config.model.vae_tiling:
+        return 3 * 4 * sizes.vae_channels * pixels // 4
+    return min(config.rollout.batch_size, max(1, DECODED_PIXELS // pixels)) * 3 * 4 * sizes.vae_channels * pixels
+
+
+def _scoring(networks: Mapping[str, Mapping[str, Scorer]], images: int) -> int:
+    every = _merged(networks).values()
+    return max((4 * n.activations * min(images, n.pictures) for n in every), default=0)
+
+
+def _training(config: RunConfig, sizes: Sizes, b: int) -> int:
+    m = config.model
+    image, text = sizes.image_tokens(m.height, m.width), sizes.text_tokens
+    beside = (image + text) * sizes.width * BACKWARD[b] + text * sizes.text_width * b
+    if m.gradient_checkpointing:
+        inputs = (sizes.blocks + sizes.single + 1) * (image + text) * sizes.width * b
+        kept = inputs + _kept(config, sizes, b, blocks=1, dual=min(1, sizes.dual), single=0, whole=True)
+    else:
+        kept = _kept(config, sizes, b, sizes.blocks, sizes.dual, sizes.single, whole=not sizes.ends_in_image)
+    return config.loss.micro_batch * (kept + beside)
+
+
+def _kept(config: RunConfig, sizes: Sizes, b: int, blocks: int, dual: int, single: int, whole: bool) -> int:
+    """Bytes that autograd keeps of an image's forward. ``whole``: no text stream is dropped."""
+    m, width = config.model, sizes.width
+    image, text = sizes.image_tokens(m.height, m.width), sizes.text_tokens
+    statistics = PER_HEAD * sizes.heads
+    lora = 4 * config.lora.rank * b
+    joint = (image + text) * (JOINT[b] * width + statistics + lora)
+    last = 0 if whole else text * ((JOINT[b] - LAST_TEXT[b]) * width)
+    second = image * (DUAL[b] * width + statistics)
+    one_stream = (image + text) * (SINGLE[b] * width + statistics + lora)
+    modulation = 16 * width * b
+    return blocks * (joint + modulation) - last + dual * second + single * one_stream

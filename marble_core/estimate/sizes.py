@@ -1,0 +1,207 @@
+"""How large models are: from their own files where these are on this machine, else from a table of the published ones."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marble_core.assets import Part, find
+from marble_core.catalogue import AESTHETIC_HEAD, CLIP_L, HPSV2, IMAGE_REWARD, MASK2FORMER, MASK2FORMER_META, PICKSCORE
+from marble_core.config import ModelConfig
+from marble_core.types import MarbleError
+
+CLIP_TOKENS = 77
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A diffusion model. ``blocks`` attend over image and text tokens together, the first ``dual`` of them once more over the image's
+    alone; ``single`` ones have one stream (FLUX). Numbers of weights, buffers included, are by part."""
+
+    width: int
+    heads: int
+    blocks: int
+    dual: int
+    single: int
+    patch: int
+    channels: int  # of the latents
+    text_width: int
+    text_tokens: int
+    vae_channels: int  # of the decoder's widest map at full size
+    vae_factor: int
+    transformer: int
+    clips: int
+    t5: int
+    vae: int
+    ends_in_image: bool = True  # the last joint block drops its text stream (SD3)
+
+    def image_tokens(self, height: int, width: int) -> int:
+        side = self.vae_factor * self.patch
+        return (height // side) * (width // side)
+
+    def lora(self, rank: int) -> int:
+        """Weights of one LoRA: on the eight projections of every joint block's attention (seven in SD3's last), on q, k and v of
+        a single one's."""
+        return rank * 2 * self.width * (8 * self.blocks - self.ends_in_image + 3 * self.single)
+
+
+_SD3 = {
+    "patch": 2,
+    "channels": 16,
+    "text_width": 4096,
+    "text_tokens": CLIP_TOKENS,
+    "vae_channels": 256,
+    "vae_factor": 8,
+    "clips": 123_650_304 + 694_659_840,  # CLIP-L and bigG, text towers
+    "t5": 4_762_310_656,  # T5-XXL's encoder
+    "vae": 83_819_683,
+    "single": 0,
+}
+_FLUX = _SD3 | {"clips": 123_060_480, "text_tokens": 0, "dual": 0, "ends_in_image": False}
+# Medium's and Large's counts: diffusers' class on their published configurations. FLUX.1's: its model card.
+KNOWN: Mapping[str, Mapping[str, Any]] = {
+    "stabilityai/stable-diffusion-3.5-medium": _SD3
+    | {"width": 1536, "heads": 24, "blocks": 24, "dual": 13, "transformer": 2_469_663_936},
+    "stabilityai/stable-diffusion-3.5-large": _SD3
+    | {"width": 2432, "heads": 38, "blocks": 38, "dual": 0, "transformer": 8_146_280_768},
+    "black-forest-labs/FLUX.1-dev": _FLUX
+    | {"width": 3072, "heads": 24, "blocks": 19, "single": 38, "transformer": 11_901_408_320},
+}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward's network: its weights, and the widest activations of a picture (floats alive at once) of ``pictures`` at a time."""
+
+    weights: int
+    activations: int = 0
+    pictures: int = 64
+
+
+# Activations: a ViT's tokens x (12 x width); a detector's 800 x 800 features.
+SCORERS: Mapping[str, Scorer] = {
+    CLIP_L: Scorer(427_616_513, 257 * 12 * 1024),
+    PICKSCORE: Scorer(986_109_441, 257 * 12 * 1280),
+    HPSV2: Scorer(986_109_441, 257 * 12 * 1280),
+    AESTHETIC_HEAD: Scorer(923_985),
+    IMAGE_REWARD: Scorer(446_000_000, 197 * 12 * 1024, 32),
+    MASK2FORMER: Scorer(68_700_000, 800 * 800 * 30, 16),
+    MASK2FORMER_META: Scorer(68_700_000, 800 * 800 * 30, 16),
+}
+
+
+def sizes_of(model: ModelConfig) -> Sizes | None:
+    """Of the model's files where these are on this machine, else as published; None for one that is neither.
+
+    Raises MarbleError for files that are broken.
+    """
+    home = _home(model)
+    if home is not None and (home / "transformer" / "config.json").is_file():
+        return _read(home, model)
+    known = KNOWN.get(model.path.removeprefix("hf://").partition("@")[0])
+    if known is None:
+        return None
+    return Sizes(**{"dual": 0, **known, "text_tokens": known["text_tokens"] + model.max_sequence_length})
+
+
+def scorer_of(uri: str) -> Scorer | None:
+    """As published, or by its files where they are on this machine; None where nothing is known."""
+    if uri in SCORERS:
+        return SCORERS[uri]
+    try:
+        place = find(uri)
+    except MarbleError:
+        return None
+    home = place if isinstance(place, Path) else place.cached()
+    if home is None:
+        return None
+    weights, described = weights_in(home), home / "config.json"
+    vision = _json(described).get("vision_config") if described.is_file() else None
+    if not vision or not weights:
+        return Scorer(weights) if weights else None
+    tokens = (vision.get("image_size", 224) // vision.get("patch_size", 32)) ** 2 + 1
+    return Scorer(weights, tokens * 12 * vision.get("hidden_size", 768))
+
+
+def weights_in(place: Path) -> int:
+    """Numbers in the safetensors files there, other precisions' copies (``*.fp16.safetensors``) left out."""
+    files = (
+        [place]
+        if place.is_file()
+        else [f for f in place.glob("*.safetensors") if f.suffixes[-2:-1] not in ([".fp16"], [".bf16"])]
+    )
+    return sum(map(_numbers, [f for f in files if f.suffix == ".safetensors"]))
+
+
+def _numbers(file: Path) -> int:
+    """From the header: eight bytes of its length, then JSON with every tensor's shape."""
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(length))
+        shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+    except (struct.error, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        raise MarbleError(f"{file} is not a safetensors file; fetch it anew.") from None
+    total = 0
+    for shape in shapes:
+        count = 1
+        for side in shape:
+            count *= side
+        total += count
+    return total
+
+
+def _read(home: Path, model: ModelConfig) -> Sizes:
+    t, vae = _json(home / "transformer" / "config.json"), _json(home / "vae" / "config.json")
+    flux = "guidance_embeds" in t
+    try:
+        encoders = {p.name: weights_in(p) for p in sorted(home.glob("text_encoder*"))}
+        t5 = encoders.pop("text_encoder_2" if flux else "text_encoder_3", 0)
+        maps = vae["block_out_channels"]
+        return Sizes(
+            width=t["num_attention_heads"] * t["attention_head_dim"],
+            heads=t["num_attention_heads"],
+            blocks=t["num_layers"],
+            dual=len(t.get("dual_attention_layers") or ()),
+            single=t.get("num_single_layers", 0),
+            patch=2 if flux else t["patch_size"],
+            channels=vae["latent_channels"],
+            text_width=t["joint_attention_dim"],
+            text_tokens=_clip_tokens(home, flux) + model.max_sequence_length,
+            vae_channels=maps[min(1, len(maps) - 1)],
+            vae_factor=2 ** (len(maps) - 1),
+            transformer=weights_in(home / "transformer"),
+            clips=sum(encoders.values()),
+            t5=t5,
+            vae=weights_in(home / "vae"),
+            ends_in_image=not flux,
+        )
+    except (KeyError, TypeError) as error:
+        raise MarbleError(f"The model {model.path} has a config.json without {error}; fetch it anew.") from None
+
+
+def _clip_tokens(home: Path, flux: bool) -> int:
+    if flux:
+        return 0
+    file = home / "tokenizer" / "tokenizer_config.json"
+    return min(CLIP_TOKENS, _json(file).get("model_max_length", CLIP_TOKENS)) if file.is_file() else CLIP_TOKENS
+
+
+def _home(model: ModelConfig) -> Path | None:
+    try:
+        place = find(model.path, Part.PIPELINE, model.revision)
+    except MarbleError:
+        return None  # a path that may well be there on the machine that trains
+    return place if isinstance(place, Path) else place.cached()
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise MarbleError(f"The file {file} is missing or not JSON; fetch the model anew.") from None
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,86 @@
+"""How much a step computes: images, micro-batches, forwards and backwards, floating-point operations, and hours."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from marble_core.config import BALANCING, RunConfig
+from marble_core.estimate.memory import processes_of, share_of
+from marble_core.estimate.sizes import Sizes
+
+TERMS = {"nft": 2, "awm": 1, "awm_clipped": 2}  # of the losses in loss.py: a backward pass each
+BACKWARD = 1.13 * 1.01  # of a forward: to the LoRA's layers, whose rows are weighted; shared/algorithm.md, section 5
+
+
+@dataclass(frozen=True)
+class Work:
+    """One optimizer step over all processes, on a step whose gradients are balanced. Micro-batches are of one process.
+
+    ``flop`` is a mean over steps, without scoring and the text encoders; None where the model's sizes are not known. ``hours``
+    follow from it and the stated throughput: an estimate.
+    """
+
+    images: int
+    images_per_process: int
+    batches: int
+    micro_batches: int
+    forwards: int
+    backwards: int
+    flop: float | None
+    hours: float | None
+
+
+def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
+    _, images = share_of(config)
+    rollout, loss, hardware = config.rollout, config.loss, config.hardware
+    micro_batches = -(-images // loss.micro_batch) * loss.timesteps
+    every = micro_batches * processes_of(config)
+    carriers = math.ceil(loss.kl_fraction * every) if loss.kl_beta else 0
+    solves = config.balance.method in BALANCING
+    step = flop_of_step(config, sizes, solves) if sizes else None
+    speed = 1e12 * hardware.tflops * hardware.utilisation * max(1, hardware.gpus)
+    return Work(
+        images=rollout.prompts * rollout.images_per_prompt,
+        images_per_process=images,
+        batches=-(-images // rollout.batch_size),
+        micro_batches=micro_batches,
+        forwards=_velocities(config) * every + carriers,
+        backwards=_terms(config) * every + carriers if solves else every,
+        flop=step,
+        hours=step * config.train.steps / speed / 3600 if step and speed else None,
+    )
+
+
+def flop_of_step(config: RunConfig, sizes: Sizes, solves: bool) -> float:
+    rollout, loss = config.rollout, config.loss
+    kl = loss.kl_fraction if loss.kl_beta else 0.0
+    passes = _terms(config) + kl if solves else 1.0
+    if solves and config.balance.every > 1:
+        passes = (passes + config.balance.every - 1) / config.balance.every
+    velocities = _velocities(config) + kl + config.model.gradient_checkpointing
+    images = rollout.prompts * rollout.images_per_prompt
+    return images * flop_of_velocity(config, sizes) * (rollout.steps + loss.timesteps * (velocities + passes * BACKWARD))
+
+
+def _velocities(config: RunConfig) -> int:
+    """Of ``default``, and of ``old`` where it is another one."""
+    return 1 if config.optimizer.eta_rate == 0 else 2
+
+
+def _terms(config: RunConfig) -> int:
+    """Backward passes for all rewards. NFT's second is 0 where ``old`` is ``default``."""
+    return 1 if config.loss.name == "nft" and config.optimizer.eta_rate == 0 else TERMS[config.loss.name]
+
+
+def flop_of_velocity(config: RunConfig, sizes: Sizes) -> float:
+    """Of one image: a multiplication and its addition are 2."""
+    image, text, d = sizes.image_tokens(config.model.height, config.model.width), sizes.text_tokens, sizes.width
+    tokens, lora = image + text, 2 * 2 * config.lora.rank * d
+    joint = tokens * (24 * d * d + 4 * lora) + 4 * tokens**2 * d
+    last = text * (18 * d * d + lora) if sizes.ends_in_image else 0
+    second = image * 8 * d * d + 4 * image**2 * d
+    one_stream = tokens * (24 * d * d + 3 * lora) + 4 * tokens**2 * d
+    return float(
+        sizes.blocks * joint - last + sizes.dual * second + sizes.single * one_stream + 2 * text * sizes.text_width * d
+    )

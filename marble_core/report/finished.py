@@ -1,0 +1,94 @@
+"""A finished run's files, found again: below ``.marble/runs``, in a directory of one's own, or in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marble_core.gate import decide
+from marble_core.lineage import public
+from marble_core.loading import read_config
+from marble_core.report.history import History
+from marble_core.results import SCORES_FILE, Evaluation
+from marble_core.types import MarbleError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class Finished:
+    """``params`` is the configuration by dotted names; ``images`` the directory of scores.jsonl, or one that is not there."""
+
+    name: str
+    params: Mapping[str, str]
+    evaluation: Evaluation
+    history: History
+    images: Path
+    verdict: str
+
+    @property
+    def rewards(self) -> list[str]:
+        return self.params.get("reward_names", "").split(",")
+
+
+def local_run(name: str, runs: Path) -> Finished | None:
+    """The run of this name below ``runs``, or the directory of this path; None where there is neither.
+
+    Raises MarbleError where it is there, but was not evaluated (yet).
+    """
+    directory = next((d for d in (runs / name, Path(name)) if d.is_dir()), None)
+    if directory is None:
+        return None
+    newest = sorted(directory.glob("artifacts/*/evaluate/evaluation/evaluation.json"), key=lambda p: p.stat().st_mtime)
+    found = newest[-1] if newest else directory / "evaluation.json"
+    if not found.is_file():
+        raise MarbleError(f"The run {name} has no evaluation in {directory}: let it finish (marble run --run-id {name}).")
+    here = found.parent
+    config, evaluation = read_config(here / "config.json"), Evaluation.load(found)
+    history = here.parents[1] / "train" / "adapter" / "history.jsonl" if newest else here / "history.jsonl"
+    params = {key: public(value) for key, value in config.flat().items()}
+    verdict = decide(evaluation, config.registry).summary
+    own = name if directory == runs / name else "/".join(directory.resolve().parts[-2:])  # of a study: ARM/seed-N
+    return Finished(own, params, evaluation, History.load(history), here / "images", verdict)
+
+
+def tracked_run(name: str, client: MlflowClient, scratch: Path) -> Finished:
+    """The newest run of this name, or the run of this id, with its files brought into ``scratch``.
+
+    Raises MarbleError where MLflow has none, or it was not evaluated.
+    """
+    run = _find(name, client)
+    if run is None:
+        raise MarbleError(
+            f"There is no run {name!r}, neither below .marble/runs nor in MLflow; marble ui shows the runs there are."
+        )
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    if "evaluation.json" not in files:
+        raise MarbleError(f"The run {name} has no evaluation in MLflow: let it finish (marble run --run-id {name}).")
+    for path in sorted(files & {"evaluation.json", "history.jsonl", "evaluation"}):
+        client.download_artifacts(run.info.run_id, path, str(scratch))
+    evaluation, history = Evaluation.load(scratch / "evaluation.json"), History.load(scratch / "history.jsonl")
+    verdict = run.data.tags.get("marble.decision", "not decided")
+    return Finished(str(run.info.run_name), run.data.params, evaluation, history, scratch / "evaluation", verdict)
+
+
+def _find(name: str, client: MlflowClient) -> Run | None:
+    from mlflow.exceptions import MlflowException
+
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    wanted = f"attributes.run_name = '{name.replace(chr(39), '')}' and tags.`marble.run_id` != ''"
+    runs = client.search_runs(experiments, wanted, max_results=1, order_by=["start_time DESC"])
+    if runs:
+        return runs[0]
+    try:
+        return client.get_run(name)
+    except MlflowException:
+        return None
+
+
+def has_pictures(run: Finished) -> bool:
+    return (run.images / SCORES_FILE).is_file()
