@@ -51,7 +51,7 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
         names = ", ".join(evaluation.missing)
         reason = f"{names} applies to no held-out prompt, so harm to it cannot be excluded; add held-out prompts for it."
         return Decision(False, "not measured", (reason, f"{gained}.", *after))
-    if unmet := list(_unmet(evaluation, config.floors)):
+    if unmet := list(unmet_floors(evaluation, config.floors)):
         return Decision(False, "below a floor", (*unmet, f"{gained}.", *after))
     if gain.low <= 0:
         return Decision(False, "no gain", (f"{gained}, an interval that does not lie above 0.", *after))
@@ -105,7 +105,7 @@ def _better(evaluation: Evaluation) -> Iterator[str]:
         yield f"Shown to be better than {over}: {', '.join(better)}."
 
 
-def _unmet(evaluation: Evaluation, floors: tuple[str, ...]) -> Iterator[str]:
+def unmet_floors(evaluation: Evaluation, floors: tuple[str, ...]) -> Iterator[str]:
     """Floors are held against the trained model's means."""
     measured = evaluation.measured
     means_K = np.array([r.trained for r in measured.values()])

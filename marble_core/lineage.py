@@ -35,6 +35,7 @@ def code_tags() -> dict[str, str]:
     """Of the whole run. MLflow shows the commit as the run's source version."""
     tags = {
         "marble.version": __version__,
+        "mlflow.source.name": f"marble {__version__}",
         "marble.pipeline_version": os.environ.get("MARBLE_PIPELINE_VERSION", ""),
         "mlflow.source.git.commit": os.environ.get("MARBLE_GIT_COMMIT") or _commit(),
     }

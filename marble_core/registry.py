@@ -150,7 +150,7 @@ def register_version(
             client.set_tag(run_id, key, value)
         client.update_model_version(name, made, said)
         client.set_registered_model_alias(name, alias, made)
-        if alias == CHAMPION and _holder(client, name, CHALLENGER) is not None:
+        if decision.promote and alias == CHAMPION and _holder(client, name, CHALLENGER) is not None:
             client.delete_registered_model_alias(name, CHALLENGER)
     return made, alias
 

@@ -55,12 +55,12 @@ class Resident:
         return chain.from_iterable(_tensors(module) for module in self.modules if self.is_here)
 
 
-def resident_bytes(parts: Mapping[str, Iterable[torch.nn.Module] | Resident], device: torch.device) -> dict[str, int]:
-    """Bytes of weights on ``device`` by part; what several parts share counts for the first."""
+def resident_bytes(parts: Mapping[str, Iterable[Resident]], device: torch.device) -> dict[str, int]:
+    """Bytes of weights and buffers on ``device`` by part; what several parts share counts for the first."""
     counted: set[int] = set()
     found = {}
-    for name, part in parts.items():
-        tensors = part.tensors() if isinstance(part, Resident) else chain.from_iterable(map(_tensors, part))
+    for name, residents in parts.items():
+        tensors = chain.from_iterable(resident.tensors() for resident in residents)
         here = {id(t): t.nbytes for t in tensors if t.device == device and id(t) not in counted}
         counted |= here.keys()
         found[name] = sum(here.values())

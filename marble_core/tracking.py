@@ -195,7 +195,9 @@ class Tracker:
     def _send(self, batches: Sequence[Batch]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(key, value, batch.time_ms, batch.step) for batch in batches for key, value in batch.metrics.items()]
+        # MLflow's compare view opens with the metric that came first: a reward, rather than the mark of the batch.
+        in_order = [(batch, list(batch.metrics.items())) for batch in batches]
+        metrics = [Metric(k, v, batch.time_ms, batch.step) for batch, items in in_order for k, v in (*items[1:], items[0])]
         self._client.log_batch(self.mlflow_run_id, metrics)
 
     def _known(self, key: str) -> set[tuple[int, float]]:

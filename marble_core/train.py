@@ -19,6 +19,7 @@ from marble_core.checkpoints import Away, CheckpointStore
 from marble_core.checkpoints.source import fetched
 from marble_core.config import BALANCING, RunConfig
 from marble_core.policy import Policy
+from marble_core.residence import resident_bytes
 from marble_core.rewards import load_scorers
 from marble_core.state import HISTORY, load_state, load_weights, save_state, write_history
 from marble_core.step import Learner, optimizer_step
@@ -168,6 +169,13 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
         _tracked_training(config, run_id, prompts, checkpoints, out)
 
 
+def _on_the_device(learner: Learner) -> str:
+    model = learner.policy.model
+    parts = {**model.parts, "scorers": [s.resident for s in learner.scorers if hasattr(s, "resident")]}
+    sizes = resident_bytes(parts, model.device)
+    return f"{model.device} holds, in GB: {', '.join(f'{name} {size / 1e9:.2f}' for name, size in sizes.items())}"
+
+
 def _tracked_training(
     config: RunConfig, run_id: str, prompts: Sequence[Prompt], checkpoints: CheckpointStore, out: Path
 ) -> None:
@@ -183,6 +191,7 @@ def _tracked_training(
     status = "FAILED"
     try:
         learner = start(config)
+        progress.emit("train", note=_on_the_device(learner))
 
         def show_samples() -> None:
             every, step = config.train.samples_every, learner.step

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import distribution
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -35,7 +36,28 @@ from marble_core.step import optimizer_step
 
 config = load_config("demo", overrides=sys.argv[1:])
 report = optimizer_step(train.start(config), prepare_data(config).train)
-assert report.metrics["reward/warmth/std"] > 0 and 0 < report.metrics["alpha/warmth"] <= 1, report
+assert CLAIM, report
+"""
+
+MODEL_TITLE = "A diffusion model of your own"
+MODEL_EXAMPLE = """
+# my_model.py, anywhere on PYTHONPATH
+from marble_core.models.base import DiffusersModel
+from marble_core.types import Conditioning
+
+class MyModel(DiffusersModel):
+    pipeline_class = "StableDiffusion3Pipeline"  # any of diffusers whose transformer predicts a rectified flow
+    lora_targets = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.2")
+
+    def embed(self, prompts):  # tokens (M, L, D) and a pooled vector (M, P)
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
+        return Conditioning(tokens, pooled)
+
+    def predict(self, x, t, conditioning):  # noise - image, for latents x at times t in (0, 1]
+        return self.transformer(x, conditioning.tokens, conditioning.pooled, 1000 * t, return_dict=False)[0]
+"""
+MODEL_COMMAND = """
+.venv/bin/marble run --set model.family=my_model:MyModel --set model.path=/models/my_model
 """
 
 
@@ -45,21 +67,29 @@ def section(title: str) -> list[str]:
     return re.findall(r"```(?:\w*)\n(.*?)```", text, flags=re.DOTALL)
 
 
+def one_step(directory: Path, file: str, code: str, claim: str, override: str) -> None:
+    """With the example's code saved as that file, one step of a tiny run."""
+    assert len([line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]) <= 10
+    (directory / file).write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)])}
+    command = [sys.executable, "-c", ONE_STEP.replace("CLAIM", claim), *TINY, override]
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_ten_lines_of_a_users_own_reward_train(tmp_path):
     code, command = section("A reward of your own")
-    (tmp_path / "my_rewards.py").write_text(code)
-    assert len([line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]) <= 10
     (override,) = [word for word in shlex.split(command) if word.startswith("rewards=")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run(
-        [sys.executable, "-c", ONE_STEP, *TINY, override],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    claim = 'report.metrics["reward/warmth/std"] > 0 and 0 < report.metrics["alpha/warmth"] <= 1'
+    one_step(tmp_path, "my_rewards.py", code, claim, override)
+
+
+def test_the_ten_lines_of_a_users_own_diffusion_model_train(tmp_path):
+    """On the demo's weights."""
+    code, command = section(MODEL_TITLE) if f"## {MODEL_TITLE}\n" in README else (MODEL_EXAMPLE, MODEL_COMMAND)
+    (override,) = [word for word in shlex.split(command) if word.startswith("model.family=")]
+    claim = 'report.metrics["update/norm"] > 0 and not report.skipped'
+    one_step(tmp_path, "my_model.py", code, claim, override)
 
 
 def test_the_rewards_need_none_of_the_packages_that_do_not_install(capsys):

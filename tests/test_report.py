@@ -226,6 +226,23 @@ def test_the_page_holds_the_model_against_the_champion_and_shows_the_runs_before
     assert "tuesday" not in alt, "its base scored otherwise, so it was measured on something else"
 
 
+def test_the_page_lists_what_the_gate_asks_and_each_answer(config: RunConfig, tmp_path: Path) -> None:
+    evaluation = replace(with_champion(an_evaluation(ocr=(-0.2, -0.3, -0.1))), missing=("aesthetic",))
+    floors = ("geneval >= 0.6", "clipscore >= 0.9")
+    config = config.model_copy(update={"registry": config.registry.model_copy(update={"floors": floors, "margin": 0.1})})
+    write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), None, tmp_path, config)
+    text = " ".join(Page(tmp_path / "r.html").text.split())
+    for said in (
+        "worse than the base by 0.1 standard deviations ocr ✕ no",
+        "worse than the champion by 0.1 standard deviations none is ✓ yes",
+        "Every reward is measured not aesthetic ✕ no",
+        "geneval >= 0.6 it holds ✓ yes",
+        "clipscore >= 0.9 clipscore is 0.500 ✕ no",
+        "The mean gain over the champion is shown to be above 0 +0.100 (+0.050 to +0.150) ✓ yes",
+    ):
+        assert said in text, said
+
+
 def test_cosines_between_rewards_are_a_table_of_their_means(page: Page) -> None:
     said = re.findall(r'<tr(?: class="last")?><th scope="row">(\w+)</th>(.*?)</tr>', page.raw.partition('class="heat"')[2])
     cells = {name: re.findall(r"<td[^>]*>([^<]*)</td>", own) for name, own in said}

@@ -1,8 +1,17 @@
 """Retraining from the champion: which prompts, which weights, and four rounds of it."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from marble_core import stages
+from marble_core.results import Evaluation
 from marble_core.retraining import choose
+from marble_core.tracking import RUN_ID_TAG
 from marble_core.types import Prompt
 
 
@@ -40,3 +49,86 @@ def test_a_prompt_that_is_held_out_now_is_not_taken_from_the_champions_set() -> 
     held_out = prompts("general", "a", "b", "c")
     chosen = choose("mix", prompts("general", "x"), BEFORE, held_out, seed=0).prompts
     assert not {p.text for p in held_out} & {p.text for p in chosen} and Prompt("general d", "general") in chosen
+
+
+SMALL = [
+    "train.steps=4", "train.checkpoint_every=4", "rollout.prompts=6", "rollout.images_per_prompt=8", "rollout.steps=3",
+    "loss.timesteps=2", "loss.kl_beta=0", "lora.rank=4", "optimizer.lr=4e-3", "train.samples_every=0", "evaluation.steps=3",
+    "data.evaluation_size=12", "evaluation.resamples=300", "evaluation.diversity_prompts=0", "registry.model=schedule",
+    "train.start_from=champion", "evaluation.rewards=[{name: judge, scorer: 'colour_rewards:Warmth'}]",
+]  # fmt: skip
+
+
+class Round:
+    """One round of a schedule through the real stages."""
+
+    def __init__(self, root: Path, run_id: str, *overrides: str, scorer: str = "Warmth") -> None:
+        rewards = f"rewards=[{{name: warmth, scorer: 'colour_rewards:{scorer}'}}]"
+        self.root, self.run_id = root / run_id, run_id
+        prepared, adapter, evaluation = (self.root / name for name in ("prepared", "adapter", "evaluation"))
+        self.outcome, self.reason, self.version = "skipped", "", ""
+        if stages.prepare("demo", [*SMALL, rewards, *overrides], run_id, prepared, self.root / "data.html"):
+            stages.train(prepared, adapter)
+            stages.evaluate(prepared, adapter, evaluation, self.root / "report.html")
+            self.evaluation = Evaluation.load(evaluation / "evaluation.json")
+            if stages.gate(evaluation):
+                self.outcome, self.version = "promoted", stages.register(prepared, adapter, evaluation)
+            else:
+                self.outcome, self.reason = "refused", stages.reject(prepared, evaluation)
+        else:
+            self.reason = stages.skip(prepared)
+        self.prompts = [json.loads(line) for line in (prepared / "train.jsonl").read_text().splitlines()]
+        self.config = json.loads((prepared / "config.json").read_text())
+        self.champion = MlflowClient().get_model_version_by_alias("schedule", "champion")
+
+    @property
+    def tracked(self) -> Run:
+        return MlflowClient().search_runs([self.champion_experiment], f"tags.`{RUN_ID_TAG}` = '{self.run_id}'")[0]
+
+    @property
+    def champion_experiment(self) -> str:
+        return MlflowClient().get_run(self.champion.run_id).info.experiment_id
+
+
+@pytest.fixture(scope="module")
+def rounds(services_of_module: None, tmp_path_factory: pytest.TempPathFactory) -> list[Round]:
+    root = tmp_path_factory.mktemp("rounds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        one = Round(root, "one", "data.train_size=30")
+        two = Round(root, "two", "data.train_size=60")
+        three = Round(root, "three", "data.train_size=90", scorer="Broken")
+        four = Round(root, "four", "data.train_size=60", "data.new_prompts=only")
+    return [one, two, three, four]
+
+
+@pytest.mark.slow
+def test_of_four_rounds_the_better_are_promoted_the_broken_is_refused_and_the_last_has_nothing_to_do(
+    rounds: list[Round],
+) -> None:
+    one, two, three, four = rounds
+    assert [r.outcome for r in rounds] == ["promoted", "promoted", "refused", "skipped"]
+    assert [r.champion.version for r in rounds] == [one.version, two.version, two.version, two.version]
+    assert two.evaluation.champion and two.evaluation.champion.mean_gain.low > 0, (
+        "better than round one, not only than the base"
+    )
+    assert "judge is worse than" in three.reason and three.evaluation.rewards["warmth"].difference.mean > 0
+    assert "no prompt is new since the champion" in four.reason and four.tracked.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_every_round_says_what_it_came_from_and_what_became_of_it(rounds: list[Round]) -> None:
+    one, two, three, four = rounds
+    assert one.config["train"]["start_from"] is None, "there was no champion yet"
+    assert two.config["train"]["start_from"].startswith("s3://marble/runs/one/checkpoints/step-000004")
+    assert three.config["train"]["start_from"].startswith("s3://marble/runs/two/checkpoints/step-000004")
+    assert two.tracked.data.params["train.start_from"] == two.config["train"]["start_from"]
+    assert two.champion.tags["marble.previous_champion"] == one.version
+    assert (
+        three.tracked.data.tags["marble.decision"] == "refused: worse"
+        and "refused" in (three.root / "report.html").read_text().lower()
+    )
+    assert f"version {two.version}" in (three.root / "report.html").read_text()
+    texts = [{(p["source"], p["prompt"]) for p in r.prompts} for r in rounds]
+    assert len(texts[1] - texts[0]) and Counter(s for s, _ in texts[1]) >= Counter(s for s, _ in texts[0])
+    assert not four.prompts

@@ -188,6 +188,9 @@ def test_a_step_of_seventy_metrics_is_one_request_and_the_training_waits_for_non
         tracker.log_history(lines[:done])
         took.append(time.perf_counter() - begin)
         assert tracker.flush(30) == 0
+    assert next(iter(client().get_run(tracker.mlflow_run_id).data.metrics)) == "reward/r0/mean", (
+        "which MLflow's compare view shows"
+    )
     assert counting.sizes == [71] * 20 and median(took) < 0.01
     tracker.end()
 

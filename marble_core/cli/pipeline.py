@@ -85,16 +85,16 @@ def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> Non
     from marble_core.cli.needs import lines
     from marble_core.stages import checked_data
 
-    data = checked_data(settings)
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
+    for line in lines(settings):
+        print(line)
+    data = checked_data(settings)  # last: what was said so far holds without the prompt files and the model
     print(
         f"prompts      {len(data.train)} to train on, {len(data.evaluation)} held out; sources {', '.join(settings.data.train)}"
     )
     for warning in data.warnings:
         print(f"warning      {warning}")
-    for line in lines(settings):
-        print(line)
     if os.environ.get("AWS_ENDPOINT_URL"):
         from marble_core.storage import S3
 

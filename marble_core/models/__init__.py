@@ -6,6 +6,7 @@ pipelines have in common is in base.py: a family that is one of them has two met
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -32,7 +33,7 @@ class DiffusionModel(Protocol):
     latent_shape: tuple[int, int, int]  # C, H, W
     flow_shift: float  # of the flow's sigmas: s' = shift s / (1 + (shift - 1) s)
     device: torch.device  # what velocity and decode take, and encode returns, lies here
-    encoders: Resident  # the text encoders that compute on the device
+    parts: Mapping[str, Sequence[Resident]]  # its modules by name, as marble_core.estimate calls them
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises MarbleError where the model cannot be had, or cannot be what the configuration asks for."""

@@ -42,6 +42,9 @@ class DiffusersModel:
         self.latent_shape = self._latent_shape()
         self.flow_shift = float(self.pipeline.scheduler.config.shift)
         self.encoders = self._place_encoders()
+        staying = {"transformer": self.transformer, "VAE": self.vae}
+        self.parts = {name: (Resident([part], waits=False),) for name, part in staying.items()}
+        self.parts["text encoders"] = (self.encoders,)
         if config.vae_tiling:
             self._tile()
         if config.compile:
@@ -75,7 +78,7 @@ class DiffusersModel:
         return HOST if self.config.t5 == "cpu" else self.device
 
     def _decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
-        latents = x0_NCHW / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
+        latents = x0_NCHW / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)
         images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
         images = self.pipeline.image_processor.postprocess(images, output_type="np")
         return (images * 255).round().astype("uint8")

@@ -18,7 +18,7 @@ from marble_core.report.history import History
 from marble_core.report.pictures import galleries
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, scatter, trained_point
-from marble_core.report.table import axis_of, rows
+from marble_core.report.table import axis_of, conditions, rows
 from marble_core.report.words import duration, effect, listed, signed
 from marble_core.results import Evaluation
 
@@ -62,14 +62,17 @@ def write_report(
     history, champion = History.load(history_path), evaluation.champion
     axis, names = axis_of(evaluation, config.registry.margin), config.reward_names
     over, by_source = (champion.rewards, champion.by_source) if champion else ({}, {})
+    trained, held_out = (rows(own, over, config, axis, judged=True) for own in (evaluation.rewards, evaluation.held_out))
     pair = history.most_opposed([n for n in names if n in evaluation.rewards])
     page = render(
         "report.html.j2",
         headline=headline(evaluation, history),
         decision=decision,
+        reasons=[reason for reason in decision.reasons if not any(alarm.text in reason for alarm in evaluation.alarms)],
+        conditions=conditions(evaluation, [*trained, *held_out], config.registry),
         evaluation=evaluation,
-        rows=rows(evaluation.rewards, over, config, axis, judged=True),
-        held_out=rows(evaluation.held_out, over, config, axis, judged=True),
+        rows=trained,
+        held_out=held_out,
         gain=axis.span(evaluation.mean_gain),
         by_source={s: rows(r, by_source.get(s, {}), config, axis, judged=False) for s, r in evaluation.by_source.items()},
         side=rows(evaluation.side, over, config, axis, judged=False),
@@ -112,7 +115,7 @@ def headline(evaluation: Evaluation, history: History) -> str:
 
 def remarks(evaluation: Evaluation, history: History, config: RunConfig) -> list[str]:
     """What a reader must know to read the page rightly."""
-    said = [*evaluation.notes, *([evaluation.no_champion] if evaluation.no_champion else [])]
+    said = list(evaluation.notes)
     if not len(history.steps):
         said.append("Training left no history, so there are no curves.")
     elif (last := int(history.steps[-1])) < config.train.steps:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marble_core.config import RunConfig
+from marble_core.config import RegistryConfig, RunConfig
+from marble_core.gate import unmet_floors
 from marble_core.report.drawing import colour
 from marble_core.report.words import effect, signed
 from marble_core.results import Estimate, Evaluation, RewardResult, Versus
@@ -30,9 +31,9 @@ class Axis:
 
     @classmethod
     def around(cls, estimates: Sequence[Estimate], margin: float) -> Axis:
-        """All intervals and the gate's margin fit."""
-        ends = [end for e in estimates for end in (e.low, e.high)]
-        return cls(1.08 * max(abs(end) for end in (*ends, 1.5 * margin, 0.2)))
+        """All intervals fit, and the gate's margin unless it would leave them too little room."""
+        reach = max(0.2, *(abs(end) for e in estimates for end in (e.low, e.high)))
+        return cls(1.08 * max(reach, min(1.5 * margin, 2 * reach)))
 
     def position(self, value: float) -> float:
         return float(np.clip(50 + 50 * value / self.limit, 0, 100))
@@ -52,7 +53,7 @@ class Axis:
 class Row:
     """One line: a reward's result and effect ("better", "worse", "same"), its place on the axis and the champion's.
 
-    ``harmed`` is the gate's view of a reward that it judges.
+    ``harmed_over`` are those of "base" and "champion" that the model is shown to be worse than by the gate's margin.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Row:
     span: Span | None
     versus: Versus | None = None
     champion_at: float | None = None
-    harmed: bool | None = None
+    harmed_over: tuple[str, ...] = ()
 
 
 def in_base_stds(d: Estimate, result: RewardResult) -> Estimate | None:
@@ -85,8 +86,37 @@ def rows(
     for name, result in results.items():
         scaled, other = in_base_stds(result.difference, result), versus.get(name)
         at = axis.position((other.mean - result.base) / result.base_std) if other and result.base_std > 0 else None
-        harmed = result.difference.high < -config.registry.margin * result.base_std if judged else None
+        over = {"base": result.difference} | ({"champion": other.difference} if other else {})
+        limit = -config.registry.margin * result.base_std
+        harmed = tuple(rival for rival, difference in over.items() if judged and difference.high < limit)
         own = colour(names.index(name.partition("/")[0]))
         span = axis.span(scaled) if scaled else None
         found.append(Row(name, result, effect(result.difference), own, span, other, at, harmed))
     return found
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that the gate asks of a model, what was found, and whether that is enough."""
+
+    asked: str
+    found: str
+    met: bool
+
+
+def conditions(evaluation: Evaluation, judged: Sequence[Row], config: RegistryConfig) -> list[Condition]:
+    """All that the gate asks, in the order in which it decides (gate.decide)."""
+    rivals = ["base", *(["champion"] if evaluation.champion else [])]
+    found = []
+    for rival in rivals:
+        names = [row.name for row in judged if rival in row.harmed_over]
+        asked = f"No reward is shown to be worse than the {rival} by {config.margin:g} standard deviations"
+        found.append(Condition(asked, ", ".join(names) or "none is", not names))
+    missing = ", ".join(evaluation.missing)
+    found.append(Condition("Every reward is measured", f"not {missing}" if missing else "all are", not missing))
+    for floor in config.floors:
+        failed = list(unmet_floors(evaluation, (floor,)))
+        found.append(Condition(floor, failed[0].partition(": ")[2].rstrip(".") if failed else "it holds", not failed))
+    gain = evaluation.champion.mean_gain if evaluation.champion else evaluation.mean_gain
+    asked = f"The mean gain over the {rivals[-1]} is shown to be above 0"
+    return [*found, Condition(asked, f"{signed(gain.mean)} ({signed(gain.low)} to {signed(gain.high)})", gain.low > 0)]
