@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,10 +69,8 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     subprocess.run([*pip, *os.environ.get("TORCH", "torch==2.13.0").split()], check=True)
     (torch,) = wheels.glob("torch-*.whl")
     build = [sys.executable, str(ROOT / "images" / "build.py"), "--tag", TAG, "--torch", str(torch), "--flags=--network=host"]
-    began = time.monotonic()
     done = subprocess.run(build, env=os.environ | MARKS, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:]
-    print(f"\nbuilt in {time.monotonic() - began:.0f} s\n" + "\n".join(done.stdout.splitlines()[-len(STAGES) :]))
     return {stage: f"marble-{stage}:{TAG}" for stage in STAGES}
 
 

@@ -46,9 +46,10 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_small_images_are_small(images: dict[str, str]) -> None:
+def test_the_small_images_are_small(images: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {stage: int(docker("image", "inspect", "--format", "{{.Size}}", image)) for stage, image in images.items()}
-    print("\n", {stage: f"{size / 1e6:.0f} MB" for stage, size in sizes.items()})
+    with capsys.disabled():
+        print("\n" + ", ".join(f"{images[stage]} {size / 1e6:.0f} MB" for stage, size in sizes.items()))
     assert all(sizes[stage] <= limit for stage, limit in LIMITS.items())
 
 
