@@ -42,7 +42,7 @@ def overrides_of(
     if not (gpus.strip() or "0").isdecimal():
         raise MarbleError(f"The pipeline's parameter gpus is {gpus!r}: give a number of GPUs, such as 8, or 0 for none.")
     if count := int(gpus.strip() or 0):
-        made.append(_override("train.processes", count))
+        made += [_override("train.processes", count), _override("hardware.gpus", count)]
     for field, value in fields.items():
         if value >= 0 if field in FROM_ZERO else value:
             made.append(_override(KEYS[field], value.strip() if isinstance(value, str) else value))

@@ -24,6 +24,7 @@ def test_a_filled_form_is_the_configuration_that_it_says() -> None:
     assert config.optimizer.lr == 0.01 and config.train.steps == 7, "a field of the form wins over config"
     assert config.data.train["ocr"] == "s3://b/ocr.jsonl" and config.data.train["general"] == "https://h/x?a=b"
     assert config.reward_names == ("ocr", "hpsv2") and config.rewards[0].options == {"detection": False}
+    assert config.hardware.gpus == 8, "so that the estimate is of these"
     assert (config.train.processes, config.balance.method, config.seed, config.registry.margin) == (8, "equal", 0, 0.0)
     assert config.model.path == "org/model: one # two", "no text of the form is read as YAML"
 

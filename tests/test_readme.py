@@ -39,27 +39,6 @@ report = optimizer_step(train.start(config), prepare_data(config).train)
 assert CLAIM, report
 """
 
-MODEL_TITLE = "A diffusion model of your own"
-MODEL_EXAMPLE = """
-# my_model.py, anywhere on PYTHONPATH
-from marble_core.models.base import DiffusersModel
-from marble_core.types import Conditioning
-
-class MyModel(DiffusersModel):
-    pipeline_class = "StableDiffusion3Pipeline"  # any of diffusers whose transformer predicts a rectified flow
-    lora_targets = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.2")
-
-    def embed(self, prompts):  # tokens (M, L, D) and a pooled vector (M, P)
-        tokens, _, pooled, _ = self.pipeline.encode_prompt(prompts, None, None, do_classifier_free_guidance=False)
-        return Conditioning(tokens, pooled)
-
-    def predict(self, x, t, conditioning):  # noise - image, for latents x at times t in (0, 1]
-        return self.transformer(x, conditioning.tokens, conditioning.pooled, 1000 * t, return_dict=False)[0]
-"""
-MODEL_COMMAND = """
-.venv/bin/marble run --set model.family=my_model:MyModel --set model.path=/models/my_model
-"""
-
 
 def section(title: str) -> list[str]:
     """The code blocks below a heading."""
@@ -86,10 +65,17 @@ def test_the_ten_lines_of_a_users_own_reward_train(tmp_path):
 
 def test_the_ten_lines_of_a_users_own_diffusion_model_train(tmp_path):
     """On the demo's weights."""
-    code, command = section(MODEL_TITLE) if f"## {MODEL_TITLE}\n" in README else (MODEL_EXAMPLE, MODEL_COMMAND)
+    code, command = section("A diffusion model of your own")
     (override,) = [word for word in shlex.split(command) if word.startswith("model.family=")]
     claim = 'report.metrics["update/norm"] > 0 and not report.skipped'
     one_step(tmp_path, "my_model.py", code, claim, override)
+
+
+def test_the_ten_lines_of_a_users_own_method_train(tmp_path):
+    code, command = section("A method of your own")
+    (override,) = [word for word in shlex.split(command) if word.startswith("balance.method=")]
+    claim = 'report.metrics["update/norm"] > 0 and abs(report.metrics["alpha/ocr"] - 1 / 5) < 1e-6'
+    one_step(tmp_path, "my_method.py", code, claim, override)
 
 
 def test_the_rewards_need_none_of_the_packages_that_do_not_install(capsys):
