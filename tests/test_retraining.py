@@ -81,7 +81,7 @@ class Round:
                 self.outcome, self.reason = "refused", stages.reject(prepared, evaluation)
         else:
             self.reason = stages.skip(prepared)
-        self.prompts = [json.loads(line) for line in (prepared / "train.jsonl").read_text().splitlines()]
+        self.prompts = [json.loads(line) for line in (prepared / "train.jsonl").read_text().splitlines() if line]
         self.config = json.loads((prepared / "config.json").read_text())
         self.champion = MlflowClient().get_model_version_by_alias("schedule", "champion")
 
