@@ -24,7 +24,8 @@ from marble_core.nodes import train_on_nodes
 from marble_core.policy import ADAPTER_FILE
 from marble_core.storage import S3
 from marble_core.types import MarbleError
-from pipelines.marble import PACKAGE
+from pipelines.marble import PACKAGE, compile_to
+from pipelines.settings import read_settings
 from stub_hub import serving
 from stub_kube import StubKube
 from test_gradients import relative_error
@@ -225,6 +226,37 @@ def test_the_exit_task_deletes_the_jobs_of_its_own_run_and_does_nothing_elsewher
     assert stages.cleanup() == "" and kube.calls == []
 
 
+def test_the_pods_of_several_nodes_get_what_the_settings_give_the_stages_own(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("""
+images: {pull_secrets: [pull]}
+secrets: [{name: mine, keys: [HF_TOKEN], stages: [train], optional: false}, {name: others, keys: [KEY], stages: [gate]}]
+authority: {config_map: company-ca}
+pods: {train: {memory_limit: 400Gi}}
+gpu: {node_selector: {gpu: H100}, resource: amd.com/gpu}
+volumes: {cache_claim: models}
+""")
+    spec, platform = yaml.safe_load_all(compile_to(tmp_path / "p.yaml", read_settings(file)).read_text())
+    own = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["fieldPathAsEnv"]
+    assert {each["name"] for each in own} == {*OWN_POD, nodes.KFP_RUN}
+    variables = spec["deploymentSpec"]["executors"]["exec-train"]["container"]["env"]
+    pods = json.loads(next(v["value"] for v in variables if v["name"] == nodes.PODS))
+    env = {variable.pop("name"): variable for variable in pods["env"]}
+    assert env["HF_TOKEN"] == {"valueFrom": {"secretKeyRef": {"name": "mine", "key": "HF_TOKEN", "optional": False}}}
+    assert (
+        "KEY" not in env
+        and env["AWS_CA_BUNDLE"] == {"value": "/etc/marble-ca/ca.crt"}
+        and env["HF_HOME"] == {"value": "/cache"}
+    )
+    volumes, mounts = ({each["name"]: each for each in pods[key]} for key in ("volumes", "volume_mounts"))
+    assert volumes.keys() == mounts.keys() == {"scratch", "shared-memory", "cache", "authority"}
+    assert volumes["cache"]["persistentVolumeClaim"] == {"claimName": "models"} and mounts["cache"]["mountPath"] == "/cache"
+    assert (
+        pods["gpu"] == "amd.com/gpu" and pods["resources"] == {"memory": "400Gi"} and pods["node_selector"] == {"gpu": "H100"}
+    )
+    assert pods["image_pull_secrets"] == [{"name": "pull"}]
+
+
 @contextmanager
 def two_machines(directory: Path, ports: list[int]) -> Iterator[list[list[str]]]:
     """Two network namespaces with a cable between them; yields how to run a command in each. What listens on these ports of this
@@ -284,10 +316,10 @@ class Controller:
 
 
 @pytest.mark.slow
-def test_two_nodes_of_two_processes_train_the_model_that_one_process_trains(
+def test_two_nodes_train_the_model_that_one_process_trains(
     services: dict[str, str], kube: StubKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six prompts on four processes; the nodes reach each other by their cable, and S3 and MLflow by the values of the secrets."""
+    """The nodes reach each other by their cable alone, and S3 and MLflow by what the secrets and config maps say."""
     monkeypatch.setenv(nodes.PODS, json.dumps(json.loads(PODS) | {"gpu": ""}))
     ports = [urlsplit(services[name]).port or 0 for name in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")]
     adapters = []
@@ -295,8 +327,7 @@ def test_two_nodes_of_two_processes_train_the_model_that_one_process_trains(
         kube.start = Controller(kube, machines, services, tmp_path)
         for count in (1, 2):
             directory = tmp_path / str(count)
-            overrides = (f"train.nodes={count}", f"train.processes={count}", "rollout.prompts=6", "train.steps=1")
-            where, _ = prepared_run(directory, *overrides)
+            where, _ = prepared_run(directory, f"train.nodes={count}", "train.steps=1")
             assert "reward/geneval/mean" in stages.train(where, directory / "adapter"), kube.log
             adapters.append(load_file(directory / "adapter" / ADAPTER_FILE))
     assert relative_error(*adapters) < 1e-3
