@@ -101,9 +101,9 @@ def _use(config: RunConfig, name: str) -> str:
         [
             "```python",
             "import mlflow",
-            "from diffusers import StableDiffusion3Pipeline",
+            "from diffusers import DiffusionPipeline",
             "",
-            f"pipe = StableDiffusion3Pipeline.from_pretrained({config.model.path!r}{revision})",
+            f"pipe = DiffusionPipeline.from_pretrained({config.model.path!r}{revision})",
             f'pipe.load_lora_weights(mlflow.artifacts.download_artifacts("models:/{name}@champion") + "/adapter_weights")',
             f'pipe("a red circle", guidance_scale=1.0, num_inference_steps={config.evaluation.steps})',
             "```",
