@@ -88,12 +88,13 @@ def test_in_fp16_a_cotangent_of_any_size_loses_nothing(size):
     assert relative_error(totals[1], totals[0]) < 0.01
 
 
-def test_an_overflow_repeats_the_pass_at_half_the_scale_for_the_layers_that_saw_it():
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_overflow_repeats_the_pass_at_half_the_scale_for_the_layers_that_saw_it(checkpointing):
     config = small_config()
     policy = small_policy(config, perturb=0.05, model=SmallModel(autocast=torch.float16))
     results = []
     for boost in (0, 15):
-        rows = RowGradients(policy.layers_of("default"), 1)
+        rows = RowGradients(policy.layers_of("default"), 1, policy.transformer if checkpointing else None)
         with policy.using("default") as model, rows.listening():
             x = torch.randn(6, *model.latent_shape, generator=torch.Generator().manual_seed(4))
             conditioning = model.encode([f"prompt {i}" for i in range(6)])
