@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv lock demo test test-faults images bench lint
+.PHONY: help venv lock demo test test-faults test-containers images bench lint
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -52,6 +52,9 @@ test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers,
 images: $(READY)  ## the stages' container images on this machine's engine (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=...)
 	$(BIN)/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' --torch '$(TORCH)' \
 		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)'
+
+test-containers: $(READY)  ## the images, and the whole pipeline in them; starts the engine itself, some twelve minutes (as root, ARGS="-k size")
+	TORCH="$(TORCH)" $(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 
 bench: $(READY)  ## what exact balancing costs, counted and measured (ROUNDS=5; 0 counts only)
 	$(BIN)/marble bench $(if $(ROUNDS),--rounds $(ROUNDS))

@@ -21,6 +21,7 @@ from marble_core.advantages import Mixing
 from marble_core.config import BalanceConfig, StageConfig
 from marble_core.halves import Halves
 from marble_core.minnorm import Limits, feasible, min_norm
+from marble_core.plugins import import_class
 from marble_core.types import MarbleError
 from marble_core.wishes import parse
 
@@ -244,7 +245,11 @@ METHODS: dict[str, type[Balancer]] = {
 
 
 def make_balancer(config: BalanceConfig, names: tuple[str, ...], steps: int) -> Balancer:
-    """The method's balancer. Raises MarbleError for limits that name no reward or that no weights can meet."""
+    """The method's balancer. Raises MarbleError for limits that name no reward or that no weights can meet, and for a user's own
+    that cannot be imported."""
+    if config.is_own:
+        own: Balancer = import_class(config.method, "balance.method")(config, names, steps)
+        return own
     return METHODS[config.method.partition(":")[0]](config, names, steps)
 
 

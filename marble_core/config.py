@@ -6,6 +6,7 @@ Marks: [P] the paper (arXiv 2605.06507), [C] its released code, [N] DiffusionNFT
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -139,12 +140,13 @@ class StageConfig(Section):
 
 BALANCING = ("marble", "mgda")
 METHODS = ("marble", "mgda", "weighted_sum", "equal", "gdpo", "sequential", "single:<reward>")
+OWN_METHOD = re.compile(r"\w+(\.\w+)*:[A-Z]\w*")  # the import path of a user's Balancer; rewards have small letters
 
 
 class BalanceConfig(Section):
     """How the rewards' gradients become one update; the rule is written out in balance.py."""
 
-    method: str = "marble"  # one of METHODS
+    method: str = "marble"  # one of METHODS, or the import path of a Balancer: package.module:Class
     every: int = Field(1, ge=1)  # [O] 1: the QP is solved on every step; N: one backward pass in between. [C] 10
     rho: float = Field(0.7, ge=0, lt=1)  # [P] EMA of alpha, and of the norms
     ema_on_solved: bool | None = None  # use abar on a solved step too; default: true for every = 1, false [P] above
@@ -168,17 +170,27 @@ class BalanceConfig(Section):
     @property
     def single(self) -> str:
         """The reward of ``single:<reward>``."""
-        return self.method.partition(":")[2]
+        return "" if self.is_own else self.method.partition(":")[2]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the method is a user's own."""
+        return OWN_METHOD.fullmatch(self.method) is not None
+
+    @property
+    def weighs_gradients(self) -> bool:
+        """Whether the method may ask for every reward's gradient."""
+        return self.method in BALANCING or self.is_own
 
     @model_validator(mode="after")
     def _known_method(self) -> BalanceConfig:
         name, colon, _ = self.method.partition(":")
-        if name + (":<reward>" if colon else "") not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}, choose one of {', '.join(METHODS)}")
+        if not self.is_own and name + (":<reward>" if colon else "") not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}, choose one of {', '.join(METHODS)} or package.module:Class")
         if (name == "sequential") != bool(self.stages):
             raise ValueError("method 'sequential' needs balance.stages, and no other method has them")
         wanted = [key for key in ("prior", "floor", "cap", "wishes") if getattr(self, key)]
-        if wanted and name not in BALANCING:
+        if wanted and not self.weighs_gradients:
             raise ValueError(f"method {self.method!r} does not balance, so balance.{wanted[0]} would say nothing; leave it out")
         if self.gram == "cross" and not (self.halves and name != "mgda"):
             raise ValueError("gram 'cross' is made of balance.halves and balances normalised gradients, so it needs both")

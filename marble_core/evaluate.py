@@ -43,7 +43,7 @@ def run_evaluation(
 
     policy = Policy.load(config)
     policy.load_adapter(adapter, config.lora.rank)
-    incumbent = _loaded(policy, incumbent or Incumbent())
+    incumbent = loaded(policy, incumbent or Incumbent())
     adapters = {"base": "off", "trained": "default"} | ({"champion": "champion"} if incumbent.adapter else {})
     work = _Work(
         config,
@@ -67,7 +67,32 @@ def run_evaluation(
     return evaluation
 
 
-def _loaded(policy: Policy, incumbent: Incumbent) -> Incumbent:
+def measure(
+    config: RunConfig, prompts: Sequence[Prompt], adapter: Path | None, out: Path
+) -> tuple[dict[str, RewardTable], dict[str, Any]]:
+    """The rewards of the base, and of ``trained`` where there is an ``adapter``, by role; and the settings that go with them.
+
+    Sampled as run_evaluation does, and compared with nothing. ``images/`` is written under ``out``.
+    """
+    from marble_core.policy import Policy
+    from marble_core.rewards import load_scorers
+
+    policy = Policy.load(config)
+    adapters = {"base": "off"}
+    if adapter:
+        policy.load_adapter(adapter)
+        adapters["trained"] = "default"
+    scorers = load_scorers(config.measured, config.model.offloads_scorers)
+    work = _Work(config, prompts, scorers, Path(out) / "images", list(adapters))
+    tables = {}
+    for role, name in adapters.items():
+        with policy.using(name) as model:
+            tables[role] = work.score(role, model)
+    work.write_scores(tables)
+    return tables, _settings(config, prompts, adapter, scorers)
+
+
+def loaded(policy: Policy, incumbent: Incumbent) -> Incumbent:
     """The champion's LoRA as the adapter ``champion``; or none, where it does not fit this base model."""
     if incumbent.adapter is not None:
         try:
@@ -199,13 +224,13 @@ def _finite(table: RewardTable, prompts: Sequence[Prompt]) -> RewardTable:
     return table
 
 
-def _settings(config: RunConfig, prompts: Sequence[Prompt], adapter: Path, scorers: Sequence[Scorer]) -> dict[str, Any]:
+def _settings(config: RunConfig, prompts: Sequence[Prompt], adapter: Path | None, scorers: Sequence[Scorer]) -> dict[str, Any]:
     e, m = config.evaluation, config.model
     texts = "\n".join(f"{p.source}\t{p.text}" for p in prompts)
     return {
         "model": m.path,
         "revision": m.revision,
-        "adapter_sha256": {p.name: _sha256(p.read_bytes()) for p in sorted(adapter.glob("*.safetensors"))},
+        "adapter_sha256": {p.name: _sha256(p.read_bytes()) for p in sorted(adapter.glob("*.safetensors") if adapter else [])},
         "solver": e.solver,
         "steps": e.steps,
         "guidance_scale": 1.0,

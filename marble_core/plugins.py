@@ -1,4 +1,4 @@
-"""What a configuration names by its import path: scorers, detectors, model families. Imported when it is used."""
+"""What a configuration names by its import path: scorers, detectors, balancers, model families. Imported when it is used."""
 
 from __future__ import annotations
 

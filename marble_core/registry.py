@@ -73,7 +73,10 @@ def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata
             run_id=run_id,
             step=step,
             metadata=dict(metadata or {}),
-            pip_requirements=[f"{p}=={version(p).partition('+')[0]}" for p in ("mlflow", *NEEDED_TO_LOAD)],
+            pip_requirements=[
+                f"mlflow=={mlflow.__version__}",
+                *(f"{p}=={version(p).partition('+')[0]}" for p in NEEDED_TO_LOAD),
+            ],
         )
         uri = f"models:/{model.model_id}"
         client.set_tag(run_id, SHA256_TAG, sha256)

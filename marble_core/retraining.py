@@ -17,22 +17,23 @@ import numpy as np
 from marble_core.checkpoints.remote import Remote
 from marble_core.checkpoints.source import begun_with, locate
 from marble_core.config import CHAMPION, RunConfig
-from marble_core.prompts import mix, read_prompts
+from marble_core.prompts import mix, read_prompts, write_jsonl
 from marble_core.seeding import derive
 from marble_core.storage import S3
 from marble_core.types import SOURCES, MarbleError, Prompt
 
-PROMPTS = "train.jsonl"  # below runs/RUN_ID
+PROMPTS, KNOWN = "train.jsonl", "known.jsonl"  # below runs/RUN_ID: what it trains on; what it and its predecessors were given
 CHECKPOINT_TAG = "marble.checkpoint"  # on a version: where its training can go on
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that a run begins from, the address of its checkpoint, and what it was trained on."""
+    """The version that a run begins from, the address of its checkpoint, what it was trained on, and what is not new to it."""
 
     version: str
     checkpoint: str
     prompts: tuple[Prompt, ...]
+    known: tuple[Prompt, ...]
 
 
 def find_champion(name: str) -> Champion | None:
@@ -51,13 +52,13 @@ def find_champion(name: str) -> Champion | None:
             f"The champion of {name!r}, version {version}, has no tag {CHECKPOINT_TAG}: give train.start_from an s3:// address."
         )
     remote, checkpoint = locate(tags[CHECKPOINT_TAG])
-    prompts = stored_prompts(remote.s3, remote.run_id)
-    if prompts is None:
+    prompts = stored(remote.s3, remote.run_id, PROMPTS)
+    if not prompts:
         raise MarbleError(
-            f"The prompts of the champion of {name!r} are not at {remote.s3.uri(_key(remote.run_id))} any more: "
+            f"The prompts of the champion of {name!r} are not at {remote.s3.uri(_key(remote.run_id, PROMPTS))} any more: "
             "give train.start_from an s3:// address, which trains on all prompts."
         )
-    return Champion(version, remote.uri(checkpoint), tuple(prompts))
+    return Champion(version, remote.uri(checkpoint), prompts, stored(remote.s3, remote.run_id, KNOWN) or prompts)
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,18 @@ class Beginning:
             return list(self.own), ["The run goes on with the prompts that it was begun with."]
         if self.champion is None:
             return list(given), []
-        choice = choose(self.config.data.new_prompts, given, self.champion.prompts, held_out, self.config.seed)
+        before, known = self.champion.prompts, self.champion.known
+        choice = choose(self.config.data.new_prompts, given, before, known, held_out, self.config.seed)
         said = f"Goes on from the champion, version {self.champion.version}; {choice.counts}."
         if choice.prompts:
             mix(choice.prompts, self.config.rollout.prompts, 1, 0, self.config.seed)
         else:
             said = f"Nothing to train on: no prompt is new since the champion, version {self.champion.version}."
         return choice.prompts, [said]
+
+    def known(self, given: Sequence[Prompt]) -> list[Prompt]:
+        """What is not new to who begins from this run."""
+        return [*given, *(self.champion.known if self.champion else ())]
 
 
 def plan(config: RunConfig, s3: S3, run_id: str) -> tuple[RunConfig, Beginning]:
@@ -96,7 +102,7 @@ def plan(config: RunConfig, s3: S3, run_id: str) -> tuple[RunConfig, Beginning]:
         return config, Beginning(config)
     if before := begun_with(Remote(s3, run_id)):
         settled = _starting_from(config, before.train.start_from)
-        return settled, Beginning(settled, own=tuple(stored_prompts(s3, run_id) or ()))
+        return settled, Beginning(settled, own=stored(s3, run_id, PROMPTS))
     champion = find_champion(config.registry.model)
     settled = _starting_from(config, champion.checkpoint if champion else None)
     return settled, Beginning(settled, champion)
@@ -119,21 +125,28 @@ class Choice:
         return ", ".join(f"{source} {self.new[source]} new and {self.known[source]} known" for source in self.new)
 
 
-def choose(mode: str, given: Sequence[Prompt], before: Sequence[Prompt], held_out: Sequence[Prompt], seed: int) -> Choice:
-    """The prompts of ``given`` and of ``before`` that a retraining trains on.
+def choose(
+    mode: str,
+    given: Sequence[Prompt],
+    before: Sequence[Prompt],
+    known: Sequence[Prompt],
+    held_out: Sequence[Prompt],
+    seed: int,
+) -> Choice:
+    """The prompts of ``given``, and of ``before``, the champion's, that a retraining trains on; new is what is not ``known``.
 
-    ``all`` takes what is given, ``only`` what of it ``before`` has not. ``mix`` takes the same, and fills every source up to the
-    size that it had before from its own prompts of then, drawn by ``seed``: no specialist starves because the news are of
-    another kind. A prompt that is held out now is not taken from ``before``.
+    ``all`` takes what is given, ``only`` the new ones. ``mix`` takes these too, and fills every source up to the size that it
+    had before from the champion's prompts, drawn by ``seed``: no specialist starves because the news are of another kind. A
+    prompt that is held out now is not taken from the champion's.
     """
-    known = {(p.source, p.text) for p in before}
+    not_new = {(p.source, p.text) for p in known}
     judged_by = {p.text for p in held_out}
     chosen: list[Prompt] = []
     news, olds = {}, {}
     for source in SOURCES:
         own = [p for p in given if p.source == source]
-        new = [p for p in own if (source, p.text) not in known]
-        old = [p for p in own if (source, p.text) in known] if mode == "all" else []
+        new = [p for p in own if (source, p.text) not in not_new]
+        old = [p for p in own if (source, p.text) in not_new] if mode == "all" else []
         if mode == "mix":
             then = [p for p in before if p.source == source]
             usable = [p for p in then if p.text not in judged_by]
@@ -152,18 +165,22 @@ def successor_tags(config: RunConfig, run_id: str) -> dict[str, str]:
     return {CHECKPOINT_TAG: remote.uri(name)} if name else {}
 
 
-def store_prompts(s3: S3, run_id: str, file: Path) -> None:
-    """Leave the run's prompts for its successor."""
-    s3.upload_file(file, _key(run_id))
-
-
-def stored_prompts(s3: S3, run_id: str) -> list[Prompt] | None:
-    if not s3.exists(_key(run_id)):
-        return None
+def store_prompts(s3: S3, run_id: str, prompts: Sequence[Prompt], known: Sequence[Prompt]) -> None:
+    """Leave the run's prompts for its successor, and all that are not new to it."""
     with tempfile.TemporaryDirectory(prefix="marble-") as directory:
-        s3.download_file(_key(run_id), Path(directory) / PROMPTS)
-        return read_prompts(Path(directory) / PROMPTS)
+        for name, own in ((PROMPTS, prompts), (KNOWN, {(p.source, p.text): p for p in known}.values())):
+            write_jsonl(Path(directory) / name, own)
+            s3.upload_file(Path(directory) / name, _key(run_id, name))
 
 
-def _key(run_id: str) -> str:
-    return f"runs/{run_id}/{PROMPTS}"
+def stored(s3: S3, run_id: str, name: str) -> tuple[Prompt, ...]:
+    """A run's PROMPTS or KNOWN; nothing where there are none."""
+    if not s3.exists(_key(run_id, name)):
+        return ()
+    with tempfile.TemporaryDirectory(prefix="marble-") as directory:
+        s3.download_file(_key(run_id, name), Path(directory) / name)
+        return tuple(read_prompts(Path(directory) / name))
+
+
+def _key(run_id: str, name: str) -> str:
+    return f"runs/{run_id}/{name}"

@@ -103,8 +103,8 @@ def prepare(
             write_page(out / "data_report.html", data.report)
             page.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "data_report.html", page)
-        if prompts:
-            store_prompts(s3, run_id, out / "train.jsonl")
+        if prompts and not beginning.own:
+            store_prompts(s3, run_id, prompts, beginning.known(data.train))
         with _tracked(out, "prepare", "RUNNING", run_params(config), code_tags()) as tracker:
             sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))

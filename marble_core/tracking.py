@@ -43,6 +43,7 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _log = logging.getLogger(__name__)
 
@@ -82,16 +83,13 @@ class Tracker:
         A run's parameters cannot change in MLflow: on a restart only new ones are added, and changed ones become tags
         ``changed.KEY``.
         """
-        for key, value in _DEFAULTS.items():
-            os.environ.setdefault(key, value)
-        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
         where = os.environ.get("MLFLOW_TRACKING_URI")
         if not where:  # MLflow would write a file into the working directory, which a container takes with it
             raise MarbleError("MLFLOW_TRACKING_URI is not set: give the address of an MLflow server.")
         try:
-            client = MlflowClient(where)
+            client = client_of(where)
             experiment_id = _experiment_id(client, experiment)
             run = find_run(client, experiment_id, run_id_tag)
             run = _opened(client, run, experiment_id, run_name, {**(tags or {}), RUN_ID_TAG: run_id_tag})
@@ -211,6 +209,15 @@ class Tracker:
             _log.warning("MLflow did not take the %s: %s", what, " ".join(str(error).split())[:200])
             return False
         return True
+
+
+def client_of(where: str) -> MlflowClient:
+    """MLflow's client of this server, with the defaults above where the environment has none of its own."""
+    for key, value in _DEFAULTS.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(where)
 
 
 def find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:

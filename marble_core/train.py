@@ -17,7 +17,7 @@ from marble_core.assets import portable
 from marble_core.balance import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore
 from marble_core.checkpoints.source import fetched
-from marble_core.config import BALANCING, RunConfig
+from marble_core.config import RunConfig
 from marble_core.policy import Policy
 from marble_core.residence import resident_bytes
 from marble_core.rewards import load_scorers
@@ -186,7 +186,7 @@ def _tracked_training(
     said = {"mlflow.note.content": glossary.as_markdown()}
     tracker = Tracker.start(config.storage.experiment, run_id, run_id, "train", run_params(config), said)
     tracker.watch_machine()
-    if config.balance.method in BALANCING or config.balance.observe:
+    if config.balance.weighs_gradients or config.balance.observe:
         progress.emit("train", note=glossary.of_the_progress_line())
     status = "FAILED"
     try:

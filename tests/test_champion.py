@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from PIL import Image
 from conftest import ROOT
 from marble_core import stages
 from marble_core.results import Evaluation
+from marble_core.types import MarbleError, Prompt
 
 TINY = [
     "train.steps=1", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
@@ -21,6 +24,28 @@ TINY = [
     "evaluation.resamples=200", "evaluation.diversity_prompts=3", "evaluation.diversity_images=2", "registry.model=tiny",
     "evaluation.rewards=[{name: compressibility}]",
 ]  # fmt: skip
+
+
+class FailsOnTheSecondModel:
+    """Once one model's pictures are scored and saved."""
+
+    name = "broken"
+    value_range = (0.0, 1.0)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def applies(self, prompt: Prompt) -> bool:
+        return True
+
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+        self.calls += 1
+        if self.calls > 1:
+            raise MarbleError("The scorer is out of words: give it some.")
+        return np.zeros(len(prompts))
+
+    def self_check(self) -> None:
+        pass
 
 
 @dataclass
@@ -137,3 +162,16 @@ def test_diffusers_and_mlflow_load_the_registered_lora_and_draw_the_evaluations_
         assert (draw(pipe, one.rows) == one.pixels("trained")).all()
     two_at_a_time = np.concatenate([draw(plain, one.rows[i : i + 2]) for i in range(0, len(one.rows), 2)])
     assert np.abs(two_at_a_time.astype(int) - one.pixels("trained")).max() <= 1
+
+
+def test_an_evaluation_that_fails_leaves_nothing_behind(
+    runs: tuple[Run, Run], services: dict[str, str], tmp_path: Path
+) -> None:
+    one, _ = runs
+    shutil.copytree(one.root / "prepared", tmp_path / "prepared")
+    config = json.loads((tmp_path / "prepared" / "config.json").read_text())
+    config["evaluation"]["rewards"] = [{"name": "broken", "scorer": "test_champion:FailsOnTheSecondModel"}]
+    (tmp_path / "prepared" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MarbleError, match="out of words"):
+        stages.evaluate(tmp_path / "prepared", one.root / "adapter", tmp_path / "out", tmp_path / "report.html")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "report.html").exists()

@@ -104,7 +104,7 @@ def test_s3_has_a_checkpoint_of_each_step_with_its_manifest_and_how_good_the_las
     keys = {re.sub(r"(?<=step-\d{6})-[0-9a-f]{8}", "", item["Key"].removeprefix("runs/tiny/")) for item in listed}
     files = ("manifest.json", "state.json", "state.safetensors", "config.json", "history.jsonl")
     steps = {f"checkpoints/step-00000{n}/{file}" for n in (1, 2) for file in files}
-    assert keys == {*steps, "checkpoints/latest", "evaluations/step-000002.json", "train.jsonl"}
+    assert keys == {*steps, "checkpoints/latest", "evaluations/step-000002.json", "train.jsonl", "known.jsonl"}
 
 
 def test_no_secret_is_in_anything_that_the_run_wrote(done, services, tmp_path_factory):

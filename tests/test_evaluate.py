@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from marble_core.comparing import compare
+from marble_core.comparing import Bootstrap, alarms, compare, diversity
 from marble_core.config import RegistryConfig
-from marble_core.evaluate import run_evaluation
+from marble_core.evaluate import loaded, mean_distances, run_evaluation
 from marble_core.gate import decide
 from marble_core.loading import load_config
-from marble_core.results import Alarm, Evaluation
+from marble_core.registry import Incumbent
+from marble_core.results import Alarm, Estimate, Evaluation
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 NAMES = ("clipscore", "ocr")
@@ -40,14 +44,40 @@ def tables(
 
 
 def test_intervals_cover_the_truth_in_93_to_97_of_100_comparisons() -> None:
-    prompts, covered = held_out(40), np.zeros(3)
-    scale, trials = (np.sqrt(1 + 2 / 3), 1.0), 2000
+    """Of differences to base and champion (a tenth of a std below trained), and of the mean gain over either."""
+    prompts, covered = held_out(40), np.zeros(6)
+    scale, trials = np.array([np.sqrt(1 + 2 / 3), 1.0]), 1000
     for trial in range(trials):
-        e = compare(*tables(prompts, np.random.default_rng(trial)), prompts, resamples=300, seed=trial)
-        for k, name in enumerate(NAMES):
-            covered[k] += e.rewards[name].difference.low <= 0.1 * scale[k] <= e.rewards[name].difference.high
-        covered[2] += e.mean_gain.low <= 0.1 <= e.mean_gain.high
+        rng = np.random.default_rng(trial)
+        base, trained = tables(prompts, rng)
+        champion = RewardTable(NAMES, trained.R_NK - 0.1 * scale + 0.5 * rng.normal(size=trained.R_NK.shape))
+        e = compare(base, trained, prompts, 300, trial, champion)
+        assert e.champion is not None
+        found = [e.rewards[n].difference for n in NAMES] + [e.champion.rewards[n].difference for n in NAMES]
+        found = [*found, e.mean_gain, e.champion.mean_gain]
+        covered += [d.low <= true <= d.high for d, true in zip(found, (*0.1 * scale, *0.1 * scale, 0.1, 0.1), strict=True)]
     assert ((0.93 * trials <= covered) & (covered <= 0.97 * trials)).all(), covered / trials
+
+
+@pytest.mark.parametrize(
+    ("n", "draw"),
+    [
+        (20, lambda rng: rng.normal(size=20)),
+        (20, lambda rng: rng.choice([-1, 0, 1], p=[0.1, 0.7, 0.2], size=20) - 0.1),
+        (40, lambda rng: rng.exponential(size=40) - 1),
+    ],
+    ids=["twenty prompts", "wins and losses among ties, twenty prompts", "an exponential tail, forty prompts"],
+)
+def test_intervals_cover_the_truth_with_few_prompts_and_skewed_differences(
+    n: int, draw: Callable[[np.random.Generator], np.ndarray]
+) -> None:
+    prompts, covered = [Prompt(f"general {i}", "general") for i in range(n)], 0
+    for trial in range(1000):
+        rng = np.random.default_rng(trial)
+        base = rng.normal(size=n)
+        d = Bootstrap(prompts, 500, trial).versus(base, base + draw(rng)).difference
+        covered += d.low <= 0 <= d.high
+    assert 930 <= covered <= 970
 
 
 def test_the_numbers_are_the_plain_paired_statistics() -> None:
@@ -213,3 +243,55 @@ def test_side_values_are_compared_as_rewards_are_and_neither_gain_nor_gate_knows
         replace(base, side={"ocr/x": base.R_NK[:, 1]}), replace(trained, side={"ocr/x": trained.R_NK[:, 1]}), prompts, 500, 0
     )
     assert same.side["ocr/x"] == same.rewards["ocr"]
+
+
+def test_a_reward_that_was_not_trained_on_is_beside_the_gain_and_falls_with_an_alarm() -> None:
+    prompts = held_out(30)
+    base, trained = tables(prompts, np.random.default_rng(0), gain=0.5, noise=0.1)
+    fell = RewardTable(NAMES, trained.R_NK - np.array([3.0, 0.0]))
+    e = compare(base, fell, prompts, 500, 0, held_out=["clipscore"])
+    assert list(e.rewards) == ["ocr"] and list(e.held_out) == ["clipscore"] and e.mean_gain.mean > 0
+    (alarm,) = alarms(e)
+    assert alarm.kind == "reward hacking" and alarm.text.startswith("clipscore, which was not trained on, fell by -2.")
+    assert "while what was trained on rose: ocr +0.5" in alarm.text
+    for harmless in (compare(base, trained, prompts, 500, 0, held_out=["clipscore"]), compare(base, fell, prompts, 500, 0)):
+        assert alarms(harmless) == ()
+
+
+def test_pictures_that_become_alike_are_an_alarm_and_a_little_less_diversity_is_none() -> None:
+    prompts, rng = held_out(8), np.random.default_rng(0)
+    e = compare(*tables(prompts, rng), prompts, 100, 0)
+    base = rng.uniform(0.3, 0.5, size=24)
+    for factor, kinds in ((0.5, ["mode collapse"]), (0.9, []), (1.5, [])):
+        d = diversity({"base": base, "trained": factor * base + rng.normal(0, 0.01, 24)}, prompts, 4, 500, 0)
+        assert d.change.low <= factor - 1 <= d.change.high and d.prompts == 24
+        assert [alarm.kind for alarm in alarms(replace(e, diversity=d))] == kinds
+    assert (
+        "their diversity changed by -50 ("
+        in alarms(replace(e, diversity=replace(d, change=Estimate(-0.5, -0.6, -0.4))))[0].text
+    )
+
+
+def test_the_mean_distance_is_that_of_all_pairs_and_none_of_equal_pictures() -> None:
+    features = np.random.default_rng(0).normal(size=(3, 4, 7))
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    pairs = [[1 - a @ b for a, b in combinations(group, 2)] for group in features]
+    np.testing.assert_allclose(mean_distances(features), np.mean(pairs, axis=1))
+    assert mean_distances(np.repeat(features[:, :1], 4, axis=1)).max() < 1e-12
+
+
+def test_a_champion_that_does_not_fit_the_base_is_left_out_with_a_sentence(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from marble_core.policy import Policy
+
+    layer = "transformer.transformer_blocks.0.attn.to_q.lora_{}.weight"
+    save_file(
+        {layer.format("A"): torch.zeros(4, 7), layer.format("B"): torch.zeros(7, 4)},
+        tmp_path / "pytorch_lora_weights.safetensors",
+    )
+    policy = Policy.load(load_config("demo"))
+    left_out = loaded(policy, Incumbent("3", tmp_path))
+    assert left_out.adapter is None and left_out.version == "3"
+    assert re.match(r"The champion, version 3, is not compared with: The LoRA .* is another model's", left_out.absent)

@@ -177,7 +177,7 @@ def test_the_upgrade_runs_before_an_installation_only_where_the_database_is_ther
 
 
 def test_one_registry_takes_the_place_of_all() -> None:
-    values = {**VALUES["air_gapped"], "pipeline": VALUES["multi_user"]["pipeline"]}
+    values = {**VALUES["air_gapped"], "pipeline": VALUES["multi_user"]["pipeline"], "s3": {}}
     images = {container["image"] for pod in pods(render(values)) for container in pod["spec"]["containers"]}
     assert images == {
         "registry.example.org:5000/mirror/mlflow/mlflow:v3.17.2-full",

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from marble_core.cli import app
 from marble_core.gate import Decision
 from marble_core.loading import load_config
 from marble_core.model_card import write_card
@@ -153,7 +155,8 @@ def test_aliases_follow_the_decisions_and_a_roll_back_says_who_was_replaced(
     assert f"version {second} became it after this evaluation" in client.get_model_version("marble", overtaken).description
 
     assert client.get_model_version("marble", second).tags["marble.previous_champion"] == first
-    assert roll_back("marble") == (second, first)
+    done = CliRunner().invoke(app, ["rollback", "marble"])
+    assert done.stdout == f"Version {first} of marble is the champion again, in place of version {second}.\n", done.output
     assert aliases()["champion"] == first
     assert client.get_model_version("marble", second).tags["marble.rolled_back_to"] == first
     assert client.get_model_version("marble", first).tags["marble.rolled_back_from"] == second

@@ -299,6 +299,7 @@ def test_a_method_without_gradients_for_each_reward_has_no_alpha_and_says_so(con
         write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), given, tmp_path, plain)
         page = Page(tmp_path / "r.html")
         assert len(page.all("svg")) == plots and says in page.text
+        assert "ocr and geneval gained least and most on held-out prompts" in " ".join(page.text.split())
 
 
 def test_large_pictures_are_reduced_until_the_page_is_small_enough(config: RunConfig, tmp_path: Path) -> None:

@@ -28,26 +28,30 @@ def counts(chosen: list[Prompt]) -> dict[str, int]:
 
 def test_mix_takes_what_is_new_and_fills_every_source_up_to_its_size_of_before() -> None:
     new = prompts("ocr", "x", "y", "z")
-    choice = choose("mix", [*BEFORE, *new], BEFORE, (), seed=0)
+    choice = choose("mix", [*BEFORE, *new], BEFORE, BEFORE, (), seed=0)
     assert set(new) <= set(choice.prompts)
     assert counts(choice.prompts) == {"general": 4, "ocr": 3, "geneval": 3}, "ocr had 2, and has 3 new ones"
     assert choice.new == {"general": 0, "ocr": 3, "geneval": 0} and choice.known == {"general": 4, "ocr": 0, "geneval": 3}
-    one = choose("mix", prompts("general", "x"), BEFORE, (), seed=0)
+    one = choose("mix", prompts("general", "x"), BEFORE, BEFORE, (), seed=0)
     assert counts(one.prompts) == {"general": 4, "ocr": 2, "geneval": 3}, "also where the file has lost the old ones"
-    assert one == choose("mix", prompts("general", "x"), BEFORE, (), seed=0)
+    assert one == choose("mix", prompts("general", "x"), BEFORE, BEFORE, (), seed=0)
 
 
 def test_only_takes_the_new_ones_and_all_takes_what_is_given() -> None:
     new = prompts("ocr", "x")
-    assert choose("only", [*BEFORE, *new], BEFORE, (), seed=0).prompts == new
-    assert choose("only", BEFORE, BEFORE, (), seed=0).prompts == []
-    assert set(choose("all", [*BEFORE[:4], *new], BEFORE, (), seed=0).prompts) == {*BEFORE[:4], *new}
-    assert set(choose("mix", BEFORE, BEFORE, (), seed=0).prompts) == set(BEFORE), "nothing new: the old set"
+    assert choose("only", [*BEFORE, *new], BEFORE, BEFORE, (), seed=0).prompts == new
+    assert choose("only", BEFORE, BEFORE, BEFORE, (), seed=0).prompts == []
+    assert set(choose("all", [*BEFORE[:4], *new], BEFORE, BEFORE, (), seed=0).prompts) == {*BEFORE[:4], *new}
+    assert set(choose("mix", BEFORE, BEFORE, BEFORE, (), seed=0).prompts) == set(BEFORE), "nothing new: the old set"
+
+
+def test_what_an_earlier_champion_was_given_is_not_new() -> None:
+    assert choose("only", BEFORE, BEFORE[:3], BEFORE, (), seed=0).prompts == []
 
 
 def test_a_prompt_that_is_held_out_now_is_not_taken_from_the_champions_set() -> None:
     held_out = prompts("general", "a", "b", "c")
-    chosen = choose("mix", prompts("general", "x"), BEFORE, held_out, seed=0).prompts
+    chosen = choose("mix", prompts("general", "x"), BEFORE, BEFORE, held_out, seed=0).prompts
     assert not {p.text for p in held_out} & {p.text for p in chosen} and Prompt("general d", "general") in chosen
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, cluster, demo, evidence, models, pipeline, registry, runs
+from marble_core.cli import checkpoints, cluster, demo, evaluating, evidence, models, pipeline, registry, runs
 from marble_core.cli.examples import add_examples
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for command in (
     pipeline.init,
     pipeline.check,
     models.fetch,
+    evaluating.evaluate,
     pipeline.compile_,
     cluster.submit,
     pipeline.ui,

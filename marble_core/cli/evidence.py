@@ -69,6 +69,7 @@ def _finished(runs: list[str], scratch: Path) -> list[Finished]:
 
     from marble_core.report import local_run, tracked_run
     from marble_core.services import addresses, embedded
+    from marble_core.tracking import client_of
 
     found = {name: local_run(name, ROOT / "runs") for name in runs}
     missing = [name for name, run in found.items() if run is None]
@@ -79,9 +80,7 @@ def _finished(runs: list[str], scratch: Path) -> list[Finished]:
                 environment = stack.enter_context(embedded(ROOT))
                 os.environ.update(environment)
                 url = environment["MLFLOW_TRACKING_URI"]
-            from mlflow import MlflowClient
-
             for name in missing:
                 (scratch / name).mkdir()
-                found[name] = tracked_run(name, MlflowClient(url), scratch / name)
+                found[name] = tracked_run(name, client_of(url), scratch / name)
     return [run for run in found.values() if run]

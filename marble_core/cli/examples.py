@@ -13,6 +13,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "init": ("marble init", "marble init sd35.yaml --preset demo"),
     "check": ("marble check --config marble.yaml", "marble check --set rollout.prompts=48"),
     "fetch": ("marble fetch --dry-run", "marble fetch demo"),
+    "evaluate": (
+        "marble evaluate --published --preset sd35-medium-8gpu --adapter models:/marble@champion",
+        "marble evaluate --published --set data.evaluation.ocr=ocr/test.txt --limit 50    # the base alone, a quick look",
+    ),
     "compile": ("marble compile --registry registry.example/team --tag 0.1.0", "marble compile --settings settings.yaml"),
     "submit": (
         "marble submit --param preset=demo --param steps=40",

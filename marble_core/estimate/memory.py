@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from marble_core.catalogue import needs
-from marble_core.config import BALANCING, RewardConfig, RunConfig
+from marble_core.config import RewardConfig, RunConfig
 from marble_core.estimate.sizes import Scorer, Sizes, scorer_of
 
 GIB = 2**30
@@ -104,7 +104,7 @@ def processes_of(config: RunConfig) -> int:
 def rows_of(config: RunConfig) -> int:
     """Rows of accumulators on the step that has most."""
     balance, K = config.balance, len(config.rewards)
-    if balance.method not in BALANCING and not balance.observe:
+    if not (balance.weighs_gradients or balance.observe):
         return 1
     mixes = balance.method in ("weighted_sum", "gdpo")
     return (2 if balance.halves else 1) * (K + mixes) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from marble_core.config import BALANCING, RunConfig
+from marble_core.config import RunConfig
 from marble_core.estimate.memory import processes_of, share_of
 from marble_core.estimate.sizes import Sizes
 
@@ -37,7 +37,7 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
     micro_batches = -(-images // loss.micro_batch) * loss.timesteps
     every = micro_batches * processes_of(config)
     carriers = math.ceil(loss.kl_fraction * every) if loss.kl_beta else 0
-    solves = config.balance.method in BALANCING
+    solves = config.balance.weighs_gradients
     step = flop_of_step(config, sizes, solves) if sizes else None
     speed = 1e12 * hardware.tflops * hardware.utilisation * max(1, hardware.gpus)
     return Work(

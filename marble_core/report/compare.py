@@ -12,7 +12,7 @@ from marble_core.report.finished import Finished, has_pictures
 from marble_core.report.page import cost_of
 from marble_core.report.pictures import SHOWN, Case, Score, Shot, encode, pictured
 from marble_core.report.rendering import render
-from marble_core.report.scatter import Point, scatter, trained_point
+from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import Axis, Span, in_base_stds
 from marble_core.report.words import effect, signed
 from marble_core.results import Estimate
@@ -47,10 +47,8 @@ def write_comparison(path: Path, runs: Sequence[Finished], pair: tuple[str, str]
             raise MarbleError(f"Not all of the runs were measured in {name!r}; their common rewards are {', '.join(names)}.")
     fair = not (said := differences_in_measuring(runs, names))
     axis = Axis.around([e for run in runs for e in _gains(run, names).values()], 0.0)
-    pair = pair or next(
-        (p for run in runs if run.history.cosine(*(p := run.history.most_opposed(names) or ("", ""))) is not None), None
-    )
-    pair = pair or (tuple(names[:2]) if len(names) > 1 else None)  # type: ignore[assignment]
+    opposed = (found for run in runs if (found := run.history.most_opposed(names)))
+    pair = pair or next(opposed, None) or furthest_apart({n: runs[0].evaluation.measured[n] for n in names})
     page = render(
         "compare.html.j2",
         headline=headline(runs),

@@ -65,10 +65,9 @@ class History:
         return next((c for name in (f"cosine/{a}:{b}", f"cosine/{b}:{a}") if (c := self.mean(name)) is not None), None)
 
     def most_opposed(self, names: Sequence[str]) -> tuple[str, str] | None:
-        """The two rewards whose gradients agree least, which is where one is traded for the other; else the first two."""
-        pairs = list(combinations(names, 2))
-        known = {pair: c for pair in pairs if (c := self.cosine(*pair)) is not None}
-        return min(known, key=lambda pair: known[pair]) if known else next(iter(pairs), None)
+        """The two rewards whose gradients agree least, which is where one is traded for the other; None where none are known."""
+        known = {pair: c for pair in combinations(names, 2) if (c := self.cosine(*pair)) is not None}
+        return min(known, key=lambda pair: known[pair], default=None)
 
     def thinned(self, points: int = _POINTS) -> History:
         """At most ``points`` block means, each at the last step of its block; a block without a value is a gap."""

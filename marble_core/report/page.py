@@ -17,7 +17,7 @@ from marble_core.report.drawing import colour
 from marble_core.report.history import History
 from marble_core.report.pictures import galleries
 from marble_core.report.rendering import render
-from marble_core.report.scatter import Point, scatter, trained_point
+from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import axis_of, conditions, rows
 from marble_core.report.words import duration, effect, listed, signed
 from marble_core.results import Evaluation
@@ -63,7 +63,7 @@ def write_report(
     axis, names = axis_of(evaluation, config.registry.margin), config.reward_names
     over, by_source = (champion.rewards, champion.by_source) if champion else ({}, {})
     trained, held_out = (rows(own, over, config, axis, judged=True) for own in (evaluation.rewards, evaluation.held_out))
-    pair = history.most_opposed([n for n in names if n in evaluation.rewards])
+    pair = history.most_opposed([n for n in names if n in evaluation.rewards]) or furthest_apart(evaluation.rewards)
     page = render(
         "report.html.j2",
         headline=headline(evaluation, history),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from marble_core.report.drawing import INK, LEGIBLE, MARKERS, canvas, placeholder, to_svg
@@ -31,6 +31,13 @@ def trained_point(
     name: str, x: RewardResult, y: RewardResult, ink: int | None = None, marker: int = 0, label: str = ""
 ) -> Point:
     return Point(name, x.trained, y.trained, ink, marker, label, spread=(x.difference, y.difference))
+
+
+def furthest_apart(results: Mapping[str, RewardResult]) -> tuple[str, str] | None:
+    """The rewards that gained least and most in base stds; None where there are no two."""
+    gains = {n: r.difference.mean / r.base_std for n, r in results.items() if r.base_std > 0}
+    names = sorted(gains, key=lambda n: gains[n])
+    return (names[0], names[-1]) if len(names) > 1 else None
 
 
 def scatter(points: Sequence[Point], x_name: str, y_name: str, key: str) -> str:

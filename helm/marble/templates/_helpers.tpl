@@ -139,6 +139,10 @@ postgresql+psycopg2://{{ $db.user }}@{{ include "marble.databaseHost" . }}:{{ $d
   value: {{ include "marble.s3Endpoint" . | quote }}
 - name: AWS_DEFAULT_REGION
   value: {{ .Values.s3.region }}
+{{- if .Values.s3.authorityConfigMap }}
+- name: AWS_CA_BUNDLE
+  value: /srv/authority/ca.crt
+{{- end }}
 {{ include "marble.s3Keys" . }}
 {{- end }}
 

@@ -1,0 +1,88 @@
+"""The command that evaluates a model outside of a run: evaluate."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from marble_core.cli.options import ROOT, File, Preset, Set, load
+
+if TYPE_CHECKING:
+    from marble_core.config import RunConfig
+
+OUT = ROOT / "published"
+
+
+def evaluate(
+    published: Annotated[
+        bool, typer.Option("--published", help="With the published solver and steps, beside the paper's table.")
+    ] = False,
+    adapter: Annotated[
+        str, typer.Option(help="A LoRA: a directory, models:/NAME@ALIAS or models:/NAME/VERSION. Default: the base alone.")
+    ] = "",
+    preset: Preset = "demo",
+    config: File = None,
+    set_: Set = None,
+    limit: Annotated[int, typer.Option(min=0, help="Prompts of each source, evenly from its file. 0: all.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where published.json and the pictures go.")] = OUT,
+) -> None:
+    """Measure the base model, and a LoRA, on the prompts of data.evaluation, with every reward of the configuration.
+
+    The test sets are files: --set data.evaluation.general=drawbench.txt, .ocr and .geneval likewise. Without --published the
+    configuration's own solver and steps hold.
+    """
+    settings, _ = load(preset, config, set_)
+    from tempfile import TemporaryDirectory
+
+    from marble_core.published import adapter_of, as_published
+
+    with ExitStack() as stack:
+        if adapter.startswith("models:/") and not os.environ.get("MLFLOW_TRACKING_URI"):
+            from marble_core.services import addresses, embedded
+
+            os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
+        directory = stack.enter_context(TemporaryDirectory())
+        place = adapter_of(adapter, directory) if adapter else None
+        _measure(as_published(settings) if published else settings, published, place, adapter, limit, out)
+
+
+def _measure(settings: RunConfig, published: bool, place: Path | None, adapter: str, limit: int, out: Path) -> None:
+    import json
+    from dataclasses import asdict
+
+    from marble_core.estimate import check_fits
+    from marble_core.evaluate import measure
+    from marble_core.published import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
+    from marble_core.rewards.beforehand import check_named
+
+    check_named(settings.measured)
+    check_fits(settings)
+    prompts = read_test_sets(settings, limit)
+    out.mkdir(parents=True, exist_ok=True)
+    tables, found = measure(settings, prompts, place, out)
+    names = {"base": "ours, base", "trained": f"ours, {adapter}"[:40]}
+    ours = {names[role]: row_of(table, prompts) for role, table in tables.items()}
+    sides = {names[role]: table.side_means() for role, table in tables.items()}
+    rows = ROWS if published else {}
+    notes = differences(settings, prompts) if published else []
+    record = {
+        "settings": found,
+        "ours": {name: {reward: asdict(number) for reward, number in row.items()} for name, row in ours.items()},
+        "beside": sides,
+        "published": {name: dict(zip([c.reward for c in COLUMNS], row, strict=True)) for name, row in rows.items()},
+        "differences": notes,
+    }
+    (out / "published.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for line in lines(ours, rows):
+        print(line)
+    for name, side in sides.items():
+        if side:
+            print(f"{name}, beside: " + ", ".join(f"{value} {mean:.3f}" for value, mean in side.items()))
+    shown = ("model", "solver", "steps", "guidance_scale", "width", "height", "precision", "noise_seed", "prompts")
+    print("Settings: " + ", ".join(f"{key} {found[key]}" for key in shown) + f"; all of them in {out / 'published.json'}")
+    for note in notes:
+        print(f"Note: {note}")

@@ -1,0 +1,84 @@
+"""An engine, a base and the images, all made on the spot: whatever is missing here is a failure, not a skip."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, eventually
+from marble_core.processes import ChildProcess
+
+TAG = "tested"
+STAGES = ("prepare", "register", "train", "evaluate")
+# In the environment and in pip's settings of the build; they must be in no image.
+MARKS = {"HF_TOKEN": "hf_MarkedTokenOfTheBuild", "PIP_TRUSTED_HOST": "marked-host-of-the-build"}
+
+
+def pytest_configure() -> None:
+    """Whoever stops the tests wants the engine stopped as well."""
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("stopped", returncode=143))
+
+
+def docker(*arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The engine that answers, or one of our own, which leaves nothing behind."""
+    missing = [
+        name for name, program in (("docker.io", "dockerd"), ("debootstrap", "debootstrap")) if not shutil.which(program)
+    ]
+    if missing:
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(["apt-get", "install", "-qq", "--no-install-recommends", *missing], env=environment, check=True)
+    if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0:
+        yield
+        return
+    place = tmp_path_factory.mktemp("engine")
+    socket = f"unix://{place}/engine.sock"
+    options = [f"--host={socket}", f"--pidfile={place}/pid", f"--data-root={place}/data", f"--exec-root={place}/exec"]
+    # Every container here is on the machine's own network, so no bridge and no rule of a firewall is made.
+    command = ["dockerd", *options, "--bridge=none", "--iptables=false"]
+    daemon = ChildProcess(command, place / "log", os.environ, place, grace=40)
+    os.environ["DOCKER_HOST"] = socket
+    try:
+        answers = eventually(
+            lambda: subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0, seconds=60
+        )
+        assert answers, (place / "log").read_text()
+        yield
+    finally:
+        del os.environ["DOCKER_HOST"]
+        daemon.terminate()
+        daemon.wait()
+        shutil.rmtree(place / "data", ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The images' names by stage, as `make images` builds them, with torch in the build that this machine's pip finds."""
+    wheels = tmp_path_factory.mktemp("torch")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels)]
+    subprocess.run([*pip, *os.environ.get("TORCH", "torch==2.13.0").split()], check=True)
+    (torch,) = wheels.glob("torch-*.whl")
+    build = [sys.executable, str(ROOT / "images" / "build.py"), "--tag", TAG, "--torch", str(torch), "--flags=--network=host"]
+    done = subprocess.run(build, env=os.environ | MARKS, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:]
+    return {stage: f"marble-{stage}:{TAG}" for stage in STAGES}
+
+
+def in_image(image: str, script: str) -> str:
+    """What a Python program says in a container that has nothing but a read-only root and a place to write."""
+    options = ["--rm", "--network=none", "--read-only", "--tmpfs=/scratch:mode=1777", "--user=12345:12345"]
+    return docker("run", *options, image, "python3", "-c", script)
+
+
+def files_under(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
