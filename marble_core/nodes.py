@@ -278,7 +278,7 @@ def _sentences(doing: str) -> Iterator[None]:
             case 404:
                 why = f"the cluster has no {RUNTIME}, or not its version: install Kubeflow Trainer 2"
             case 401 | 403:
-                why = f"it is not allowed{said}: its service account needs the role of helm/marble, or another body"
+                why = f"it is not allowed{said}: where its service account lacks the role, helm/marble gives it one"
             case int():
                 why = f"Kubernetes answers {status}{said}"
             case _ if isinstance(error, HTTPError | TimeoutError) or isinstance(error.__cause__, HTTPError | TimeoutError):
