@@ -34,7 +34,8 @@ lock:  ## constraints.hashes.txt anew, after a change of pyproject.toml or const
 	$(BIN)/uv pip compile --quiet --generate-hashes --all-extras --no-emit-package torch --no-annotate --no-header \
 		--python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) --constraint constraints.txt pyproject.toml >> constraints.hashes.txt
 	for stage in prepare train evaluate register; do \
-		$(BIN)/uv pip compile --quiet $$(test $$stage = register || echo --extra $$stage) --no-emit-package torch --no-emit-package marble-core \
+		$(BIN)/uv pip compile --quiet $$(test $$stage = register || echo --extra $$stage) \
+			$$(test $$stage != train || echo --extra cluster) --no-emit-package torch --no-emit-package marble-core \
 			--no-annotate --no-header --python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) --constraint constraints.txt \
 			pyproject.toml --output-file images/$$stage/requirements.txt || exit; \
 	done

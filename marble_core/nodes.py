@@ -114,7 +114,7 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
             "tolerations": pods["tolerations"],
         },
     }
-    nodes = {"name": CONTAINER, "template": {"spec": {"template": pod}}}
+    runtime = {"template": {"spec": {"replicatedJobs": [{"name": CONTAINER, "template": {"spec": {"template": pod}}}]}}}
     return {
         "apiVersion": "/".join(_JOBS),
         "kind": "TrainJob",
@@ -129,14 +129,8 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
                 "numNodes": config.train.nodes,
                 "resourcesPerNode": {"requests": each, "limits": each},
             },
-            "runtimePatches": [
-                {
-                    "manager": "marble/train",
-                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [nodes]}}},
-                }
-            ],
-            # The net for a job that nobody follows any more.
-            "activeDeadlineSeconds": pods["seconds"] + round(OUTAGE),
+            "runtimePatches": [{"manager": "marble/train", "trainingRuntimeSpec": runtime}],
+            "activeDeadlineSeconds": pods["seconds"] + round(OUTAGE),  # for a job that nobody follows any more
         },
     }
 
@@ -207,7 +201,9 @@ class TrainJob:
 
     def _late(self, seconds: float) -> str:
         """The sentence after a time-out, with what Kubernetes said last, such as that no node has GPUs enough."""
-        events = self._client.get_job_events(self.name)
+        events: list[Any] = []
+        with contextlib.suppress(Exception):  # it is a hint, and the service account may not read it
+            events = self._client.get_job_events(self.name)
         said = f" ({' '.join(events[-1].message.split()).rstrip('.')})" if events else ""
         self._client.delete_job(self.name)
         return (
@@ -282,7 +278,7 @@ def _sentences(doing: str) -> Iterator[None]:
             case 404:
                 why = f"the cluster has no {RUNTIME}, or not its version: install Kubeflow Trainer 2"
             case 401 | 403:
-                why = f"it is not allowed{said}: its service account needs the role of helm/marble, or another body"
+                why = f"it is not allowed{said}: where its service account lacks the role, helm/marble gives it one"
             case int():
                 why = f"Kubernetes answers {status}{said}"
             case _ if isinstance(error, HTTPError | TimeoutError) or isinstance(error.__cause__, HTTPError | TimeoutError):

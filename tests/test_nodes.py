@@ -170,7 +170,7 @@ def test_a_job_that_somebody_deletes_and_a_kubernetes_that_refuses_are_one_sente
     with pytest.raises(MarbleError, match=r"deleted while it trained|cannot create a TrainJob"):
         stage()
     kube.refuse = {"POST": 403}
-    with pytest.raises(MarbleError, match=r"cannot create a TrainJob: it is not allowed .refused.: its service account"):
+    with pytest.raises(MarbleError, match=r"cannot create a TrainJob: it is not allowed .refused.: where its service account"):
         stage()
     kube.refuse, kube.runtime = {}, False
     with pytest.raises(MarbleError, match=r"no torch-distributed.*: install Kubeflow Trainer 2"):
