@@ -45,7 +45,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     socket = f"unix://{place}/engine.sock"
     options = [f"--host={socket}", f"--pidfile={place}/pid", f"--data-root={place}/data", f"--exec-root={place}/exec"]
     # Every container here is on the machine's own network, so no bridge and no rule of a firewall is made.
-    command = ["dockerd", *options, "--bridge=none", "--iptables=false"]
+    # In a mount namespace of its own, which takes all its mounts with it, whatever ends it.
+    command = ["unshare", "--mount", "dockerd", *options, "--bridge=none", "--iptables=false"]
     daemon = ChildProcess(command, place / "log", os.environ, place, grace=40)
     os.environ["DOCKER_HOST"] = socket
     try:
