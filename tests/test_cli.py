@@ -180,9 +180,13 @@ def test_a_stage_that_breaks_fails_the_command_with_its_traceback_and_the_logs_p
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_no_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, signal_number: signal.Signals
+    tmp_path: Path,
+    servers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    signal_number: signal.Signals,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # S3 is started, MLflow is not
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers["MLFLOW_TRACKING_URI"])  # S3 is started, MLflow is not
     command = [sys.executable, "-m", "marble_core.cli", "run", "--run-id", "stopped", *SMALL]
     with (tmp_path / "output").open("wb") as output:
         parent = subprocess.Popen(command, cwd=tmp_path, env=environment("hangs"), stdout=output, stderr=output)
