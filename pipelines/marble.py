@@ -1,4 +1,5 @@
 """The pipeline: prepare -> train -> evaluate -> gate -> register or reject; prepare -> skip where there is nothing new to train on.
+Whatever the end, cleanup removes what a training on several nodes left.
 
 One definition for the laptop, for containers and for a cluster. ``python -m pipelines.marble`` compiles it with the default
 settings to pipelines/marble.yaml, byte for byte the same each time.
@@ -9,6 +10,7 @@ from typing import Any
 
 from kfp import compiler, dsl
 
+from components.cleanup.component import cleanup
 from components.evaluate.component import evaluate
 from components.gate.component import gate
 from components.prepare.component import prepare
@@ -68,41 +70,43 @@ def build(settings: Settings) -> Any:
             registered_model: The name in MLflow's model registry.
             config: Any other override as JSON, {"optimizer": {"lr": 1e-4}} or ["optimizer.lr=1e-4"]. The fields above win.
         """
-        prepared = prepare(
-            preset=preset,
-            base_model=base_model,
-            prompts=prompts,
-            held_out=held_out,
-            rewards=rewards,
-            method=method,
-            steps=steps,
-            gpus=gpus,
-            seed=seed,
-            run_id=run_id,
-            start_from=start_from,
-            new_prompts=new_prompts,
-            gate_margin=gate_margin,
-            bucket=bucket,
-            registered_model=registered_model,
-            config=config,
-        )
-        data = prepared.outputs["prepared"]
-        # kfp.local skips a plain If on a named output without a word: hence one return value, and both branches.
-        with dsl.If(prepared.outputs["Output"] != "", name="train"):
-            trained = train(gpus=gpus, accelerator=accelerator, prepared=data)
-            adapter = trained.outputs["adapter"]
-            evaluated = evaluate(gpus=evaluation_gpus, accelerator=accelerator, prepared=data, adapter=adapter)
-            evaluation = evaluated.outputs["evaluation"]
-            passed = gate(evaluation=evaluation)
-            with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison
-                registered = register(prepared=data, adapter=adapter, evaluation=evaluation)
-            with dsl.Else(name="refused"):
-                rejected = reject(prepared=data, evaluation=evaluation)
-        with dsl.Else(name="nothing-new"):
-            skipped = skip(prepared=data)
+        left = cleanup()
+        with dsl.ExitHandler(left, name="run"):
+            prepared = prepare(
+                preset=preset,
+                base_model=base_model,
+                prompts=prompts,
+                held_out=held_out,
+                rewards=rewards,
+                method=method,
+                steps=steps,
+                gpus=gpus,
+                seed=seed,
+                run_id=run_id,
+                start_from=start_from,
+                new_prompts=new_prompts,
+                gate_margin=gate_margin,
+                bucket=bucket,
+                registered_model=registered_model,
+                config=config,
+            )
+            data = prepared.outputs["prepared"]
+            # kfp.local skips a plain If on a named output without a word: hence one return value, and both branches.
+            with dsl.If(prepared.outputs["Output"] != "", name="train"):
+                trained = train(gpus=gpus, accelerator=accelerator, prepared=data)
+                adapter = trained.outputs["adapter"]
+                evaluated = evaluate(gpus=evaluation_gpus, accelerator=accelerator, prepared=data, adapter=adapter)
+                evaluation = evaluated.outputs["evaluation"]
+                passed = gate(evaluation=evaluation)
+                with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison
+                    registered = register(prepared=data, adapter=adapter, evaluation=evaluation)
+                with dsl.Else(name="refused"):
+                    rejected = reject(prepared=data, evaluation=evaluation)
+            with dsl.Else(name="nothing-new"):
+                skipped = skip(prepared=data)
         give_gpus(trained, gpus, accelerator, settings)
         give_gpus(evaluated, evaluation_gpus, accelerator, settings)
-        for task in (prepared, trained, evaluated, passed, registered, rejected, skipped):
+        for task in (prepared, trained, evaluated, passed, registered, rejected, skipped, left):
             place(task, task.name, settings)
 
     return marble
