@@ -29,7 +29,7 @@ print(url["archive_info"]["hashes"]["sha256"], hashlib.sha256(b"".join(p.read_by
 TOOLS = """
 import importlib.util, shutil
 names = ("gcc", "g++", "cc", "c++", "clang", "ld", "as", "make", "cmake", "ninja", "git", "pip", "pip3", "uv", "apt-get")
-print(*[n for n in names if shutil.which(n)], *[n for n in ("pip", "ensurepip", "_distutils_hack") if importlib.util.find_spec(n)])
+print(*[n for n in names if shutil.which(n)], *[n for n in ("pip", "ensurepip") if importlib.util.find_spec(n)])
 """
 WRITABLE = """
 import os, tempfile
