@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import secrets
 import shutil
@@ -153,9 +154,11 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
 def cleanup() -> str:
     """Delete the TrainJobs that this run in Kubeflow has left. Returns their names; elsewhere than in Kubeflow there are none."""
-    with progress.stage("cleanup") as result:
-        from marble_core.nodes import delete_jobs_of_this_run
+    from marble_core.nodes import KFP_RUN, delete_jobs_of_this_run
 
+    if KFP_RUN not in os.environ:
+        return ""
+    with progress.stage("cleanup") as result:
         result |= {"deleted": " ".join(delete_jobs_of_this_run())}
     return str(result["deleted"])
 
