@@ -226,7 +226,8 @@ def test_a_base_model_that_is_not_for_this_account_is_refused_before_a_gpu_is_as
 
 def test_without_a_network_the_check_says_that_it_does_not_know(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    config = load_config("demo", overrides=["model.path=stabilityai/stable-diffusion-3.5-medium", "model.revision=v1"])
+    model = ["model.path=stabilityai/stable-diffusion-3.5-medium", "model.revision=v1"]
+    config = load_config("demo", overrides=[*model, "hardware.memory_gib=100"])
     (warning,) = checked_data(config).warnings
     assert "stable-diffusion-3.5-medium" in warning and "127.0.0.1:9" in warning
     assert base_of(config.model) == Base(config.model.path, "v1", "Stability AI Community (gated)")

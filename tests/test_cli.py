@@ -118,6 +118,16 @@ def test_init_writes_a_configuration_that_changes_nothing_and_replaces_no_file(t
     assert_one_sentence(marble(tmp_path, "init", "demo.yaml"), "demo.yaml", "there already")
 
 
+def test_an_estimate_asks_for_no_file_and_what_cannot_fit_is_refused(tmp_path: Path) -> None:
+    done = marble(
+        tmp_path, "check", "--estimate", "--preset", "sd35-medium-1gpu-24g", "--set", "data.train.general=not-there.txt"
+    )
+    assert done.returncode == 0 and "the peak is" in done.stdout and "is valid" not in done.stdout, done.stderr
+    done = marble(tmp_path, "check", "--estimate", "--preset", "sd35-medium-1gpu-24g", "--set", "model.offload=none")
+    assert_one_sentence(done, "model.offload=scorers", "sd35-medium-1gpu-24g")
+    assert done.stdout == ""
+
+
 def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
     done = marble(tmp_path, "compile", "--output", "out.yaml")
     assert done.returncode == 0 and (tmp_path / "out.yaml").read_bytes() == (ROOT / "pipelines" / "marble.yaml").read_bytes()

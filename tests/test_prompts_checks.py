@@ -259,7 +259,12 @@ def test_prepare_writes_the_checked_prompts_the_report_and_one_page_that_fetches
     (tmp_path / "p.txt").write_text(f"{evil}\na cat\na CAT\n{'the ' * 100}")
     overrides = [f"model.path={model}", f"data.train.general={tmp_path / 'p.txt'}", "data.train.geneval=generate://geneval"]
     out, html = tmp_path / "prepared", tmp_path / "page" / "data.html"
-    overrides += ["rewards=[{name: clipscore}, {name: geneval}]", "data.train_size=170", "data.evaluation_size=6"]
+    overrides += [
+        "data.train.ocr=null",
+        "rewards=[{name: clipscore}, {name: geneval}]",
+        "data.train_size=170",
+        "data.evaluation_size=6",
+    ]
     stages.prepare("demo", overrides, "r", out, html)
     report = json.loads((out / "data_report.json").read_text())
     general = report["train"]["general"]

@@ -99,10 +99,10 @@ def rounds(services_of_module: None, tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("rounds")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        one = Round(root, "one", "data.train_size=30")
-        two = Round(root, "two", "data.train_size=60")
-        three = Round(root, "three", "data.train_size=90", scorer="Broken")
-        four = Round(root, "four", "data.train_size=60", "data.new_prompts=only")
+        one = Round(root, "round-one", "data.train_size=30")
+        two = Round(root, "round-two", "data.train_size=60")
+        three = Round(root, "round-three", "data.train_size=90", scorer="Broken")
+        four = Round(root, "round-four", "data.train_size=60", "data.new_prompts=only")
     return [one, two, three, four]
 
 
@@ -124,8 +124,8 @@ def test_of_four_rounds_the_better_are_promoted_the_broken_is_refused_and_the_la
 def test_every_round_says_what_it_came_from_and_what_became_of_it(rounds: list[Round]) -> None:
     one, two, three, four = rounds
     assert one.config["train"]["start_from"] is None, "there was no champion yet"
-    assert two.config["train"]["start_from"].startswith("s3://marble/runs/one/checkpoints/step-000004")
-    assert three.config["train"]["start_from"].startswith("s3://marble/runs/two/checkpoints/step-000004")
+    assert two.config["train"]["start_from"].startswith("s3://marble/runs/round-one/checkpoints/step-000004")
+    assert three.config["train"]["start_from"].startswith("s3://marble/runs/round-two/checkpoints/step-000004")
     assert two.tracked.data.params["train.start_from"] == two.config["train"]["start_from"]
     assert two.champion.tags["marble.previous_champion"] == one.version
     assert (

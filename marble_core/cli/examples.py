@@ -12,7 +12,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "marble run --containers    # each stage in its image, as on a cluster",
     ),
     "init": ("marble init", "marble init sd35.yaml --preset demo"),
-    "check": ("marble check --config marble.yaml", "marble check --set rollout.prompts=48"),
+    "check": ("marble check --config marble.yaml", "marble check --estimate --preset sd35-medium-1gpu-24g"),
     "fetch": ("marble fetch --dry-run", "marble fetch demo"),
     "evaluate": (
         "marble evaluate --published --preset sd35-medium-8gpu --adapter models:/marble@champion",

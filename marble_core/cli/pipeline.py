@@ -79,22 +79,34 @@ def init(
     print(f"{file}: change it, then marble check --preset {preset} --config {file}")
 
 
-def check(preset: Preset = "demo", config: File = None, set_: Set = None) -> None:
-    """Check a configuration and its prompt files, and print what a step will do."""
+def check(
+    preset: Preset = "demo",
+    config: File = None,
+    set_: Set = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only what a step costs; looks for no prompts and no model.")
+    ] = False,
+) -> None:
+    """Check a configuration, its prompt files and access to its model, and print what a step will do, take and hold."""
     settings, _ = load(preset, config, set_)
     from marble_core.cli.needs import lines
+    from marble_core.estimate import check_fits
     from marble_core.stages import checked_data
 
+    check_fits(settings)
+    data = None if estimate else checked_data(settings)
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
+    if data:
+        print(
+            f"prompts      {len(data.train)} to train on, {len(data.evaluation)} held out; sources {', '.join(settings.data.train)}"
+        )
+        for warning in data.warnings:
+            print(f"warning      {warning}")
     for line in lines(settings):
         print(line)
-    data = checked_data(settings)  # last: what was said so far holds without the prompt files and the model
-    print(
-        f"prompts      {len(data.train)} to train on, {len(data.evaluation)} held out; sources {', '.join(settings.data.train)}"
-    )
-    for warning in data.warnings:
-        print(f"warning      {warning}")
+    if data is None:
+        return
     if os.environ.get("AWS_ENDPOINT_URL"):
         from marble_core.storage import S3
 
