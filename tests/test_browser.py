@@ -14,6 +14,8 @@ from browser import Browser, chromium
 LAYOUTS = {
     "wide": {"width": 1200},
     "dark": {"width": 1200, "dark": True},
+    "pane": {"width": 880},
+    "narrow pane": {"width": 760},
     "phone": {"width": 400},
     "dark phone": {"width": 400, "dark": True},
     "print": {"width": 760, "media": "print"},
