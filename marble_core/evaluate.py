@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marble_core import progress
+from marble_core.catalogue import base_of
 from marble_core.comparing import CONFIDENCE, alarms, compare, diversity
 from marble_core.config import RunConfig
 from marble_core.registry import Incumbent
@@ -229,7 +230,7 @@ def _settings(config: RunConfig, prompts: Sequence[Prompt], adapter: Path | None
     texts = "\n".join(f"{p.source}\t{p.text}" for p in prompts)
     return {
         "model": m.path,
-        "revision": m.revision,
+        "revision": base_of(m).revision,  # what lies in the cache: a branch may have moved since
         "adapter_sha256": {p.name: _sha256(p.read_bytes()) for p in sorted(adapter.glob("*.safetensors") if adapter else [])},
         "solver": e.solver,
         "steps": e.steps,

@@ -41,7 +41,7 @@ def write_card(
             shutil.copyfile(images / file, directory / "examples" / file)
     sections = [
         _front(config),
-        f"# {name}\n\n{_summary(config, run_id)}",
+        f"# {name}\n\n{_summary(config, evaluation, run_id)}",
         f"## Use\n\n{_use(config, name)}",
         f"## Results\n\n{describe(evaluation, decision)}",
         *([f"## Examples\n\nThe first held-out prompts of each source, not chosen.\n\n{_gallery(rows)}"] if rows else []),
@@ -87,8 +87,9 @@ def _front(config: RunConfig) -> str:
     )
 
 
-def _summary(config: RunConfig, run_id: str) -> str:
-    base = config.model.path + (f" at revision {config.model.revision}" if config.model.revision else "")
+def _summary(config: RunConfig, evaluation: Evaluation, run_id: str) -> str:
+    revision = evaluation.settings.get("revision")  # the evaluation had the base's files, and knows the commit
+    base = config.model.path + (f" at revision {revision}" if revision else "")
     return (
         f"A LoRA of rank {config.lora.rank} and alpha {config.lora.alpha} for {base}, fine-tuned by MARBLE on "
         f"{', '.join(config.reward_names)} at once. MLflow run {run_id}, configuration {config.digest}."

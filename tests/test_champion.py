@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
-from marble_core import stages
+from marble_core import __version__, stages
 from marble_core.results import Evaluation
 from marble_core.types import MarbleError, Prompt
 
@@ -142,6 +142,7 @@ def test_diffusers_and_mlflow_load_the_registered_lora_and_draw_the_evaluations_
 
     one, _ = runs
     downloaded = Path(mlflow.artifacts.download_artifacts("models:/tiny@champion", dst_path=str(tmp_path)))
+    assert f"for demo://sd3 at revision {__version__}, " in (downloaded / "README.md").read_text()
     assert "## Licences" in (downloaded / "README.md").read_text() and len(list((downloaded / "examples").iterdir())) == 12
     base = ROOT / "marble_core" / "demo" / "weights" / "sd3"
     plain = StableDiffusion3Pipeline.from_pretrained(base, torch_dtype=torch.float32)

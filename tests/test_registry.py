@@ -198,8 +198,10 @@ def test_the_card_says_what_it_is_made_of_and_shows_pictures(tmp_path: Path) -> 
             (images / name).write_bytes(name.encode())
         rows.append(json.dumps({"prompt": f"a | b <{i}>", "source": source, "pictures": pictures}))
     (images / "scores.jsonl").write_text("\n".join(rows))
-    write_card(tmp_path / "card", CONFIG, FOUND, PROMOTED, images, "marble", "the-run")
+    found = replace(FOUND, settings={**FOUND.settings, "revision": "b940f670"})
+    write_card(tmp_path / "card", CONFIG, found, PROMOTED, images, "marble", "the-run")
     said = (tmp_path / "card" / "README.md").read_text()
+    assert "for demo://sd3 at revision b940f670, fine-tuned by MARBLE" in said
     for word in ("the-run", CONFIG.digest, "demo://prompts/ocr", "| demo://sd3 | model | this project's", "| geneval | 96 |"):
         assert word in said
     shown = {path.name for path in (tmp_path / "card" / "examples").iterdir()}
