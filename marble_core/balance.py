@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from marble_core.advantages import Mixing
-from marble_core.config import BalanceConfig, StageConfig
+from marble_core.config.constraints import parse
+from marble_core.config.imports import import_class
+from marble_core.config.schema import BalanceConfig, StageConfig
 from marble_core.halves import Halves
 from marble_core.minnorm import Limits, feasible, min_norm
-from marble_core.plugins import import_class
 from marble_core.types import MarbleError
-from marble_core.wishes import parse
 
 STATIONARY = 1e-6  # ||d|| / nbar below which no direction improves every reward
 

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from marble_core.results import Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
-from marble_core.seeding import derive
+from marble_core.runtime.seeding import derive
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 CONFIDENCE = 0.95

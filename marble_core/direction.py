@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from marble_core import distributed, passes
+from marble_core import passes
 from marble_core.advantages import Advantages
 from marble_core.balance import Balance, Balancer
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.halves import Halves, split
 from marble_core.passes import Passes
 from marble_core.policy import Policy
+from marble_core.runtime import distributed
 from marble_core.types import Rollout
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def _sigterm_goes_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def main(prepared: str, out: str) -> None:
     """One of the processes. ``prepared`` and ``out`` are directories, or s3:// prefixes, as several nodes have them."""
-    from marble_core import distributed
     from marble_core.prompts import read_prompts
+    from marble_core.runtime import distributed
     from marble_core.stages import read_prepared
     from marble_core.train import run_training
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from marble_core.catalogue import assets_of
 from marble_core.comparing import interval
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.gate import Decision
 from marble_core.results import ROLES, SCORES_FILE, Evaluation
 from marble_core.types import SOURCES

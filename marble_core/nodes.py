@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.launch import SHARED, first_error
-from marble_core.progress import emit
+from marble_core.runtime.progress import emit
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from marble_core import distributed
 from marble_core.advantages import Advantages
-from marble_core.config import LossConfig
+from marble_core.config.schema import LossConfig
 from marble_core.gradients import Pass, RowGradients
 from marble_core.loss import LOSSES, Phi, Point, Term, kl, noisy
 from marble_core.policy import Policy
-from marble_core.seeding import derive, noise
+from marble_core.runtime import distributed
+from marble_core.runtime.seeding import derive, noise
 from marble_core.types import Conditioning, Rollout
 
 

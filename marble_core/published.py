@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 SOLVER, STEPS, SIDE = "euler", 40, 512

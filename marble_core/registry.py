@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core import glossary
-from marble_core.config import CHAMPION, RunConfig
+from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.gate import Decision
 from marble_core.model_card import describe, write_card
 from marble_core.results import Evaluation

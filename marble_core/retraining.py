@@ -16,9 +16,9 @@ import numpy as np
 
 from marble_core.checkpoints.remote import Remote
 from marble_core.checkpoints.source import begun_with, locate
-from marble_core.config import CHAMPION, RunConfig
+from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.prompts import mix, read_prompts, write_jsonl
-from marble_core.seeding import derive
+from marble_core.runtime.seeding import derive
 from marble_core.storage import S3
 from marble_core.types import SOURCES, MarbleError, Prompt
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.policy import Policy
 from marble_core.rollout import sample
-from marble_core.seeding import derive
+from marble_core.runtime.seeding import derive
 from marble_core.types import SOURCES, Prompt
 
 A_SOURCE = 4  # prompts of each source, a row of the grid

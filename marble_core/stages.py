@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core import progress
-from marble_core.config import RunConfig
-from marble_core.loading import load_config, read_config
-from marble_core.machine import whole_or_gone
+from marble_core.config.loading import load_config, read_config
+from marble_core.config.schema import RunConfig
+from marble_core.runtime import progress
+from marble_core.runtime.files import atomic_directory
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def prepare(
     preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None
 ) -> str:
     """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
-    as HTML. ``form`` has the fields of marble_core.form, laid over the overrides.
+    as HTML. ``form`` has the fields of marble_core.config.pipeline_parameters, laid over the overrides.
 
     Returns the run id; an empty one where a retraining has nothing to train on, so that the pipeline asks for no GPU.
     """
     with progress.stage("prepare") as result:
         from marble_core.checkpoints.source import check_beginning
-        from marble_core.form import overrides_of
+        from marble_core.config.pipeline_parameters import overrides_of
         from marble_core.lineage import code_tags, datasets, public
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.report import write_page
@@ -94,7 +94,7 @@ def prepare(
         check_beginning(config, s3, run_id)
         data = checked_data(config)
         prompts, said = beginning.prompts(data.train, data.evaluation)
-        with whole_or_gone(out):
+        with atomic_directory(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.json").write_text(config.to_json())
             (out / "run.json").write_text(json.dumps({"run_id": run_id, "notes": said}))
@@ -139,7 +139,7 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
         from marble_core.train import run_training
 
         config, run_id = read_prepared(prepared)
-        with whole_or_gone(out):
+        with atomic_directory(out):
             if config.train.nodes > 1:
                 train_on_nodes(config, run_id, prepared, out)
             elif (count := processes_wanted(config)) > 1:
@@ -168,7 +168,7 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
     with (
         progress.stage("evaluate") as result,
         _tracked(prepared, "evaluate", "RUNNING") as tracker,
-        whole_or_gone(out),
+        atomic_directory(out),
         tempfile.TemporaryDirectory() as scratch,
     ):
         from marble_core.checkpoints.remote import Remote

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from marble_core import __version__
-from marble_core.changes import require_same_run
-from marble_core.loading import read_config
+from marble_core.config.loading import read_config
+from marble_core.config.resume_rules import require_same_run
 from marble_core.step import Learner
 from marble_core.types import MarbleError
 

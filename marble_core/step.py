@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from marble_core import direction, distributed
+from marble_core import direction
 from marble_core.advantages import Advantages, estimate
 from marble_core.balance import Balancer
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.metrics import Clock, gradient_metrics, reward_metrics
 from marble_core.policy import Policy
 from marble_core.prompts import mix
 from marble_core.rewards import Ahead, score_all
 from marble_core.rollout import collect
+from marble_core.runtime import distributed
 from marble_core.types import Prompt, PromptBatch, RewardTable, Rollout, Scorer, StepReport
 
 

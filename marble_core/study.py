@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from marble_core.config import RunConfig
-from marble_core.loading import load_config, sentence
-from marble_core.strict_yaml import read_yaml
+from marble_core.config.loading import load_config, sentence
+from marble_core.config.schema import RunConfig
+from marble_core.config.strict_yaml import read_yaml
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
 
-    from marble_core.config import RunConfig
+    from marble_core.config.schema import RunConfig
 
 RUN_ID_TAG = "marble.run_id"
 STAGE_TAG = "marble.stage"

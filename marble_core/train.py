@@ -12,15 +12,15 @@ from typing import Protocol
 
 import torch
 
-from marble_core import distributed
 from marble_core.assets import portable
 from marble_core.balance import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore
 from marble_core.checkpoints.source import fetched
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.policy import Policy
-from marble_core.residence import resident_bytes
 from marble_core.rewards import load_scorers
+from marble_core.runtime import distributed
+from marble_core.runtime.offload import resident_bytes
 from marble_core.state import HISTORY, load_state, load_weights, save_state, write_history
 from marble_core.step import Learner, optimizer_step
 from marble_core.storage import S3
@@ -179,7 +179,8 @@ def _on_the_device(learner: Learner) -> str:
 def _tracked_training(
     config: RunConfig, run_id: str, prompts: Sequence[Prompt], checkpoints: CheckpointStore, out: Path
 ) -> None:
-    from marble_core import glossary, progress, registry
+    from marble_core import glossary, registry
+    from marble_core.runtime import progress
     from marble_core.samples import grid
     from marble_core.tracking import Tracker, run_params
 

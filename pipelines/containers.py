@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core import progress
+from marble_core.runtime import progress
 from marble_core.types import MarbleError
 from pipelines.pods import CACHE, SCRATCH
 from pipelines.settings import IMAGE_OF, Images, Settings

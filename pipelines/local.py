@@ -17,8 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from marble_core import progress
-from marble_core.processes import ChildProcess
+from marble_core.runtime import progress
+from marble_core.runtime.child_process import ChildProcess
 from marble_core.types import MarbleError
 from pipelines.settings import Images
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marble_core.form import KEYS, overrides_of
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
+from marble_core.config.pipeline_parameters import KEYS, overrides_of
 from marble_core.types import MarbleError
 
 FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus")

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from marble_core import __version__
-from marble_core.config import Section
-from marble_core.loading import merged, sentence
-from marble_core.strict_yaml import read_yaml
+from marble_core.config.loading import merged, sentence
+from marble_core.config.schema import Section
+from marble_core.config.strict_yaml import read_yaml
 from marble_core.types import MarbleError
 
 Stage = Literal["prepare", "train", "evaluate", "gate", "register", "reject", "skip", "cleanup"]

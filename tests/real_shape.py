@@ -15,7 +15,7 @@ from transformers import CLIPTextModelWithProjection
 
 from marble_core.balance import make_balancer
 from marble_core.bench.shapes import SD35_MEDIUM
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.models.sd3 import SD3
 from marble_core.policy import Policy
 from marble_core.rewards import load_scorers

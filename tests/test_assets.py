@@ -15,10 +15,10 @@ from marble_core import assets
 from marble_core.assets import Part, portable, resolve
 from marble_core.catalogue import _OPTIONS, CLIP_H_PROCESSOR, CLIP_L, MASK2FORMER, PICKSCORE, Base, assets_of, base_of, needs
 from marble_core.cli.models import fetch
-from marble_core.config import RewardConfig
+from marble_core.config.imports import import_class
+from marble_core.config.loading import load_config
+from marble_core.config.schema import RewardConfig
 from marble_core.downloads import S3Asset, WebFile
-from marble_core.loading import load_config
-from marble_core.plugins import import_class
 from marble_core.rewards import SCORERS
 from marble_core.rewards.clipscore import ClipScore
 from marble_core.stages import checked_data

@@ -5,7 +5,7 @@ import pytest
 
 from marble_core import balance as balance_module
 from marble_core.balance import Balancer, make_balancer
-from marble_core.config import BalanceConfig
+from marble_core.config.schema import BalanceConfig
 from marble_core.types import MarbleError
 
 NAMES = ("clipscore", "pickscore", "ocr")

@@ -15,9 +15,9 @@ from marble_core.bench.counted import count, flops
 from marble_core.bench.measured import measure, peak_memory
 from marble_core.bench.probe import Probe
 from marble_core.bench.shapes import SD35_MEDIUM, SD35_MEDIUM_CUT, demo
+from marble_core.config.loading import load_config
 from marble_core.estimate import sizes_of, work
 from marble_core.estimate.work import flop_of_velocity
-from marble_core.loading import load_config
 
 ROWS = [1, *map(with_halves, REWARDS)]
 

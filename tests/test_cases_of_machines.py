@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from marble_core import progress, stages
+from marble_core import stages
 from marble_core.checkpoints import CheckpointStore
 from marble_core.checkpoints.files import MANIFEST, name_of, seal
 from marble_core.checkpoints.source import fetched
 from marble_core.policy import ADAPTER_FILE, Policy
 from marble_core.rewards.images import as_images
+from marble_core.runtime import progress
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 from small import SmallModel
@@ -257,7 +258,7 @@ def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(
     ],
 )
 def test_a_prepared_directory_that_was_spoiled_is_named(tmp_path: Path, file: str, text: str | bytes | None, says: str) -> None:
-    from marble_core.loading import load_config
+    from marble_core.config.loading import load_config
 
     (tmp_path / "config.json").write_text(load_config("demo").to_json())
     (tmp_path / "run.json").write_text('{"run_id": "x"}')
@@ -274,7 +275,7 @@ def test_a_gate_without_its_evaluation_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_what_is_told_of_a_reward_beforehand_is_what_its_scorer_says() -> None:
-    from marble_core.config import RewardConfig
+    from marble_core.config.schema import RewardConfig
     from marble_core.rewards.beforehand import can_use
     from marble_core.rewards.geneval import GenEval
     from marble_core.rewards.ocr import Ocr

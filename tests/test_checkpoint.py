@@ -18,7 +18,7 @@ from marble_core.checkpoints.files import MANIFEST, Broken, name_of, read_manife
 from marble_core.checkpoints.lease import Lease
 from marble_core.checkpoints.retention import superfluous
 from marble_core.checkpoints.source import fetched, locate
-from marble_core.config import StorageConfig
+from marble_core.config.schema import StorageConfig
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 

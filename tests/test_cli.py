@@ -22,8 +22,8 @@ from mlflow import MlflowClient
 from conftest import ROOT, eventually, is_alive
 from marble_core import cli
 from marble_core.cli.examples import EXAMPLES
-from marble_core.loading import load_config, presets
-from marble_core.services import addresses
+from marble_core.config.loading import load_config, presets
+from marble_core.services.local import addresses
 from marble_core.tracking import RUN_ID_TAG
 
 SMALL = ("--set", "data.train_size=30", "--set", "data.evaluation_size=6")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from marble_core import distributed, train
+from marble_core import train
 from marble_core.checkpoints import CheckpointStore
+from marble_core.runtime import distributed
 from marble_core.step import optimizer_step
 from marble_core.types import MarbleError, Prompt, PromptBatch
 from small import SmallModel, small_policy

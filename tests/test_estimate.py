@@ -15,13 +15,13 @@ import real_shape
 from conftest import ROOT
 from marble_core import passes
 from marble_core.bench.shapes import SD35_MEDIUM
-from marble_core.config import RunConfig
+from marble_core.config.loading import load_config, presets
+from marble_core.config.schema import RunConfig
 from marble_core.estimate import GIB, check_fits, memory_of, sizes_of, work_of
 from marble_core.estimate.memory import _kept
 from marble_core.estimate.sizes import Sizes
 from marble_core.gradients import RowGradients
 from marble_core.halves import split
-from marble_core.loading import load_config, presets
 from marble_core.models.flux import Flux
 from marble_core.models.sd3 import SD3
 from marble_core.policy import Policy
@@ -131,7 +131,7 @@ import cvxpy, diffusers, onnxruntime, peft, rapidocr, scipy.optimize, torch, tra
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPTextModelWithProjection, T5EncoderModel
 from marble_core import train
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.prompts.data import prepare_data
 from marble_core.step import optimizer_step
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from marble_core.comparing import Bootstrap, alarms, compare, diversity
-from marble_core.config import RegistryConfig
+from marble_core.config.loading import load_config
+from marble_core.config.schema import RegistryConfig
 from marble_core.evaluate import loaded, mean_distances, run_evaluation
 from marble_core.gate import decide
-from marble_core.loading import load_config
 from marble_core.registry import Incumbent
 from marble_core.results import Alarm, Estimate, Evaluation
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable

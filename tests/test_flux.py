@@ -11,12 +11,12 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from conftest import ROOT
 from marble_core import train
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.models.flux import Flux
 from marble_core.policy import Policy
 from marble_core.prompts.data import prepare_data
 from marble_core.rollout import make_scheduler, sample
-from marble_core.seeding import derive, noise
+from marble_core.runtime.seeding import derive, noise
 from marble_core.step import optimizer_step
 from marble_core.types import MarbleError
 from tiny_models import save_flux

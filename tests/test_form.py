@@ -2,8 +2,8 @@
 
 import pytest
 
-from marble_core.form import overrides_of
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
+from marble_core.config.pipeline_parameters import overrides_of
 from marble_core.types import MarbleError
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from marble_core.config import RegistryConfig
+from marble_core.config.loading import load_config
+from marble_core.config.schema import RegistryConfig
 from marble_core.gate import decide
-from marble_core.loading import load_config
 from marble_core.results import Alarm, Champion, Estimate, Evaluation, RewardResult, Versus
 from marble_core.types import MarbleError
 

@@ -93,8 +93,8 @@ def test_nothing_that_pickles_is_imported() -> None:
 def test_yaml_is_read_safely_in_one_file() -> None:
     reads = {"load", "load_all", "full_load", "unsafe_load", "safe_load", "safe_load_all", "compose", "parse"}
     found = {file for file, tree in TREES.items() for name, _ in calls(tree) if name in {f"yaml.{read}" for read in reads}}
-    assert found == {"marble_core/strict_yaml.py"}
-    (loader,) = [n for n in TREES["marble_core/strict_yaml.py"].body if isinstance(n, ast.ClassDef)]
+    assert found == {"marble_core/config/strict_yaml.py"}
+    (loader,) = [n for n in TREES["marble_core/config/strict_yaml.py"].body if isinstance(n, ast.ClassDef)]
     assert [ast.unparse(base) for base in loader.bases] == ["yaml.SafeLoader"]
 
 

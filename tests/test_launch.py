@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from conftest import eventually
 from marble_core import stages
+from marble_core.config.loading import load_config
 from marble_core.launch import processes_wanted
-from marble_core.loading import load_config
 from marble_core.policy import ADAPTER_FILE
 from marble_core.storage import S3
 from marble_core.types import MarbleError

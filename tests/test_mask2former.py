@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil, SwinConfig
 
-from marble_core.config import RewardConfig
+from marble_core.config.schema import RewardConfig
 from marble_core.rewards import colors, load_scorers, mask2former
 from marble_core.rewards.checks import known_picture
 from marble_core.rewards.geneval import GenEval

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from conftest import eventually
 from marble_core import nodes, stages
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.nodes import train_on_nodes
 from marble_core.policy import ADAPTER_FILE
 from marble_core.storage import S3

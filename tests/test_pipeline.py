@@ -9,9 +9,9 @@ from kfp import components as kfp_components
 
 from conftest import ROOT
 from marble_core import __version__, stages
-from marble_core.form import KEYS, overrides_of
-from marble_core.loading import load_config
-from marble_core.progress import PIPELINE
+from marble_core.config.loading import load_config
+from marble_core.config.pipeline_parameters import KEYS, overrides_of
+from marble_core.runtime.progress import PIPELINE
 from marble_core.types import MarbleError
 from pipelines.marble import PACKAGE, compile_to
 from pipelines.settings import IMAGE_OF, read_settings

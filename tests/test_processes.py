@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from conftest import eventually, is_alive
-from marble_core.processes import ChildProcess
+from marble_core.runtime.child_process import ChildProcess
 
 SHELL = "sleep 600 & echo $! $$; wait"  # a child with a child of its own
 PARENT = f"""
 import os, sys
 from pathlib import Path
-from marble_core.processes import ChildProcess
+from marble_core.runtime.child_process import ChildProcess
 child = ChildProcess(["/bin/sh", "-c", {SHELL!r}], Path(sys.argv[1]), os.environ, Path.cwd())
 print("started", flush=True)
 child.wait()

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from marble_core import stages
-from marble_core.config import ModelConfig
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
+from marble_core.config.schema import ModelConfig
 from marble_core.prompts import read_prompts
 from marble_core.prompts.checks import check_disjoint, read_block_list, split_blocked, split_repeated
 from marble_core.prompts.data import Data, prepare_data
@@ -294,7 +294,7 @@ def test_a_page_of_many_dropped_prompts_stays_small(tmp_path: Path) -> None:
 def test_preparing_prompts_imports_no_torch(tmp_path: Path) -> None:
     code = """
 import sys
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.prompts.data import prepare_data
 from marble_core.prompts.report import write_page
 import marble_core.stages

@@ -30,7 +30,7 @@ HEAVY = {
 ONE_STEP = """
 import sys
 from marble_core import train
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.prompts.data import prepare_data
 from marble_core.step import optimizer_step
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marble_core.config import RunConfig
+from marble_core.config.loading import load_config
+from marble_core.config.schema import RunConfig
 from marble_core.gate import decide
-from marble_core.loading import load_config
 from marble_core.past import Past
 from marble_core.report import write_report
 from marble_core.report.curves import balance_figures, ends, reward_figures, running_mean

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, CLIPImageProcessorPil, CLIPModel
 
-from marble_core.config import RewardConfig
+from marble_core.config.schema import RewardConfig
 from marble_core.rewards import load_scorers, score_all
 from marble_core.rewards.aesthetic import Aesthetic
 from marble_core.rewards.clip import load_clip

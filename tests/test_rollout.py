@@ -7,7 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from marble_core.policy import Policy
 from marble_core.rollout import make_scheduler, sample, solve
-from marble_core.seeding import derive, noise
+from marble_core.runtime.seeding import derive, noise
 from small import small_config
 
 PROMPTS = ["a red circle", "two blue squares", "yellow and green stripes"]

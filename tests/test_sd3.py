@@ -10,16 +10,16 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from marble_core import passes
 from marble_core.bench.shapes import SD35_MEDIUM
+from marble_core.config.loading import load_config
 from marble_core.estimate.memory import memory_of
 from marble_core.estimate.sizes import sizes_of
 from marble_core.halves import split
-from marble_core.loading import load_config
 from marble_core.models.sd3 import SD3
 from marble_core.policy import Policy
-from marble_core.residence import Resident, resident_bytes
 from marble_core.rewards import load_scorers, score_all
 from marble_core.rollout import collect, sample
-from marble_core.seeding import derive, noise
+from marble_core.runtime.offload import Offloaded, resident_bytes
+from marble_core.runtime.seeding import derive, noise
 from marble_core.types import MarbleError, PromptBatch
 from small import PROMPTS
 from test_gradients import random_advantages, relative_error
@@ -193,9 +193,9 @@ class Places(torch.nn.Linear):
 
 def test_what_waits_goes_home_and_back_and_what_does_not_is_never_moved():
     moving, staying = Places(), Places()
-    with Resident([moving], waits=True), Resident([staying], waits=False):
+    with Offloaded([moving], waits=True), Offloaded([staying], waits=False):
         pass
-    with pytest.raises(RuntimeError), Resident([moving], waits=True):
+    with pytest.raises(RuntimeError), Offloaded([moving], waits=True):
         raise RuntimeError
     assert moving.sent == ["cpu"] * 6
     assert staying.sent == []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marble_core.config import RewardConfig
+from marble_core.config.schema import RewardConfig
 from marble_core.rewards import load_scorers, score_all
 from marble_core.rewards.unifiedreward import UnifiedReward, read_mark
 from marble_core.types import MarbleError, Prompt

@@ -10,8 +10,8 @@ import torch
 
 from marble_core.bench.costs import Parts
 from marble_core.bench.shapes import Shape
+from marble_core.config.loading import load_config
 from marble_core.gradients import Pass, RowGradients
-from marble_core.loading import load_config
 from marble_core.models import DiffusionModel
 from marble_core.models.sd3 import SD3
 from marble_core.policy import Policy

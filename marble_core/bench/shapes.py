@@ -9,7 +9,7 @@ from typing import Any
 
 from marble_core.assets import WEIGHTS
 from marble_core.bench.costs import Schedule
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from marble_core.changes import require_same_run
 from marble_core.checkpoints.files import Broken, is_name
 from marble_core.checkpoints.remote import Remote
-from marble_core.config import RunConfig
+from marble_core.config.resume_rules import require_same_run
+from marble_core.config.schema import RunConfig
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 

@@ -17,7 +17,7 @@ from marble_core.checkpoints.lease import BEAT, PATIENCE, Lease, Taken
 from marble_core.checkpoints.remote import Remote
 from marble_core.checkpoints.retention import superfluous
 from marble_core.checkpoints.upload import Uploader
-from marble_core.config import StorageConfig
+from marble_core.config.schema import StorageConfig
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 

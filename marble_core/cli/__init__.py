@@ -57,11 +57,11 @@ def main() -> NoReturn:
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
-        from marble_core.machine import as_sentence
-        from marble_core.progress import StageFailed
+        from marble_core.runtime.files import disk_error
+        from marble_core.runtime.progress import StageFailed
         from marble_core.types import MarbleError
 
-        expected = error if isinstance(error, MarbleError | StageFailed) else as_sentence(error)
+        expected = error if isinstance(error, MarbleError | StageFailed) else disk_error(error)
         if expected is None:
             raise
         print(expected, file=sys.stderr)

@@ -12,7 +12,7 @@ import typer
 from marble_core.cli.options import ROOT, File, Preset, Set, load
 
 if TYPE_CHECKING:
-    from marble_core.config import RunConfig
+    from marble_core.config.schema import RunConfig
 
 OUT = ROOT / "published"
 
@@ -42,7 +42,7 @@ def evaluate(
 
     with ExitStack() as stack:
         if adapter.startswith("models:/") and not os.environ.get("MLFLOW_TRACKING_URI"):
-            from marble_core.services import addresses, embedded
+            from marble_core.services.local import addresses, embedded
 
             os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
         directory = stack.enter_context(TemporaryDirectory())

@@ -68,7 +68,7 @@ def _finished(runs: list[str], scratch: Path) -> list[Finished]:
     import os
 
     from marble_core.report import local_run, tracked_run
-    from marble_core.services import addresses, embedded
+    from marble_core.services.local import addresses, embedded
     from marble_core.tracking import client_of
 
     found = {name: local_run(name, ROOT / "runs") for name in runs}

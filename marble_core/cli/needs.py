@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from marble_core.config import RunConfig
+    from marble_core.config.schema import RunConfig
     from marble_core.estimate import Memory, Work
 
 

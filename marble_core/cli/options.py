@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from marble_core.config import RunConfig
+    from marble_core.config.schema import RunConfig
 
 ROOT = Path(".marble")  # data of the embedded services, and a directory for each run
 
@@ -21,7 +21,7 @@ def load(preset: str, file: Path | None, assignments: list[str] | None) -> tuple
     """The configuration, and the user's file and --set options as one list of overrides, which is what a pipeline carries."""
     import yaml
 
-    from marble_core.loading import load_config, read_sections
+    from marble_core.config.loading import load_config, read_sections
 
     settings = load_config(preset, file, assignments)
     sections = read_sections(file) if file else {}

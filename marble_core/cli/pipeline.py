@@ -14,7 +14,7 @@ from marble_core.cli.options import ROOT, File, Preset, Set, load
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from marble_core.config import RunConfig
+    from marble_core.config.schema import RunConfig
     from pipelines.local import Outcome
     from pipelines.settings import Images
 
@@ -36,7 +36,7 @@ def run(
     images = _images(registry, tag) if containers else None
     from rich.console import Console
 
-    from marble_core.services import embedded
+    from marble_core.services.local import embedded
     from marble_core.stages import check_run_id, new_run_id
 
     name = check_run_id(run_id or new_run_id())
@@ -65,7 +65,7 @@ def init(
     preset: Preset = "demo",
 ) -> None:
     """Write a commented configuration with every setting there is, to change and to give to run, check and study."""
-    from marble_core.starter import starter
+    from marble_core.config.template import starter
     from marble_core.types import MarbleError
 
     text = starter(preset)
@@ -137,7 +137,7 @@ def compile_(
 
 def ui() -> None:
     """Show the runs, models and reports in MLflow's web pages, until interrupted."""
-    from marble_core.services import addresses, embedded
+    from marble_core.services.local import addresses, embedded
 
     if url := os.environ.get("MLFLOW_TRACKING_URI") or addresses(ROOT).get("MLFLOW_TRACKING_URI"):
         print(f"MLflow answers at {url}")

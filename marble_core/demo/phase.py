@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from marble_core.seeding import derive
+from marble_core.runtime.seeding import derive
 from marble_core.types import MarbleError
 
 CHECKPOINTS = 20  # of a phase

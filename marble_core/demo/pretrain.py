@@ -25,7 +25,7 @@ from marble_core.demo.pretrain_text_to_image import TextToImage, train_text_to_i
 from marble_core.demo.pretrain_vae import encode, train_decoder, train_vae
 from marble_core.demo.prompts import Entry, entries
 from marble_core.demo.recipe import Recipe
-from marble_core.seeding import derive
+from marble_core.runtime.seeding import derive
 from marble_core.types import MarbleError
 
 SOURCES = {"general": 0.22, "ocr": 0.42, "geneval": 0.36}  # shares: spelling takes longest to learn

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.estimate.memory import GIB, memory_of, share_of
 from marble_core.estimate.sizes import Sizes, sizes_of
 from marble_core.types import MarbleError
@@ -154,7 +154,7 @@ def _chosen_or_same(config: RunConfig, sizes: Sizes) -> bool:
 
 def _preset_for(config: RunConfig) -> str | None:
     """The preset for this model that asks for most memory, of those that ask for no more than there is."""
-    from marble_core.loading import load_config, presets
+    from marble_core.config.loading import load_config, presets
 
     found = {name: load_config(name) for name in presets()}
     mine = config.hardware

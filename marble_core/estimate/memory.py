@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from marble_core.catalogue import needs
-from marble_core.config import RewardConfig, RunConfig
+from marble_core.config.schema import RewardConfig, RunConfig
 from marble_core.estimate.sizes import Scorer, Sizes, scorer_of
 
 GIB = 2**30

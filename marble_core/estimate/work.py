@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.estimate.memory import processes_of, share_of
 from marble_core.estimate.sizes import Sizes
 

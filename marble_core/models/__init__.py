@@ -16,8 +16,8 @@ from marble_core.types import Conditioning
 if TYPE_CHECKING:
     import torch
 
-    from marble_core.config import ModelConfig
-    from marble_core.residence import Resident
+    from marble_core.config.schema import ModelConfig
+    from marble_core.runtime.offload import Offloaded
 
 
 class DiffusionModel(Protocol):
@@ -33,7 +33,7 @@ class DiffusionModel(Protocol):
     latent_shape: tuple[int, int, int]  # C, H, W
     flow_shift: float  # of the flow's sigmas: s' = shift s / (1 + (shift - 1) s)
     device: torch.device  # what velocity and decode take, and encode returns, lies here
-    parts: Mapping[str, Sequence[Resident]]  # its modules by name, as marble_core.estimate calls them
+    parts: Mapping[str, Sequence[Offloaded]]  # its modules by name, as marble_core.estimate calls them
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises MarbleError where the model cannot be had, or cannot be what the configuration asks for."""

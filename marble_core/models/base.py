@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from marble_core import distributed
 from marble_core.assets import Part, require_pipeline, resolve
-from marble_core.config import ModelConfig
-from marble_core.residence import HOST, Resident
+from marble_core.config.schema import ModelConfig
+from marble_core.runtime import distributed
+from marble_core.runtime.offload import HOST, Offloaded
 from marble_core.types import Conditioning, MarbleError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,7 +43,7 @@ class DiffusersModel:
         self.flow_shift = float(self.pipeline.scheduler.config.shift)
         self.encoders = self._place_encoders()
         staying = {"transformer": self.transformer, "VAE": self.vae}
-        self.parts = {name: (Resident([part], waits=False),) for name, part in staying.items()}
+        self.parts = {name: (Offloaded([part], waits=False),) for name, part in staying.items()}
         self.parts["text encoders"] = (self.encoders,)
         if config.vae_tiling:
             self._tile()
@@ -110,7 +110,7 @@ class DiffusersModel:
                 raise MarbleError(f"model.{name} = {size} must be a multiple of {2 * factor} for this model: take {near}.")
         return (self.vae.config.latent_channels, self.config.height // factor, self.config.width // factor)
 
-    def _place_encoders(self) -> Resident:
+    def _place_encoders(self) -> Offloaded:
         """T5 on the CPU belongs to none that could leave the device."""
         names = [n for n in self.pipeline.components if n.startswith("text_encoder") and getattr(self.pipeline, n) is not None]
         on_device = []
@@ -119,7 +119,7 @@ class DiffusersModel:
             encoder.to(self.t5_device if name == self.t5 else self.device)
             if not (name == self.t5 and self.config.t5 == "cpu"):
                 on_device.append(encoder)
-        return Resident(on_device, waits=self.config.offloads_encoders)
+        return Offloaded(on_device, waits=self.config.offloads_encoders)
 
     def _tile(self) -> None:
         """Tiles of half the picture's longer side, which overlap by a quarter of theirs; one picture at a time."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from marble_core.config import ModelConfig
+from marble_core.config.schema import ModelConfig
 from marble_core.models.base import DiffusersModel
 from marble_core.types import Conditioning, MarbleError
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from marble_core.config import DataConfig, RunConfig
+from marble_core.config.schema import DataConfig, RunConfig
 from marble_core.prompts.checks import UNSAFE, check_disjoint, read_block_list, split_blocked, split_repeated
 from marble_core.prompts.reading import Placed
 from marble_core.prompts.report import SourceData, data_report, warnings

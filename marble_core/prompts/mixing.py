@@ -7,7 +7,7 @@ from itertools import cycle
 
 import numpy as np
 
-from marble_core.seeding import derive
+from marble_core.runtime.seeding import derive
 from marble_core.types import SOURCES, MarbleError, Prompt, PromptBatch
 
 

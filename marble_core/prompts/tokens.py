@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core.assets import Part, find
-from marble_core.config import ModelConfig
+from marble_core.config.schema import ModelConfig
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from marble_core.config.loading import read_config
 from marble_core.gate import decide
 from marble_core.lineage import public
-from marble_core.loading import read_config
 from marble_core.report.history import History
 from marble_core.results import SCORES_FILE, Evaluation
 from marble_core.types import MarbleError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.gate import Decision
 from marble_core.lineage import public
 from marble_core.past import Past

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marble_core.config import RegistryConfig, RunConfig
+from marble_core.config.schema import RegistryConfig, RunConfig
 from marble_core.gate import unmet_floors
 from marble_core.report.drawing import colour
 from marble_core.report.words import effect, signed

@@ -15,8 +15,8 @@ from typing import Any, TypeVar, get_type_hints
 import numpy as np
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from marble_core.config import RewardConfig
-from marble_core.plugins import import_class
+from marble_core.config.imports import import_class
+from marble_core.config.schema import RewardConfig
 from marble_core.rewards.calls import Call
 from marble_core.types import MarbleError, Prompt, RewardTable, Scorer
 
@@ -160,9 +160,9 @@ def _load(reward: RewardConfig, offload: bool) -> Scorer:
             raise MarbleError(f"{what}: {path!r} is no scorer, it lacks {member!r}.")
     scorer.name, scorer.timeout = reward.name, reward.timeout
     if modules := getattr(scorer, "modules", ()):
-        from marble_core.residence import Resident
+        from marble_core.runtime.offload import Offloaded
 
-        scorer.resident = Resident(modules, waits=offload and not getattr(scorer, "background", False))
+        scorer.resident = Offloaded(modules, waits=offload and not getattr(scorer, "background", False))
     with _on_device(scorer):
         _in_time(scorer, Call(scorer.self_check), "checking itself")
     return scorer

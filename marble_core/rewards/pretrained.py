@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
-from marble_core import distributed
+from marble_core.runtime import distributed
 from marble_core.types import MarbleError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, eventually
-from marble_core.processes import ChildProcess
+from marble_core.runtime.child_process import ChildProcess
 
 TAG = "tested"
 STAGES = ("prepare", "register", "train", "evaluate")

@@ -154,7 +154,7 @@ TWENTY = """
 import importlib, json, os, sys
 from pathlib import Path
 from kfp import dsl, local
-from marble_core.progress import PIPELINE
+from marble_core.runtime.progress import PIPELINE
 from pipelines import containers
 from pipelines.settings import Images
 

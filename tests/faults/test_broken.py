@@ -9,7 +9,7 @@ import pytest
 
 from marble_core.checkpoints import CheckpointStore
 from marble_core.checkpoints.files import MANIFEST
-from marble_core.config import StorageConfig
+from marble_core.config.schema import StorageConfig
 from marble_core.storage import S3
 
 pytestmark = pytest.mark.faults

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.prompts.reading import read
 from marble_core.types import SOURCES, MarbleError
 

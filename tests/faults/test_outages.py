@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from training import PATIENCE, Left, Training
 
-from marble_core.services import MLflow, SeaweedFS, Service
+from marble_core.services.local import MLflow, SeaweedFS, Service
 from marble_core.storage import S3
 
 pytestmark = pytest.mark.faults

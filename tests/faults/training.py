@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from mlflow import MlflowClient
 
-from marble_core import distributed, state, train
+from marble_core import state, train
 from marble_core.checkpoints import CheckpointStore, store
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.prompts.data import prepare_data
+from marble_core.runtime import distributed
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 

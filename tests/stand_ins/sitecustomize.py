@@ -8,8 +8,9 @@ import os
 import signal
 from pathlib import Path
 
-from marble_core import progress, stages
+from marble_core import stages
 from marble_core.results import Estimate, Evaluation, RewardResult
+from marble_core.runtime import progress
 from marble_core.storage import S3
 from marble_core.types import MarbleError
 

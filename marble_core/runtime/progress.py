@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from marble_core import __version__
-from marble_core.machine import as_sentence
+from marble_core.runtime.files import disk_error
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def stage(name: str) -> Iterator[dict[str, Any]]:
         emit(name, error=str(error))
         raise
     except Exception as error:
-        if expected := as_sentence(error):
+        if expected := disk_error(error):
             emit(name, error=str(expected))
             raise expected from error
         emit(name, traceback=traceback.format_exc())

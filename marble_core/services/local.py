@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from marble_core.processes import GRACE, ChildProcess
+from marble_core.runtime.child_process import GRACE, ChildProcess
 from marble_core.types import MarbleError
 
 READY_WITHIN = 120.0

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from marble_core.config import RunConfig
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
+from marble_core.config.schema import RunConfig
 
 HEAD = """\
 # MARBLE: all settings of a run, as the preset {preset} has them. Change some, delete the others, and say

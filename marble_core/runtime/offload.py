@@ -24,7 +24,7 @@ HOST = torch.device("cpu")
 _HOMES: WeakKeyDictionary[torch.nn.Module, torch.device] = WeakKeyDictionary()  # several scorers may share a module
 
 
-class Resident:
+class Offloaded:
     """Torch modules that compute on the device they were loaded on. Those that wait are there within ``with`` only."""
 
     def __init__(self, modules: Iterable[torch.nn.Module], waits: bool) -> None:
@@ -55,7 +55,7 @@ class Resident:
         return chain.from_iterable(_tensors(module) for module in self.modules if self.is_here)
 
 
-def resident_bytes(parts: Mapping[str, Iterable[Resident]], device: torch.device) -> dict[str, int]:
+def resident_bytes(parts: Mapping[str, Iterable[Offloaded]], device: torch.device) -> dict[str, int]:
     """Bytes of weights and buffers on ``device`` by part; what several parts share counts for the first."""
     counted: set[int] = set()
     found = {}

@@ -12,15 +12,17 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
+from marble_core.config.strict_yaml import parse, read_yaml
 from marble_core.estimate import resolved
-from marble_core.strict_yaml import parse, read_yaml
 from marble_core.types import MarbleError
 
 
 def presets() -> list[str]:
     return sorted(
-        p.name.removesuffix(".yaml") for p in files("marble_core").joinpath("presets").iterdir() if p.name.endswith(".yaml")
+        p.name.removesuffix(".yaml")
+        for p in files("marble_core.config").joinpath("presets").iterdir()
+        if p.name.endswith(".yaml")
     )
 
 
@@ -46,7 +48,7 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
 @cache
 def _preset(name: str) -> dict[str, Any]:
     """Not to be changed by the caller."""
-    text = files("marble_core").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+    text = files("marble_core.config").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
     return dict(parse(text, f"The preset {name}"))
 
 

@@ -24,7 +24,7 @@ _REMEDIES = {
 }
 
 
-def as_sentence(error: Exception) -> MarbleError | None:
+def disk_error(error: Exception) -> MarbleError | None:
     """The MarbleError that this error amounts to, with the file where it names one; None where it is no refusal of the machine.
 
     safetensors hides the system's error in the text of its own.
@@ -40,7 +40,7 @@ def as_sentence(error: Exception) -> MarbleError | None:
 
 
 @contextmanager
-def whole_or_gone(directory: Path) -> Iterator[None]:
+def atomic_directory(directory: Path) -> Iterator[None]:
     """Nothing half written stays: an error in the block takes with it what the block has put there.
 
     A full disk's error, which says no file, gets the directory's name.

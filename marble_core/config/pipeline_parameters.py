@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from marble_core.loading import load_config
+from marble_core.config.loading import load_config
 from marble_core.types import MarbleError
 
 KEYS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
-from marble_core.config import RunConfig
+from marble_core.config.schema import RunConfig
 from marble_core.types import MarbleError
 
 # How far and how it is saved and judged, and what changes no more than rounding; everything else makes another run of it.

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from marble_core.config.constraints import parse
 from marble_core.types import SOURCES
-from marble_core.wishes import parse
 
 CHAMPION = "champion"  # in train.start_from, and the alias in the registry
 

@@ -1,0 +1,1 @@
+"""What a process needs of its machine and its neighbours, whatever it computes."""

@@ -1,0 +1,1 @@
+"""The S3 and MLflow servers of a laptop run."""
