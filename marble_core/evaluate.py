@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marble_core.catalogue import base_of
 from marble_core.comparing import CONFIDENCE, alarms, compare, diversity
 from marble_core.config.schema import RunConfig
 from marble_core.registry import Incumbent
 from marble_core.results import ROLES, SCORES_FILE, Evaluation
 from marble_core.runtime import progress
 from marble_core.runtime.seeding import derive
+from marble_core.storage.catalogue import base_of
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable, Scorer
 
 if TYPE_CHECKING:

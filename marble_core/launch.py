@@ -24,7 +24,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
-    from marble_core.storage import S3
+    from marble_core.storage.s3 import S3
 
 SHARED = ("config.json", "run.json", "train.jsonl")  # what a process reads of what prepare wrote
 ERRORS = "train_errors.jsonl"  # beside OUT: the sentence of each process that stopped, the first one's first
@@ -124,7 +124,7 @@ def first_error(s3: S3, place: str) -> str:
 
 
 def _in_s3(uri: str) -> tuple[S3, str]:
-    from marble_core.storage import S3
+    from marble_core.storage.s3 import S3
 
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     return S3(bucket), prefix.rstrip("/")

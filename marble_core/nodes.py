@@ -24,7 +24,7 @@ from typing import Any
 from marble_core.config.schema import RunConfig
 from marble_core.launch import SHARED, first_error
 from marble_core.runtime.progress import emit
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 PODS = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what the job's pods get that the stage's pod has

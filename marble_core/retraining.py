@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from marble_core.checkpoints.remote import Remote
-from marble_core.checkpoints.source import begun_with, locate
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
+from marble_core.checkpoints.start_from import config_of_latest, locate
 from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.prompts import mix, read_prompts, write_jsonl
 from marble_core.runtime.seeding import derive
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 PROMPTS, KNOWN = "train.jsonl", "known.jsonl"  # below runs/RUN_ID: what it trains on; what it and its predecessors were given
@@ -100,7 +100,7 @@ def plan(config: RunConfig, s3: S3, run_id: str) -> tuple[RunConfig, Beginning]:
     """
     if config.train.start_from != CHAMPION:
         return config, Beginning(config)
-    if before := begun_with(Remote(s3, run_id)):
+    if before := config_of_latest(RunCheckpoints(s3, run_id)):
         settled = _starting_from(config, before.train.start_from)
         return settled, Beginning(settled, own=stored(s3, run_id, PROMPTS))
     champion = find_champion(config.registry.model)
@@ -160,7 +160,7 @@ def choose(
 
 def successor_tags(config: RunConfig, run_id: str) -> dict[str, str]:
     """What a version says to a run that begins from it."""
-    remote = Remote(S3(config.storage.bucket), run_id)
+    remote = RunCheckpoints(S3(config.storage.bucket), run_id)
     name = remote.latest()
     return {CHECKPOINT_TAG: remote.uri(name)} if name else {}
 

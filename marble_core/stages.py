@@ -27,7 +27,7 @@ from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
     from marble_core.gate import Decision
-    from marble_core.prompts.data import Data
+    from marble_core.prompts.dataset import Data
     from marble_core.results import Evaluation
     from marble_core.tracking import Tracker
 
@@ -54,13 +54,13 @@ def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
 
 def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
-    from marble_core.assets import Part, refuse
     from marble_core.estimate import check_fits
-    from marble_core.prompts.data import prepare_data
+    from marble_core.prompts.dataset import prepare_data
     from marble_core.rewards.beforehand import check_heard, check_named
+    from marble_core.storage.uri import Part, check_access
 
     check_fits(config)
-    warning = refuse(config.model.path, Part.PIPELINE, config.model.revision)
+    warning = check_access(config.model.path, Part.PIPELINE, config.model.revision)
     check_named(config.measured)
     data = prepare_data(config)
     data.warnings.extend([warning] if warning else [])
@@ -77,13 +77,13 @@ def prepare(
     Returns the run id; an empty one where a retraining has nothing to train on, so that the pipeline asks for no GPU.
     """
     with progress.stage("prepare") as result:
-        from marble_core.checkpoints.source import check_beginning
+        from marble_core.checkpoints.start_from import check_beginning
         from marble_core.config.pipeline_parameters import overrides_of
         from marble_core.lineage import code_tags, datasets, public
         from marble_core.prompts import write_jsonl
-        from marble_core.prompts.report import write_page
+        from marble_core.prompts.data_report import write_page
         from marble_core.retraining import plan, store_prompts
-        from marble_core.storage import S3
+        from marble_core.storage.s3 import S3
         from marble_core.tracking import run_params
 
         config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
@@ -171,13 +171,13 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         atomic_directory(out),
         tempfile.TemporaryDirectory() as scratch,
     ):
-        from marble_core.checkpoints.remote import Remote
+        from marble_core.checkpoints.run_checkpoints import RunCheckpoints
         from marble_core.evaluate import run_evaluation
         from marble_core.past import evaluation_metrics
         from marble_core.prompts import read_prompts
         from marble_core.registry import fetch_champion
         from marble_core.report import shown_files, write_report
-        from marble_core.storage import S3
+        from marble_core.storage.s3 import S3
 
         tracker.watch_machine()
         config, run_id = read_prepared(prepared)
@@ -191,7 +191,7 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "report.html", report)
         step = _trained_steps(adapter)
-        Remote(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
+        RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
         metrics = evaluation_metrics(evaluation)
         tracker.log_metrics(metrics, step)
         for path in (out / "report.html", out / "evaluation.json"):

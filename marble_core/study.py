@@ -60,7 +60,7 @@ def run(study: Study, out: Path, console: Console) -> dict[str, Any]:
     Returns and writes (``study.json``) of every finished arm, by reward: the gain over the base in units of the base's std, and
     the mean alpha; one number a seed, and their mean.
     """
-    from marble_core.prompts.data import prepare_data
+    from marble_core.prompts.dataset import prepare_data
 
     found: dict[str, Any] = {}
     held_out = prepare_data(study.config(next(iter(study.arms)), study.seeds[0])).evaluation  # the same for all

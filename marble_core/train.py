@@ -12,10 +12,9 @@ from typing import Protocol
 
 import torch
 
-from marble_core.assets import portable
 from marble_core.balance import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore
-from marble_core.checkpoints.source import fetched
+from marble_core.checkpoints.start_from import downloaded
 from marble_core.config.schema import RunConfig
 from marble_core.policy import Policy
 from marble_core.rewards import load_scorers
@@ -23,7 +22,8 @@ from marble_core.runtime import distributed
 from marble_core.runtime.offload import resident_bytes
 from marble_core.state import HISTORY, load_state, load_weights, save_state, write_history
 from marble_core.step import Learner, optimizer_step
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
+from marble_core.storage.uri import portable
 from marble_core.types import MarbleError, Prompt, StepReport
 
 _log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _go_on(learner: Learner, checkpoints: Checkpoints) -> None:
             for note in load_state(learner, checkpoints.fetch(name)):
                 _log.warning("Going on may not give the same bits: %s", note)
         elif learner.config.train.start_from:
-            with fetched(learner.config.train.start_from) as directory:
+            with downloaded(learner.config.train.start_from) as directory:
                 load_weights(learner, directory)
     distributed.require_same(learner.step, "the step that they go on from")
 

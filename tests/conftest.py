@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from marble_core.services.local import embedded
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,18 +11,28 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from marble_core import assets
-from marble_core.assets import Part, portable, resolve
-from marble_core.catalogue import _OPTIONS, CLIP_H_PROCESSOR, CLIP_L, MASK2FORMER, PICKSCORE, Base, assets_of, base_of, needs
 from marble_core.cli.models import fetch
 from marble_core.config.imports import import_class
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RewardConfig
-from marble_core.downloads import S3Asset, WebFile
 from marble_core.rewards import SCORERS
 from marble_core.rewards.clipscore import ClipScore
 from marble_core.stages import checked_data
-from marble_core.storage import S3
+from marble_core.storage import uri as assets
+from marble_core.storage.catalogue import (
+    _OPTIONS,
+    CLIP_H_PROCESSOR,
+    CLIP_L,
+    MASK2FORMER,
+    PICKSCORE,
+    Base,
+    assets_of,
+    base_of,
+    needs,
+)
+from marble_core.storage.downloads import S3Asset, WebFile
+from marble_core.storage.s3 import S3
+from marble_core.storage.uri import Part, portable, resolve
 from marble_core.types import MarbleError
 from stub_hub import COMMIT, StubHub, serving
 from tiny_rewards import PROMPTS, noise, save_clip
@@ -331,7 +341,7 @@ def test_nothing_half_fetched_is_ever_seen(bucket: S3, tmp_path, monkeypatch, ca
 def test_of_several_processes_one_fetches(bucket: S3, tmp_path, cache):
     write(tmp_path, "head.pth", content="y" * 300_000)
     bucket.upload_file(tmp_path / "head.pth", "head.pth")
-    script = "import sys; from marble_core.assets import resolve; print(resolve(sys.argv[1]))"
+    script = "import sys; from marble_core.storage.uri import resolve; print(resolve(sys.argv[1]))"
     environment = {**os.environ, "HF_HOME": str(cache)}
     command = [sys.executable, "-c", script, bucket.uri("head.pth")]
     running = [
@@ -424,7 +434,7 @@ def test_an_asset_of_several_rewards_is_listed_once_and_wholly():
 
 
 def test_the_catalogue_and_the_assets_import_no_torch():
-    script = "import sys, marble_core.catalogue, marble_core.downloads, marble_core.hub; print('torch' in sys.modules)"
+    script = "import sys, marble_core.storage.catalogue, marble_core.storage.downloads, marble_core.storage.hub; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from marble_core import stages
 from marble_core.checkpoints import CheckpointStore
-from marble_core.checkpoints.files import MANIFEST, name_of, seal
-from marble_core.checkpoints.source import fetched
+from marble_core.checkpoints.manifest import MANIFEST, name_of, seal
+from marble_core.checkpoints.start_from import downloaded
 from marble_core.policy import ADAPTER_FILE, Policy
 from marble_core.rewards.images import as_images
 from marble_core.runtime import progress
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 from small import SmallModel
 from test_cases import marble, one_sentence
@@ -114,7 +114,7 @@ def checkpoint(directory: Path, spoil: Callable[[Path], object]) -> Path:
 
 def names_a_path(directory: Path) -> None:
     """With hashes that fit: it was made so, not damaged."""
-    from marble_core.checkpoints.files import _canonical
+    from marble_core.checkpoints.manifest import _canonical
 
     manifest = json.loads((directory / MANIFEST).read_bytes())
     del manifest["sha256"]
@@ -140,7 +140,7 @@ def test_a_spoiled_checkpoint_to_start_from_is_named_and_nothing_leaves_its_dire
     address = f"s3://{bucket.bucket}/runs/other/checkpoints/{NAME}"
 
     def fetch() -> None:
-        with fetched(address):
+        with downloaded(address):
             raise AssertionError("it is not whole")
 
     refused(fetch, address, says)

@@ -14,12 +14,12 @@ import pytest
 
 from conftest import eventually
 from marble_core.checkpoints import Away, CheckpointStore, Taken
-from marble_core.checkpoints.files import MANIFEST, Broken, name_of, read_manifest, seal, step_of
 from marble_core.checkpoints.lease import Lease
+from marble_core.checkpoints.manifest import MANIFEST, Broken, name_of, read_manifest, seal, step_of
 from marble_core.checkpoints.retention import superfluous
-from marble_core.checkpoints.source import fetched, locate
+from marble_core.checkpoints.start_from import downloaded, locate
 from marble_core.config.schema import StorageConfig
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 QUICK = {"beat": 0.1, "patience": 0.6}
@@ -111,7 +111,7 @@ def test_a_manifest_that_names_a_path_is_refused(bucket: S3, tmp_path: Path, nam
     seal(directory, "run-1", second)
     files = json.loads((directory / MANIFEST).read_text())
     files["files"] = {name: files["files"]["state"]}
-    from marble_core.checkpoints.files import _canonical  # as a forger would
+    from marble_core.checkpoints.manifest import _canonical  # as a forger would
 
     del files["sha256"]
     forged = _canonical(files)
@@ -291,7 +291,7 @@ def test_another_runs_checkpoint_is_found_by_its_address_and_a_wrong_one_is_one_
     first, second = write_run(tmp_path, bucket, "one", "two")
     run = f"s3://{bucket.bucket}/runs/run-1"
     for address, text in ((run, "two"), (f"{run}/checkpoints/{first}", "one"), (f"{run}/checkpoints/{second}/", "two")):
-        with fetched(address) as directory:
+        with downloaded(address) as directory:
             assert json.loads((directory / "state.json").read_text())["text"] == text
     for address, part in (
         (f"s3://{bucket.bucket}/run-1", "names no run"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from marble_core.checkpoints import CheckpointStore
 from marble_core.config.schema import StorageConfig
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from test_checkpoint import QUICK, content
 from test_cli import assert_one_sentence, marble
 

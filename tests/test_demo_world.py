@@ -7,12 +7,12 @@ from random import Random
 import numpy as np
 import pytest
 
-from marble_core.assets import WEIGHTS, resolve
 from marble_core.demo.counterexamples import alter, misdescribe, spoil
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import BLOB, catalogue, entries, generate
 from marble_core.demo.scenes import SIZE, Shapes, Thing
 from marble_core.demo.shapes import ShapesDetector
+from marble_core.storage.uri import WEIGHTS, resolve
 from marble_core.types import SOURCES, MarbleError
 
 
@@ -143,7 +143,7 @@ def test_the_reward_weights_stay_below_eight_megabytes():
 
 
 def test_prompts_and_assets_import_neither_torch_nor_scipy_nor_pil():
-    modules = "marble_core.assets, marble_core.demo.prompts, marble_core.rewards"
+    modules = "marble_core.storage.uri, marble_core.demo.prompts, marble_core.rewards"
     code = f"import sys, {modules}; print({{'torch', 'scipy', 'transformers', 'PIL'}} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

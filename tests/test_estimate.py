@@ -132,7 +132,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from transformers import CLIPModel, CLIPTextModelWithProjection, T5EncoderModel
 from marble_core import train
 from marble_core.config.loading import load_config
-from marble_core.prompts.data import prepare_data
+from marble_core.prompts.dataset import prepare_data
 from marble_core.step import optimizer_step
 
 def kib(key):

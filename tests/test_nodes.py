@@ -22,7 +22,7 @@ from marble_core import nodes, stages
 from marble_core.config.loading import load_config
 from marble_core.nodes import train_on_nodes
 from marble_core.policy import ADAPTER_FILE
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 from pipelines.marble import PACKAGE, compile_to
 from pipelines.settings import read_settings

@@ -15,13 +15,13 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from marble_core.assets import WEIGHTS
 from marble_core.cli import app
 from marble_core.demo import score
 from marble_core.demo.draw import draw
 from marble_core.demo.pretrain import choose, pretrain
 from marble_core.demo.prompts import entries, is_held_out
 from marble_core.demo.recipe import Recipe
+from marble_core.storage.uri import WEIGHTS
 from marble_core.types import MarbleError
 
 SHIPPED = WEIGHTS / "sd3"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from marble_core.prompts.reading import read, read_prompts, write_jsonl
 from marble_core.prompts.rows import KEYS
 from marble_core.prompts.sources import load
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 GENEVAL_LINE = {

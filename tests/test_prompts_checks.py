@@ -20,11 +20,11 @@ from marble_core import stages
 from marble_core.config.loading import load_config
 from marble_core.config.schema import ModelConfig
 from marble_core.prompts import read_prompts
-from marble_core.prompts.checks import check_disjoint, read_block_list, split_blocked, split_repeated
-from marble_core.prompts.data import Data, prepare_data
+from marble_core.prompts.data_report import write_page
+from marble_core.prompts.dataset import Data, prepare_data
+from marble_core.prompts.filters import check_disjoint, read_block_list, split_blocked, split_repeated
 from marble_core.prompts.reading import Placed
-from marble_core.prompts.report import write_page
-from marble_core.prompts.tokens import text_encoders
+from marble_core.prompts.token_lengths import text_encoders
 from marble_core.types import MarbleError, Prompt
 
 CLIP_BYTES = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -295,8 +295,8 @@ def test_preparing_prompts_imports_no_torch(tmp_path: Path) -> None:
     code = """
 import sys
 from marble_core.config.loading import load_config
-from marble_core.prompts.data import prepare_data
-from marble_core.prompts.report import write_page
+from marble_core.prompts.dataset import prepare_data
+from marble_core.prompts.data_report import write_page
 import marble_core.stages
 prepare_data(load_config("demo", overrides=["data.train.ocr=generate://ocr"]))
 print({"torch", "transformers", "scipy", "PIL", "pyarrow"} & set(sys.modules))

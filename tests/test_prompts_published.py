@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from marble_core.prompts.checks import UNSAFE, normal, split_blocked
+from marble_core.prompts.filters import UNSAFE, normal, split_blocked
 from marble_core.prompts.generate import apportion, generate
 from marble_core.prompts.geneval import CLASSES, COLORS, NUMBERS, SHARES, fingerprint, is_test, meaning, one, several
 from marble_core.prompts.ocr import GENERATOR as OCR

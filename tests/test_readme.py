@@ -31,7 +31,7 @@ ONE_STEP = """
 import sys
 from marble_core import train
 from marble_core.config.loading import load_config
-from marble_core.prompts.data import prepare_data
+from marble_core.prompts.dataset import prepare_data
 from marble_core.step import optimizer_step
 
 config = load_config("demo", overrides=sys.argv[1:])

@@ -39,7 +39,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    from marble_core.assets import resolve
+    from marble_core.storage.uri import resolve
 
     lora = LoraConfig(r=2, lora_alpha=6, target_modules=["attn.to_q"], init_lora_weights="gaussian")
     transformer = SD3Transformer2DModel.from_pretrained(
@@ -104,7 +104,7 @@ def test_a_promoted_lora_is_the_champion_and_loads_at_its_full_strength(run_id: 
     import mlflow
     import torch
 
-    from marble_core.assets import resolve
+    from marble_core.storage.uri import resolve
 
     uri = log_adapter(adapter, str(resolve("demo://sd3")), run_id, step=24, metadata={"rewards": ["geneval", "clipscore"]})
     assert log_adapter(adapter, "/elsewhere", run_id, step=24) == uri, "a stage that was started again logged a second model"

@@ -20,14 +20,14 @@ from botocore.exceptions import ClientError
 from conftest import eventually
 from marble_core.services import local as module
 from marble_core.services.local import SeaweedFS, addresses, embedded
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 RUN = """
 import json, os, signal, sys
 from pathlib import Path
 from marble_core.services.local import embedded
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 with embedded(Path(sys.argv[1]), "marble") as environment:
     os.environ.update(environment)
     S3("marble").put_json("kept", {"by": "the first run"})

@@ -9,7 +9,7 @@ import torch
 from marble_core import step as step_module
 from marble_core import train
 from marble_core.checkpoints import CheckpointStore
-from marble_core.checkpoints.source import check_beginning
+from marble_core.checkpoints.start_from import check_beginning
 from marble_core.state import save_state, versions
 from marble_core.step import optimizer_step
 from marble_core.types import MarbleError

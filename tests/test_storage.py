@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 

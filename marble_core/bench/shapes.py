@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from marble_core.assets import WEIGHTS
 from marble_core.bench.costs import Schedule
 from marble_core.config.loading import load_config
+from marble_core.storage.uri import WEIGHTS
 
 
 @dataclass(frozen=True)

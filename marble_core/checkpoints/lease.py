@@ -18,8 +18,8 @@ import threading
 import time
 from typing import Any
 
-from marble_core.checkpoints.files import is_name
-from marble_core.storage import S3
+from marble_core.checkpoints.manifest import is_name
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 BEAT, PATIENCE = 5.0, 20.0

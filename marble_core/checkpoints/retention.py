@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from marble_core.checkpoints.files import step_of
+from marble_core.checkpoints.manifest import step_of
 
 
 def superfluous(names: Collection[str], last: int, every: int, best: int | None, in_use: Collection[str]) -> list[str]:

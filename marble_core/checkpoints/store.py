@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from marble_core.checkpoints.files import MANIFEST, Broken, is_name, name_of, seal, step_of, verify
 from marble_core.checkpoints.lease import BEAT, PATIENCE, Lease, Taken
-from marble_core.checkpoints.remote import Remote
+from marble_core.checkpoints.manifest import MANIFEST, Broken, is_name, name_of, seal, step_of, verify
 from marble_core.checkpoints.retention import superfluous
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.checkpoints.upload import Uploader
 from marble_core.config.schema import StorageConfig
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 HOLD_UP = 5.0  # seconds that a checkpoint waits for the upload of the one before
@@ -35,7 +35,7 @@ class CheckpointStore:
     def __init__(self, local: Path, s3: S3 | None, run_id: str, config: StorageConfig | None = None) -> None:
         self.local, self.run_id = local, run_id
         self.config = config or StorageConfig()
-        self.remote = Remote(s3, run_id) if s3 else None
+        self.remote = RunCheckpoints(s3, run_id) if s3 else None
         self.broken: list[str] = []
         self._writer = secrets.token_hex(4)
         self._lease: Lease | None = None

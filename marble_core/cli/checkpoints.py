@@ -28,7 +28,7 @@ def list_(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs") -> 
     from rich.console import Console
     from rich.table import Table
 
-    from marble_core.checkpoints.files import step_of
+    from marble_core.checkpoints.manifest import step_of
 
     with _store(run, bucket, local) as store:
         assert store.remote is not None
@@ -79,7 +79,7 @@ def _store(run: str, bucket: str, local: Path) -> Iterator[CheckpointStore]:
     from marble_core.checkpoints import CheckpointStore
     from marble_core.services.local import reachable_s3
     from marble_core.stages import check_run_id
-    from marble_core.storage import S3
+    from marble_core.storage.s3 import S3
     from marble_core.types import MarbleError
 
     directory = local / check_run_id(run) / "checkpoints"

@@ -10,8 +10,8 @@ import typer
 from marble_core.cli.options import File, Set, load
 
 if TYPE_CHECKING:
-    from marble_core.assets import Remote
-    from marble_core.catalogue import Asset
+    from marble_core.storage.catalogue import Asset
+    from marble_core.storage.uri import Remote
 
 
 def fetch(
@@ -27,8 +27,8 @@ def fetch(
     settings, _ = load(preset, config, set_)
     from rich.console import Console
 
-    from marble_core.assets import find
-    from marble_core.catalogue import assets_of
+    from marble_core.storage.catalogue import assets_of
+    from marble_core.storage.uri import find
     from marble_core.types import MarbleError
 
     console = Console(highlight=False, soft_wrap=True)
@@ -64,7 +64,7 @@ def fetch(
 
 def _announced(asset: Asset, remote: Remote) -> str:
     """The published size, or else the server's own word."""
-    from marble_core.catalogue import UNKNOWN
+    from marble_core.storage.catalogue import UNKNOWN
     from marble_core.types import MarbleError
 
     if asset.known.size != UNKNOWN:

@@ -108,7 +108,7 @@ def check(
     if data is None:
         return
     if os.environ.get("AWS_ENDPOINT_URL"):
-        from marble_core.storage import S3
+        from marble_core.storage.s3 import S3
 
         store = S3(settings.storage.bucket)
         store.require_bucket()

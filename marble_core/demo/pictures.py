@@ -12,11 +12,11 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 from torch import Tensor
 
-from marble_core.assets import resolve
 from marble_core.demo.counterexamples import alter, misdescribe, spoil
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import Entry, entries
 from marble_core.demo.scenes import SIZE
+from marble_core.storage.uri import resolve
 from marble_core.types import SOURCES
 
 REDRAWINGS = 2

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
-from marble_core.assets import resolve
 from marble_core.demo.pictures import DemoModel, Pictures, as_pixels, choose, make_pictures
 from marble_core.demo.scenes import SIZE
 from marble_core.rewards.head import Head
+from marble_core.storage.uri import resolve
 
 SEED = 7
 TRAIN_SIZE, HELD_OUT_SIZE = 4200, 450  # prompts over all sources, each drawn, sampled and spoiled

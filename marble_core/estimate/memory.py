@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from marble_core.catalogue import needs
 from marble_core.config.schema import RewardConfig, RunConfig
 from marble_core.estimate.sizes import Scorer, Sizes, scorer_of
+from marble_core.storage.catalogue import needs
 
 GIB = 2**30
 PHASES = ("encoding", "sampling", "decoding", "scoring", "training")

@@ -15,7 +15,7 @@ from math import prod
 from random import Random
 from typing import Any
 
-from marble_core.prompts.checks import normal
+from marble_core.prompts.filters import normal
 from marble_core.types import MarbleError, Prompt
 
 

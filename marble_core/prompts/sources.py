@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from marble_core.assets import SCHEMES, Part, resolve
 from marble_core.prompts.generate import generate
 from marble_core.prompts.reading import Placed, read
+from marble_core.storage.uri import SCHEMES, Part, resolve
 from marble_core.types import MarbleError, Prompt
 
 DEMO = "demo://prompts/"

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marble_core.catalogue import CLIP_L
 from marble_core.prompts.geneval import COLORS
 from marble_core.rewards.checks import known_picture
 from marble_core.rewards.clip import Clip, load_clip
 from marble_core.rewards.geneval import Detection
+from marble_core.storage.catalogue import CLIP_L
 from marble_core.types import MarbleError
 
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Mask2FormerForUniversalSegmentation
 
-from marble_core.assets import resolve
-from marble_core.catalogue import MASK2FORMER
 from marble_core.prompts.geneval import CLASSES
 from marble_core.rewards.geneval import Detection
 from marble_core.rewards.mask2former_keys import UNSET, infer_config, modern, to_transformers
 from marble_core.rewards.originals import read_original, require_exact
 from marble_core.rewards.pretrained import default_device, load_pretrained, place
+from marble_core.storage.catalogue import MASK2FORMER
+from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError
 
 SHORT, LONG, MULTIPLE = 800, 1333, 32  # pixels: the edges that a picture is resized within, and what they are padded to

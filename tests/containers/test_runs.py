@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 
 from conftest import eventually
 from containers.conftest import TAG, docker, files_under
-from marble_core.checkpoints.remote import Remote
-from marble_core.storage import S3
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
+from marble_core.storage.s3 import S3
 
 pytestmark = pytest.mark.containers
 
@@ -110,7 +110,7 @@ def test_a_killed_train_container_is_started_again_and_goes_on_from_the_checkpoi
 ) -> None:
     directory = tmp_path / ".marble" / "runs" / "killed"
     process = start(tmp_path, "killed", *CONTAINERS)
-    checkpoints = Remote(S3("marble"), "killed")
+    checkpoints = RunCheckpoints(S3("marble"), "killed")
     assert eventually(lambda: checkpoints.latest() is not None or process.poll() is not None, 200)
     (training,) = containers_of(directory).split()
     docker("kill", training)
@@ -133,7 +133,7 @@ def test_a_run_that_is_stopped_ends_its_container_which_saves_first(
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and containers_of(directory, "--all") == "", said
-    assert Remote(S3("marble"), "stopped").latest() is not None, "no checkpoint was due yet"
+    assert RunCheckpoints(S3("marble"), "stopped").latest() is not None, "no checkpoint was due yet"
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "evaluate", "gate", "register", "reject", "skip"])

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from marble_core.checkpoints import CheckpointStore
-from marble_core.checkpoints.files import MANIFEST
+from marble_core.checkpoints.manifest import MANIFEST
 from marble_core.config.schema import StorageConfig
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 
 pytestmark = pytest.mark.faults
 

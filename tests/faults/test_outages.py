@@ -12,7 +12,7 @@ import pytest
 from training import PATIENCE, Left, Training
 
 from marble_core.services.local import MLflow, SeaweedFS, Service
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 
 pytestmark = pytest.mark.faults
 

@@ -24,9 +24,9 @@ from mlflow import MlflowClient
 from marble_core import state, train
 from marble_core.checkpoints import CheckpointStore, store
 from marble_core.config.loading import load_config
-from marble_core.prompts.data import prepare_data
+from marble_core.prompts.dataset import prepare_data
 from marble_core.runtime import distributed
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 TINY = [

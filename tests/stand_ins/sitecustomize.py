@@ -11,7 +11,7 @@ from pathlib import Path
 from marble_core import stages
 from marble_core.results import Estimate, Evaluation, RewardResult
 from marble_core.runtime import progress
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 KIND = os.environ.get("STAND_IN")

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from marble_core.checkpoints.files import Broken, is_name
-from marble_core.checkpoints.remote import Remote
+from marble_core.checkpoints.manifest import Broken, is_name
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.config.resume_rules import require_same_run
 from marble_core.config.schema import RunConfig
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 _ADDRESS = re.compile(r"s3://([^/]+)/runs/([^/]+)(?:/checkpoints(?:/([^/]+))?)?/?")
 
 
-def locate(address: str) -> tuple[Remote, str]:
+def locate(address: str) -> tuple[RunCheckpoints, str]:
     """The run and the name of the checkpoint: the one that the address names, else the run's latest.
 
     Raises MarbleError where the address names no run, or the run has no checkpoint.
@@ -30,7 +30,7 @@ def locate(address: str) -> tuple[Remote, str]:
             f"train.start_from = {address!r} names no run: write s3://BUCKET/runs/RUN_ID, for its latest checkpoint, "
             "or s3://BUCKET/runs/RUN_ID/checkpoints/step-..., for one of them."
         )
-    remote = Remote(S3(match[1]), match[2])
+    remote = RunCheckpoints(S3(match[1]), match[2])
     complete, _ = remote.names()
     name = match[3] or remote.latest()
     if name not in complete:
@@ -41,7 +41,7 @@ def locate(address: str) -> tuple[Remote, str]:
 
 
 @contextmanager
-def fetched(address: str) -> Iterator[Path]:
+def downloaded(address: str) -> Iterator[Path]:
     """A directory with the whole checkpoint, for as long as the block lasts."""
     remote, name = locate(address)
     with tempfile.TemporaryDirectory(prefix="marble-") as directory:
@@ -57,15 +57,15 @@ def check_beginning(config: RunConfig, s3: S3, run_id: str) -> None:
 
     Raises MarbleError where the run was begun with settings that may not change, or the address names no checkpoint.
     """
-    own = Remote(s3, run_id)
+    own = RunCheckpoints(s3, run_id)
     if name := own.latest():
-        if before := begun_with(own):
+        if before := config_of_latest(own):
             require_same_run(before, config, own.uri(name))
     elif config.train.start_from:
         locate(config.train.start_from)
 
 
-def begun_with(run: Remote) -> RunConfig | None:
+def config_of_latest(run: RunCheckpoints) -> RunConfig | None:
     """The configuration in the run's latest checkpoint. Not verified: what is broken here, training names and skips."""
     name = run.latest()
     found = run.s3.get(f"{run.prefix}/{name}/config.json") if name else None

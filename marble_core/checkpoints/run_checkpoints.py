@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from marble_core.checkpoints.files import MANIFEST, Broken, is_name, read_manifest, step_of, verify
 from marble_core.checkpoints.lease import latest_of
-from marble_core.storage import S3
+from marble_core.checkpoints.manifest import MANIFEST, Broken, is_name, read_manifest, step_of, verify
+from marble_core.storage.s3 import S3
 
 
-class Remote:
+class RunCheckpoints:
     """All methods raise MarbleError where S3 does not answer."""
 
     def __init__(self, s3: S3, run_id: str) -> None:

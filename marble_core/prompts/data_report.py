@@ -13,9 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from marble_core.prompts.checks import normal
+from marble_core.prompts.filters import normal
 from marble_core.prompts.reading import Placed
-from marble_core.prompts.tokens import TextEncoder
+from marble_core.prompts.token_lengths import TextEncoder
 from marble_core.types import Prompt
 
 NAMED = 3  # places in a warning; the report has all

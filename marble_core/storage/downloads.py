@@ -25,7 +25,7 @@ from filelock import FileLock
 from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import tqdm
 
-from marble_core.storage import S3
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 _log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,7 @@ from marble_core.types import MarbleError
 
 DEMO = "demo://"
 SCHEMES = (DEMO, "hf://", "s3://", "https://", "http://")
-WEIGHTS = Path(__file__).parent / "demo" / "weights"
+WEIGHTS = Path(str(files("marble_core"))) / "demo" / "weights"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_URI = re.compile(r"hf://(?P<repo>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<file>.+[^/]))?/?")
 
@@ -65,11 +66,11 @@ def find(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path
     if uri.startswith(DEMO):
         return _demo(uri)
     if uri.startswith("s3://"):
-        from marble_core.downloads import S3Asset
+        from marble_core.storage.downloads import S3Asset
 
         return S3Asset(uri)
     if uri.startswith(("https://", "http://")):
-        from marble_core.downloads import WebFile
+        from marble_core.storage.downloads import WebFile
 
         return WebFile(uri)
     path = Path(uri).expanduser()
@@ -78,10 +79,10 @@ def find(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path
     return _hub(uri, part, revision)
 
 
-def refuse(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> str | None:
+def check_access(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> str | None:
     """Raises MarbleError where a name is wrong, or a hub's repository is not for this account, which is known on any machine
     before a GPU is asked for. Returns what to tell the user where the hub cannot be asked."""
-    from marble_core.hub import HubRepository
+    from marble_core.storage.hub import HubRepository
 
     found = find(uri, part, revision)
     if isinstance(found, Path) and part == Part.PIPELINE:
@@ -110,7 +111,7 @@ def _demo(uri: str) -> Path:
 
 
 def _hub(uri: str, part: Part, revision: str | None) -> Remote:
-    from marble_core.hub import HubFile, HubRepository
+    from marble_core.storage.hub import HubFile, HubRepository
 
     if match := _HUB_URI.fullmatch(uri):
         repository, revision = match["repo"], match["revision"] or revision

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from marble_core.config.schema import DataConfig, RunConfig
-from marble_core.prompts.checks import UNSAFE, check_disjoint, read_block_list, split_blocked, split_repeated
+from marble_core.prompts.data_report import SourceData, data_report, warnings
+from marble_core.prompts.filters import UNSAFE, check_disjoint, read_block_list, split_blocked, split_repeated
 from marble_core.prompts.reading import Placed
-from marble_core.prompts.report import SourceData, data_report, warnings
 from marble_core.prompts.sources import is_made, load, local_file, shown
-from marble_core.prompts.tokens import text_encoders
+from marble_core.prompts.token_lengths import text_encoders
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from marble_core import __version__
-from marble_core.assets import DEMO, SCHEMES, Part, find
 from marble_core.config.schema import ModelConfig, RewardConfig, RunConfig
+from marble_core.storage.uri import DEMO, SCHEMES, Part, find
 
 CLIP_L = "openai/clip-vit-large-patch14"
 CLIP_H_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -84,7 +84,7 @@ class Base:
 
 def base_of(model: ModelConfig) -> Base:
     """The base model of a run, for its model card. Asks nobody."""
-    from marble_core.hub import HubRepository
+    from marble_core.storage.hub import HubRepository
 
     place = find(model.path, Part.PIPELINE, model.revision)
     if isinstance(place, HubRepository):

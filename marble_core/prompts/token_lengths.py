@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core.assets import Part, find
 from marble_core.config.schema import ModelConfig
+from marble_core.storage.uri import Part, find
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _finder(model: ModelConfig) -> Find:
     except MarbleError:
         return lambda relative: None  # a path that may well be there on the machine that trains
     if not isinstance(place, Path):
-        from marble_core.hub import HubFile, HubRepository
+        from marble_core.storage.hub import HubFile, HubRepository
 
         if isinstance(place, HubRepository):
             name, revision = place.name, place.revision

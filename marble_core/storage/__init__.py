@@ -1,0 +1,1 @@
+"""Bytes from elsewhere: S3, the model hub, the web, the model cache. Imports no torch."""
