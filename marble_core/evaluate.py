@@ -25,7 +25,7 @@ from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable, Scorer
 
 if TYPE_CHECKING:
     from marble_core.models import DiffusionModel
-    from marble_core.policy import Policy
+    from marble_core.models.policy import Policy
 
 PICTURES_PER_SOURCE = 48
 
@@ -39,7 +39,7 @@ def run_evaluation(
     with pictures of the first 48 prompts of each source; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
     base's, and for a reward that fails; a champion that does not fit the base is left out, and the result says so.
     """
-    from marble_core.policy import Policy
+    from marble_core.models.policy import Policy
     from marble_core.rewards import load_scorers
 
     policy = Policy.load(config)
@@ -75,7 +75,7 @@ def measure(
 
     Sampled as run_evaluation does, and compared with nothing. ``images/`` is written under ``out``.
     """
-    from marble_core.policy import Policy
+    from marble_core.models.policy import Policy
     from marble_core.rewards import load_scorers
 
     policy = Policy.load(config)
@@ -178,7 +178,7 @@ class _Work:
         (self.directory / SCORES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _sample(self, role: str, model: DiffusionModel, prompts: Sequence[Prompt], seeds: Sequence[int]) -> np.ndarray:
-        from marble_core.rollout import sample
+        from marble_core.models.rollout import sample
 
         def show(images_NHWC: np.ndarray) -> None:
             self.done += len(images_NHWC)

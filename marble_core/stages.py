@@ -56,7 +56,7 @@ def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
     from marble_core.estimate import check_fits
     from marble_core.prompts.dataset import prepare_data
-    from marble_core.rewards.beforehand import check_heard, check_named
+    from marble_core.rewards.applies import check_heard, check_named
     from marble_core.storage.uri import Part, check_access
 
     check_fits(config)

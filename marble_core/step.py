@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from marble_core import direction
-from marble_core.advantages import Advantages, estimate
-from marble_core.balance import Balancer
+from marble_core.algorithm import update
+from marble_core.algorithm.advantages import Advantages, estimate
+from marble_core.algorithm.balancers import Balancer
+from marble_core.algorithm.metrics import Clock, gradient_metrics, reward_metrics
 from marble_core.config.schema import RunConfig
-from marble_core.metrics import Clock, gradient_metrics, reward_metrics
-from marble_core.policy import Policy
+from marble_core.models.policy import Policy
+from marble_core.models.rollout import collect
 from marble_core.prompts import mix
 from marble_core.rewards import Ahead, score_all
-from marble_core.rollout import collect
 from marble_core.runtime import distributed
 from marble_core.types import Prompt, PromptBatch, RewardTable, Rollout, Scorer, StepReport
 
@@ -80,11 +80,11 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     return _recorded(learner, StepReport(learner.step, metrics, found.balance.notes))
 
 
-def _find_or_forget(learner: Learner, rollout: Rollout, advantages: Advantages) -> direction.Direction:
+def _find_or_forget(learner: Learner, rollout: Rollout, advantages: Advantages) -> update.Update:
     """The direction; where it is not finite or the step is interrupted, the balancer remembers nothing of it."""
     remembered, found = learner.balancer.state(), None
     try:
-        found = direction.find(learner.policy, rollout, advantages, learner.balancer, learner.step, learner.config)
+        found = update.balanced_update(learner.policy, rollout, advantages, learner.balancer, learner.step, learner.config)
         return found
     finally:
         if found is None or not found.is_finite:
@@ -114,7 +114,7 @@ def _faults(table: RewardTable, batch: PromptBatch) -> list[str]:
     ]
 
 
-def _where_not_finite(found: direction.Direction, rollout: Rollout, names: Sequence[str]) -> str:
+def _where_not_finite(found: update.Update, rollout: Rollout, names: Sequence[str]) -> str:
     """The rewards whose own gradients are not finite, where those were computed, and the prompts whose latents are not."""
     batch, index_N = rollout.batch, rollout.index_N
     bad_M = np.zeros(len(batch.prompts))

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import torch
 
-from marble_core.balance import make_balancer
+from marble_core.algorithm.balancers import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore
 from marble_core.checkpoints.start_from import downloaded
 from marble_core.config.schema import RunConfig
-from marble_core.policy import Policy
+from marble_core.models.policy import Policy
 from marble_core.rewards import load_scorers
 from marble_core.runtime import distributed
 from marble_core.runtime.offload import resident_bytes
@@ -180,8 +180,8 @@ def _tracked_training(
     config: RunConfig, run_id: str, prompts: Sequence[Prompt], checkpoints: CheckpointStore, out: Path
 ) -> None:
     from marble_core import glossary, registry
+    from marble_core.models.previews import grid
     from marble_core.runtime import progress
-    from marble_core.samples import grid
     from marble_core.tracking import Tracker, run_params
 
     said = {"mlflow.note.content": glossary.as_markdown()}

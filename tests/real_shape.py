@@ -13,11 +13,11 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection
 
-from marble_core.balance import make_balancer
+from marble_core.algorithm.balancers import make_balancer
 from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config
+from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
-from marble_core.policy import Policy
 from marble_core.rewards import load_scorers
 from marble_core.step import Learner, optimizer_step
 from marble_core.types import Prompt

@@ -8,8 +8,8 @@ from diffusers import SD3Transformer2DModel
 
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
+from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
-from marble_core.policy import Policy
 from marble_core.runtime.seeding import derive, noise
 from marble_core.types import Conditioning, Prompt, PromptBatch, Rollout
 

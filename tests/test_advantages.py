@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from marble_core.advantages import estimate
+from marble_core.algorithm.advantages import estimate
 from marble_core.types import RewardTable
 
 NAMES = ("a", "b")

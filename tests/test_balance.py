@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from marble_core import balance as balance_module
-from marble_core.balance import Balancer, make_balancer
+from marble_core.algorithm import balancers as balance_module
+from marble_core.algorithm.balancers import Balancer, make_balancer
 from marble_core.config.schema import BalanceConfig
 from marble_core.types import MarbleError
 

@@ -20,7 +20,7 @@ from marble_core import stages
 from marble_core.checkpoints import CheckpointStore
 from marble_core.checkpoints.manifest import MANIFEST, name_of, seal
 from marble_core.checkpoints.start_from import downloaded
-from marble_core.policy import ADAPTER_FILE, Policy
+from marble_core.models.policy import ADAPTER_FILE, Policy
 from marble_core.rewards.images import as_images
 from marble_core.runtime import progress
 from marble_core.storage.s3 import S3
@@ -276,8 +276,8 @@ def test_a_gate_without_its_evaluation_is_one_sentence(tmp_path: Path) -> None:
 
 def test_what_is_told_of_a_reward_beforehand_is_what_its_scorer_says() -> None:
     from marble_core.config.schema import RewardConfig
-    from marble_core.rewards.beforehand import can_use
-    from marble_core.rewards.geneval import GenEval
+    from marble_core.rewards.applies import can_use
+    from marble_core.rewards.geneval.rules import GenEval
     from marble_core.rewards.ocr import Ocr
     from marble_core.types import Prompt
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from marble_core.rewards.checks import known_picture
 from marble_core.rewards.clip import load_clip
-from marble_core.rewards.colors import COLORS, ClipColors, cut_out
-from marble_core.rewards.geneval import Detection
+from marble_core.rewards.geneval.colors import COLORS, ClipColors, cut_out
+from marble_core.rewards.geneval.rules import Detection
+from marble_core.rewards.self_check import known_picture
 from marble_core.types import MarbleError
 from tiny_rewards import clip_config, noise, randomised, save_clip
 

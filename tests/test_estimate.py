@@ -13,18 +13,18 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 import real_shape
 from conftest import ROOT
-from marble_core import passes
+from marble_core.algorithm import backward
+from marble_core.algorithm.row_gradients import RowGradients
+from marble_core.algorithm.split_half import split
 from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config, presets
 from marble_core.config.schema import RunConfig
 from marble_core.estimate import GIB, check_fits, memory_of, sizes_of, work_of
 from marble_core.estimate.memory import _kept
 from marble_core.estimate.sizes import Sizes
-from marble_core.gradients import RowGradients
-from marble_core.halves import split
 from marble_core.models.flux import Flux
+from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
-from marble_core.policy import Policy
 from marble_core.types import MarbleError
 from small import small_config, small_policy, small_rollout
 from test_gradients import random_advantages
@@ -102,7 +102,7 @@ def kept_bytes(sizes: Sizes, side: int, dtype: torch.dtype, rank: int) -> int:
     rows = RowGradients(policy.layers_of("default"), 1)
     with (
         policy.using("default"),
-        rows.listening(),
+        rows.capturing(),
         torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
@@ -239,8 +239,8 @@ def test_forwards_and_backwards_are_those_that_a_step_makes():
     config = small_config("loss.kl_fraction=0.5", "hardware.gpus=0")
     policy = small_policy(config, perturb=0.05)
     rollout = small_rollout(policy, config)
-    rows = passes.reward_rows(random_advantages(len(rollout.batch), 5), split(rollout.batch), config.loss.timesteps)
-    done = passes.per_row(policy, rollout, rows, config.loss)
+    rows = backward.reward_rows(random_advantages(len(rollout.batch), 5), split(rollout.batch), config.loss.timesteps)
+    done = backward.per_reward(policy, rollout, rows, config.loss)
     asked = small_config("loss.kl_fraction=0.5", "optimizer.eta_rate=0.001")
     work = work_of(asked, None)
     assert (work.forwards, work.backwards, work.hours) == (done.forwards, done.backwards, None)

@@ -186,7 +186,7 @@ def test_base_and_trained_draw_the_same_prompts_from_the_same_noise(tmp_path: Pa
     """A LoRA that is zero gives the base's pictures to the bit; another one gives others, and the base's again."""
     import torch
 
-    from marble_core.policy import Policy
+    from marble_core.models.policy import Policy
 
     overrides = ["evaluation.steps=2", "evaluation.batch_size=2", "evaluation.resamples=100", "lora.rank=2"]
     config = load_config("demo", overrides=overrides)
@@ -284,7 +284,7 @@ def test_a_champion_that_does_not_fit_the_base_is_left_out_with_a_sentence(tmp_p
     import torch
     from safetensors.torch import save_file
 
-    from marble_core.policy import Policy
+    from marble_core.models.policy import Policy
 
     layer = "transformer.transformer_blocks.0.attn.to_q.lora_{}.weight"
     save_file(

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torchjd.autojac import jac
 
-from marble_core import passes
-from marble_core.advantages import Advantages
-from marble_core.halves import split
-from marble_core.passes import reward_rows
+from marble_core.algorithm import backward
+from marble_core.algorithm.advantages import Advantages
+from marble_core.algorithm.backward import reward_rows
+from marble_core.algorithm.split_half import split
 from small import small_config, small_policy, small_rollout
 
 
@@ -29,7 +29,7 @@ def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False):
     """The gradient of sum_it weight_i l(A_i), or of the KL, in one ordinary backward a micro-batch."""
     default = policy.parameters_of("default")
     total = {n: torch.zeros_like(p) for n, p in default.items()}
-    for part in passes._micro_batches(rollout, config.loss):
+    for part in backward._micro_batches(rollout, config.loss):
         velocities = {}
         for adapter in ("old", "off"):
             with policy.using(adapter) as model, torch.no_grad():
@@ -83,7 +83,7 @@ def test_two_backward_passes_give_every_reward_gradient(setting, K):
     config, policy, rollout = setting
     N, T = len(rollout.batch), config.loss.timesteps
     advantages = random_advantages(N, K)
-    done = passes.per_row(policy, rollout, reward_rows(advantages, split(rollout.batch), T), config.loss)
+    done = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), T), config.loss)
     for k in {0, 1, 2, K - 1} & set(range(K)):
         pick = np.zeros(2 * K + 1)
         pick[[k, K + k]] = 1
@@ -102,7 +102,7 @@ def test_torchjd_finds_the_same_gradients(setting):
     N, T, K = len(rollout.batch), config.loss.timesteps, 5
     advantages, default = random_advantages(N, K), policy.parameters_of("default")
     theirs = {n: torch.zeros(K, *p.shape) for n, p in default.items()}
-    for part in passes._micro_batches(rollout, config.loss):
+    for part in backward._micro_batches(rollout, config.loss):
         with policy.using("old") as model, torch.no_grad():
             v_old = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
         with policy.using("default") as model:
@@ -121,7 +121,7 @@ def test_torchjd_finds_the_same_gradients(setting):
             theirs[n] += J
     for p in default.values():
         p.requires_grad_(False)
-    ours = passes.per_row(policy, rollout, reward_rows(advantages, None, T), config.loss).gradients
+    ours = backward.per_reward(policy, rollout, reward_rows(advantages, None, T), config.loss).gradients
     for k in range(K):
         if advantages.mask_NK[:, k].any():
             assert relative_error(ours.combine(np.eye(K + 1)[k]), {n: J[k] for n, J in theirs.items()}) < 1e-5
@@ -130,7 +130,7 @@ def test_torchjd_finds_the_same_gradients(setting):
 def test_the_kl_has_a_row_of_its_own_that_no_reward_enters(setting):
     config, policy, rollout = setting
     advantages = random_advantages(len(rollout.batch), 2)
-    done = passes.per_row(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss)
+    done = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss)
     ours = done.gradients.combine(np.eye(5)[4])
     theirs = autograd_gradient(policy, rollout, config, np.zeros(6), np.zeros(6), kl=True)
     assert all((g == 0).all() for g in theirs.values()) or relative_error(ours, theirs) < 1e-4
@@ -141,8 +141,8 @@ def test_one_backward_of_the_weighted_advantage_is_the_weighted_sum_of_the_gradi
     N, T, K = len(rollout.batch), 3, 4
     advantages, w_K = random_advantages(N, K), np.array([0.1, 0.5, 0.0, 0.4])
     rows, w_R = reward_rows(advantages, split(rollout.batch), T), np.concatenate([w_K, w_K])
-    separate = passes.per_row(policy, rollout, rows, config.loss).gradients.combine(np.append(w_R, 1.0))
-    one = passes.mixed(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
+    separate = backward.per_reward(policy, rollout, rows, config.loss).gradients.combine(np.append(w_R, 1.0))
+    one = backward.weighted_sum(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
     assert relative_error(one, separate) < 1e-5
 
 
@@ -151,7 +151,7 @@ def test_backward_passes_do_not_grow_with_the_number_of_rewards(setting):
     counts = set()
     for K in (1, 5, 64):
         advantages = random_advantages(len(rollout.batch), K)
-        done = passes.per_row(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss)
+        done = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss)
         counts.add((done.forwards, done.backwards))
     micro_batches = 2 * 3
     expected = (2, 2) if policy.old_is_default else (3, 3)  # with the KL on every micro-batch
@@ -161,7 +161,7 @@ def test_backward_passes_do_not_grow_with_the_number_of_rewards(setting):
 def test_a_row_of_weight_0_may_hold_what_is_not_a_number(setting):
     config, policy, rollout = setting
     advantages = random_advantages(len(rollout.batch), 3)
-    gradients = passes.per_row(policy, rollout, reward_rows(advantages, None, 3), config.loss).gradients
+    gradients = backward.per_reward(policy, rollout, reward_rows(advantages, None, 3), config.loss).gradients
     before = gradients.combine(np.array([0.5, 0.0, 0.0, 1.0]))
     for total in gradients.sums.values():
         total[1] = torch.nan
@@ -171,6 +171,6 @@ def test_a_row_of_weight_0_may_hold_what_is_not_a_number(setting):
 def test_the_gram_matrix_is_that_of_the_gradients(setting):
     config, policy, rollout = setting
     advantages = random_advantages(len(rollout.batch), 3)
-    gradients = passes.per_row(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss).gradients
+    gradients = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss).gradients
     rows = [torch.cat([g.flatten() for g in gradients.combine(e).values()]).double().numpy() for e in np.eye(gradients.rows)]
     assert np.allclose(gradients.gram(), np.array(rows) @ np.array(rows).T, rtol=1e-9, atol=1e-20)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from marble_core.halves import Halves, cosines, images_for_half, split
+from marble_core.algorithm.split_half import SplitHalf, cosines, images_for_half, split
 from marble_core.types import Prompt, PromptBatch
 
 SIGNAL = np.array([[3.0, 0.0, 0.0, 0.0], [0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.5]])  # three rewards in four dimensions
@@ -21,7 +21,7 @@ def draw(rng, noise=1.0, prompts=12, per_prompt=4, inside=False):
     else:
         in_a[: prompts // 2] = True
     rows = np.concatenate([g[in_a].sum(0), g[~in_a].sum(0)])
-    return Halves(rows @ rows.T)
+    return SplitHalf(rows @ rows.T)
 
 
 def test_the_cross_gram_matrix_is_an_unbiased_estimate_of_the_signals():
@@ -63,9 +63,9 @@ def test_the_number_of_images_that_is_named_brings_the_consistency_to_a_half():
 def test_held_out_cosines_are_near_zero_for_noise_where_in_sample_ones_are_not():
     rng = np.random.default_rng(4)
     rows = rng.normal(size=(300, 6, 50))
-    held_out = [Halves(r @ r.T).held_out(lambda G: np.ones(3)).mean() for r in rows]
+    held_out = [SplitHalf(r @ r.T).held_out(lambda G: np.ones(3)).mean() for r in rows]
     assert abs(np.mean(held_out)) < 0.02
-    whole = [Halves(r @ r.T).whole for r in rows]
+    whole = [SplitHalf(r @ r.T).whole for r in rows]
     in_sample = [cosines(np.ones(3), G).mean() for G in whole]
     assert np.mean(in_sample) > 0.4
 
@@ -76,7 +76,7 @@ def test_cosines_are_those_of_the_vectors():
     cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert np.allclose(cosines(w, g @ g.T), [cosine(w @ g, row) for row in g])
     expected = [(cosine(w @ rows[:3], rows[3 + k]) + cosine(w @ rows[3:], rows[k])) / 2 for k in range(3)]
-    assert np.allclose(Halves(rows @ rows.T).held_out(lambda _: w), expected)
+    assert np.allclose(SplitHalf(rows @ rows.T).held_out(lambda _: w), expected)
 
 
 def test_prompts_of_the_same_text_are_one_group_and_stay_in_one_half():

@@ -73,7 +73,7 @@ def test_only_the_command_line_knows_the_pipelines_and_only_these_know_kfp() -> 
 
 def test_pickled_tensors_are_read_in_one_file_as_weights_only() -> None:
     found = [(file, call) for file, tree in TREES.items() for name, call in calls(tree) if name == "torch.load"]
-    assert {file for file, _ in found} == {"marble_core/rewards/originals.py"}
+    assert {file for file, _ in found} == {"marble_core/rewards/weights/originals.py"}
     for _, call in found:
         (weights_only,) = [k.value for k in call.keywords if k.arg == "weights_only"]
         assert isinstance(weights_only, ast.Constant) and weights_only.value is True
@@ -87,7 +87,9 @@ def test_nothing_is_pickled_and_no_text_is_run(writer: str) -> None:
 def test_nothing_that_pickles_is_imported() -> None:
     modules = {"shelve", "marshal", "joblib", "cloudpickle", "dill"}
     assert [file for file, tree in TREES.items() if {m.partition(".")[0] for m in imports(tree)} & modules] == []
-    assert [file for file, tree in TREES.items() if "pickle" in set(imports(tree))] == ["marble_core/rewards/originals.py"]
+    assert [file for file, tree in TREES.items() if "pickle" in set(imports(tree))] == [
+        "marble_core/rewards/weights/originals.py"
+    ]
 
 
 def test_yaml_is_read_safely_in_one_file() -> None:

@@ -16,7 +16,7 @@ from conftest import eventually
 from marble_core import stages
 from marble_core.config.loading import load_config
 from marble_core.launch import processes_wanted
-from marble_core.policy import ADAPTER_FILE
+from marble_core.models.policy import ADAPTER_FILE
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 from test_demo import TINY

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from marble_core.algorithm.losses import LOSSES, Point, kl, noisy
 from marble_core.config.schema import LossConfig
-from marble_core.loss import LOSSES, Point, kl, noisy
 from marble_core.types import MarbleError
 from small import small_config
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marble_core.minnorm import min_norm
+from marble_core.algorithm.min_norm import min_norm
 
 
 def by_enumeration(G):

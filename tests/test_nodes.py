@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from conftest import eventually
 from marble_core import nodes, stages
 from marble_core.config.loading import load_config
+from marble_core.models.policy import ADAPTER_FILE
 from marble_core.nodes import train_on_nodes
-from marble_core.policy import ADAPTER_FILE
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 from pipelines.marble import PACKAGE, compile_to

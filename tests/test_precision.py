@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from marble_core import passes
-from marble_core.gradients import Pass, RowGradients
-from marble_core.halves import split
+from marble_core.algorithm import backward
+from marble_core.algorithm.row_gradients import Pass, RowGradients
+from marble_core.algorithm.split_half import split
 from small import SmallModel, small_config, small_policy, small_rollout
 from test_gradients import autograd_gradient, random_advantages, relative_error
 
@@ -17,8 +17,8 @@ K = 5
 
 def gradients_of(policy, config):
     rollout = small_rollout(policy, config)
-    rows = passes.reward_rows(random_advantages(len(rollout.batch), K), split(rollout.batch), config.loss.timesteps)
-    return rollout, passes.per_row(policy, rollout, rows, config.loss)
+    rows = backward.reward_rows(random_advantages(len(rollout.batch), K), split(rollout.batch), config.loss.timesteps)
+    return rollout, backward.per_reward(policy, rollout, rows, config.loss)
 
 
 def each_reward(done):
@@ -47,11 +47,11 @@ def test_one_backward_is_the_weighted_sum_to_1e_10_in_float64():
     config = small_config()
     policy = small_policy(config, perturb=0.05, model=SmallModel(torch.float64))
     rollout = small_rollout(policy, config)
-    rows = passes.reward_rows(random_advantages(len(rollout.batch), K), split(rollout.batch), config.loss.timesteps)
+    rows = backward.reward_rows(random_advantages(len(rollout.batch), K), split(rollout.batch), config.loss.timesteps)
     w_K = np.array([0.0, 0.7, 0.0, 0.3, 0.0])
     w_R = np.concatenate([w_K, w_K])
-    apart = passes.per_row(policy, rollout, rows, config.loss).gradients.combine(np.append(w_R, 1.0))
-    together = passes.mixed(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
+    apart = backward.per_reward(policy, rollout, rows, config.loss).gradients.combine(np.append(w_R, 1.0))
+    together = backward.weighted_sum(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
     assert next(iter(apart.values())).dtype == torch.float64
     assert relative_error(together, apart) < 1e-10
 
@@ -79,7 +79,7 @@ def test_in_fp16_a_cotangent_of_any_size_loses_nothing(size):
     for policy in policies:
         rows = RowGradients(policy.layers_of("default"), 1)
         q = size * torch.randn(6, *policy.model.latent_shape, generator=torch.Generator().manual_seed(3))
-        with policy.using("default") as model, rows.listening():
+        with policy.using("default") as model, rows.capturing():
             x = torch.randn(6, *model.latent_shape, generator=torch.Generator().manual_seed(4))
             conditioning = model.encode([f"prompt {i}" for i in range(6)])
             v = model.velocity(x, torch.full((6,), 0.5), conditioning)
@@ -95,7 +95,7 @@ def test_an_overflow_repeats_the_pass_at_half_the_scale_for_the_layers_that_saw_
     results = []
     for boost in (0, 15):
         rows = RowGradients(policy.layers_of("default"), 1, policy.transformer if checkpointing else None)
-        with policy.using("default") as model, rows.listening():
+        with policy.using("default") as model, rows.capturing():
             x = torch.randn(6, *model.latent_shape, generator=torch.Generator().manual_seed(4))
             conditioning = model.encode([f"prompt {i}" for i in range(6)])
             v = model.velocity(x, torch.full((6,), 0.5), conditioning)
@@ -111,7 +111,7 @@ def test_an_overflow_repeats_the_pass_at_half_the_scale_for_the_layers_that_saw_
 def test_what_is_not_a_number_shows_in_the_gradient_whatever_the_precision(autocast):
     policy = small_policy(small_config(), perturb=0.05, model=SmallModel(autocast=autocast))
     rows = RowGradients(policy.layers_of("default"), 1)
-    with policy.using("default") as model, rows.listening():
+    with policy.using("default") as model, rows.capturing():
         conditioning = model.encode(["a", "b"])
         x = torch.full((2, *model.latent_shape), 0.1)
         v = model.velocity(x, torch.full((2,), 0.5), conditioning)

@@ -10,7 +10,7 @@ import pytest
 
 from marble_core.cli.evaluating import evaluate
 from marble_core.config.loading import load_config
-from marble_core.policy import Policy
+from marble_core.models.policy import Policy
 from marble_core.published import COLUMNS, ROWS, adapter_of, as_published, differences, read_test_sets, row_of
 from marble_core.types import MarbleError, Prompt, RewardTable
 

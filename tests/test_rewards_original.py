@@ -14,12 +14,13 @@ from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from marble_core.rewards import original_keys, originals, score_all
+from marble_core.rewards import score_all
 from marble_core.rewards.aesthetic import Aesthetic
-from marble_core.rewards.head import Head
 from marble_core.rewards.hpsv2 import HPSv2
 from marble_core.rewards.imagereward import ImageReward
-from marble_core.rewards.originals import load_head, load_hpsv2, load_image_reward, read_original
+from marble_core.rewards.weights import original_keys, originals
+from marble_core.rewards.weights.mlp_head import Head
+from marble_core.rewards.weights.originals import load_head, load_hpsv2, load_image_reward, read_original
 from marble_core.types import MarbleError, Prompt
 from tiny_rewards import PROMPTS, noise, randomised, save_clip, save_processor
 

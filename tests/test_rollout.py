@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from marble_core.policy import Policy
-from marble_core.rollout import make_scheduler, sample, solve
+from marble_core.models.policy import Policy
+from marble_core.models.rollout import make_scheduler, sample, solve
 from marble_core.runtime.seeding import derive, noise
 from small import small_config
 

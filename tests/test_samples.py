@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from marble_core.samples import fixed_texts, grid
+from marble_core.models.previews import fixed_texts, grid
 from marble_core.types import Prompt
 from small import PROMPTS, small_config, small_policy
 

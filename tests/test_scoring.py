@@ -8,11 +8,11 @@ from random import Random
 import numpy as np
 import pytest
 
+from marble_core.algorithm.metrics import reward_metrics
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RewardConfig
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import entries
-from marble_core.metrics import reward_metrics
 from marble_core.rewards import load_scorers, score_all
 from marble_core.rewards.clip import load_clip
 from marble_core.rewards.clipscore import ClipScore

@@ -8,16 +8,16 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from marble_core import passes
+from marble_core.algorithm import backward
+from marble_core.algorithm.split_half import split
 from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config
 from marble_core.estimate.memory import memory_of
 from marble_core.estimate.sizes import sizes_of
-from marble_core.halves import split
+from marble_core.models.policy import Policy
+from marble_core.models.rollout import collect, sample
 from marble_core.models.sd3 import SD3
-from marble_core.policy import Policy
 from marble_core.rewards import load_scorers, score_all
-from marble_core.rollout import collect, sample
 from marble_core.runtime.offload import Offloaded, resident_bytes
 from marble_core.runtime.seeding import derive, noise
 from marble_core.types import MarbleError, PromptBatch
@@ -203,8 +203,8 @@ def test_what_waits_goes_home_and_back_and_what_does_not_is_never_moved():
 
 def gradients_of(policy, config):
     rollout = collect(policy, PromptBatch(PROMPTS, config.rollout.images_per_prompt, 0, 0), config.rollout)
-    rows = passes.reward_rows(random_advantages(len(rollout.batch), 2), split(rollout.batch), config.loss.timesteps)
-    done = passes.per_row(policy, rollout, rows, config.loss)
+    rows = backward.reward_rows(random_advantages(len(rollout.batch), 2), split(rollout.batch), config.loss.timesteps)
+    done = backward.per_reward(policy, rollout, rows, config.loss)
     return rollout, done.gradients.combine(np.array([1.0, 0, 1, 0, 1]))
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from marble_core import passes, train
-from marble_core.advantages import estimate
-from marble_core.balance import make_balancer
+from marble_core import train
+from marble_core.algorithm import backward
+from marble_core.algorithm.advantages import estimate
+from marble_core.algorithm.balancers import make_balancer
 from marble_core.checkpoints import CheckpointStore
+from marble_core.models.rollout import collect
 from marble_core.prompts import mix
 from marble_core.rewards import score_all
-from marble_core.rollout import collect
 from marble_core.step import Learner, optimizer_step
 from marble_core.types import MarbleError, Prompt
 from small import SmallModel, small_config, small_policy
@@ -222,10 +223,10 @@ def test_subtracting_the_common_part_leaves_the_one_backward_form_exact():
     batch = mix(prompts(), 6, 4, one.step, config.seed)
     rollout = collect(policy, batch, config.rollout)
     table = score_all(one.scorers, rollout.images_NHWC, list(batch.prompts_of(rollout.index_N)))
-    rows = passes.reward_rows(estimate(table, batch.group_N, "batch"), np.arange(24) % 2, config.loss.timesteps, True)
+    rows = backward.reward_rows(estimate(table, batch.group_N, "batch"), np.arange(24) % 2, config.loss.timesteps, True)
     w_R = np.array([0.2, 0.5, 0.3] * 2)
-    apart = passes.per_row(policy, rollout, rows, config.loss)
-    together = passes.mixed(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
+    apart = backward.per_reward(policy, rollout, rows, config.loss)
+    together = backward.weighted_sum(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
     assert relative_error(apart.gradients.combine(np.append(w_R, 1.0)), together) < 1e-9
     micro_batches = 24 // config.loss.micro_batch * config.loss.timesteps
     assert apart.backwards == 2 * micro_batches, "the common part rides with the KL"
@@ -305,7 +306,7 @@ def test_a_skipped_step_leaves_the_balancer_as_it_was(monkeypatch):
     one = learner()
     optimizer_step(one, prompts())
     before = json.dumps(one.balancer.state())
-    monkeypatch.setattr(passes.RowGradients, "combine", lambda self, w: {"x": torch.tensor([torch.nan])})
+    monkeypatch.setattr(backward.RowGradients, "combine", lambda self, w: {"x": torch.tensor([torch.nan])})
     assert optimizer_step(one, prompts()).fault
     assert json.dumps(one.balancer.state()) == before
 

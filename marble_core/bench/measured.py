@@ -15,10 +15,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from marble_core.algorithm.min_norm import min_norm
 from marble_core.bench.costs import JACOBIANS, Parts
 from marble_core.bench.probe import Probe
 from marble_core.bench.shapes import SD35_MEDIUM_CUT, Shape
-from marble_core.minnorm import min_norm
 
 T = TypeVar("T")
 QP_REPEATS = 20

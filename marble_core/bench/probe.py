@@ -8,13 +8,13 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
+from marble_core.algorithm.row_gradients import Pass, RowGradients
 from marble_core.bench.costs import Parts
 from marble_core.bench.shapes import Shape
 from marble_core.config.loading import load_config
-from marble_core.gradients import Pass, RowGradients
 from marble_core.models import DiffusionModel
+from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
-from marble_core.policy import Policy
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Probe:
         planned = [Pass(self.q_BCHW, weights_RB) for _ in range(passes)]
         for one in planned:
             one.q_BCHW = self.q_BCHW.to(self.x_BCHW.device)
-        with gradients.listening():
+        with gradients.capturing():
             v_BCHW = self._velocity("default")
             return meter(lambda: gradients.backward(v_BCHW, planned))[0]
 

@@ -57,7 +57,7 @@ def _measure(settings: RunConfig, published: bool, place: Path | None, adapter: 
     from marble_core.estimate import check_fits
     from marble_core.evaluate import measure
     from marble_core.published import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
-    from marble_core.rewards.beforehand import check_named
+    from marble_core.rewards.applies import check_named
 
     check_named(settings.measured)
     check_fits(settings)

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from marble_core.demo.pictures import DemoModel, Pictures, as_pixels, choose, make_pictures
 from marble_core.demo.scenes import SIZE
-from marble_core.rewards.head import Head
+from marble_core.rewards.weights.mlp_head import Head
 from marble_core.storage.uri import resolve
 
 SEED = 7

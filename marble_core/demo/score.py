@@ -12,7 +12,7 @@ from marble_core.config.schema import ModelConfig
 from marble_core.demo.prompts import SHARES, generate
 from marble_core.demo.scenes import SIZE
 from marble_core.models.sd3 import SD3
-from marble_core.rewards.geneval import GenEval
+from marble_core.rewards.geneval.rules import GenEval
 from marble_core.rewards.ocr import Ocr
 from marble_core.runtime.seeding import derive, noise
 from marble_core.types import Prompt

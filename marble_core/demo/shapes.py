@@ -1,6 +1,6 @@
 """The demo's detector: shapes on a plain ground by connected components, their class by template, their colour by palette.
 
-It stands behind the same seam as a real detector (marble_core.rewards.geneval.Detector). What is no clear shape comes as the
+It stands behind the same seam as a real detector (marble_core.rewards.geneval.rules.Detector). What is no clear shape comes as the
 class ``blob``, which the demo's prompts exclude, so that clutter costs.
 """
 
@@ -17,7 +17,7 @@ from scipy import ndimage
 from marble_core.demo.draw import OVERSAMPLING, draw, draw_shape
 from marble_core.demo.prompts import BLOB
 from marble_core.demo.scenes import PALETTE, ROW, SHAPES, SIZE, Shapes, Thing
-from marble_core.rewards.geneval import Detection
+from marble_core.rewards.geneval.rules import Detection
 from marble_core.types import MarbleError
 
 UNKNOWN_COLOR = "unknown"

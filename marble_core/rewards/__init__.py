@@ -17,7 +17,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from marble_core.config.imports import import_class
 from marble_core.config.schema import RewardConfig
-from marble_core.rewards.calls import Call
+from marble_core.rewards.background import Call
 from marble_core.types import MarbleError, Prompt, RewardTable, Scorer
 
 SCORERS = {
@@ -28,7 +28,7 @@ SCORERS = {
     "imagereward": "marble_core.rewards.imagereward:ImageReward",
     "unifiedreward": "marble_core.rewards.unifiedreward:UnifiedReward",
     "ocr": "marble_core.rewards.ocr:Ocr",
-    "geneval": "marble_core.rewards.geneval:GenEval",
+    "geneval": "marble_core.rewards.geneval.rules:GenEval",
     "compressibility": "marble_core.rewards.compressibility:Compressibility",
 }
 

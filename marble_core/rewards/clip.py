@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from marble_core.rewards.originals import load_hpsv2
-from marble_core.rewards.pretrained import default_device, first_line, load_pretrained, load_tokenizer, place
+from marble_core.rewards.weights.originals import load_hpsv2
+from marble_core.rewards.weights.pretrained import default_device, first_line, load_pretrained, load_tokenizer, place
 from marble_core.storage.uri import Part, resolve
 from marble_core.types import MarbleError
 

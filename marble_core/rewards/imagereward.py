@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from marble_core.rewards.checks import check_colors
 from marble_core.rewards.clip import normalise, resize_and_crop
-from marble_core.rewards.originals import load_image_reward
-from marble_core.rewards.pretrained import default_device, load_tokenizer, place
+from marble_core.rewards.self_check import check_colors
+from marble_core.rewards.weights.originals import load_image_reward
+from marble_core.rewards.weights.pretrained import default_device, load_tokenizer, place
 from marble_core.storage.catalogue import BERT, IMAGE_REWARD
 from marble_core.storage.uri import Part, resolve
 from marble_core.types import MarbleError, Prompt

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from marble_core.rewards.calls import Call
+from marble_core.rewards.background import Call
 from marble_core.types import MarbleError, Prompt
 
 Reader = Callable[[Sequence[np.ndarray]], list[str]]  # pictures (H, W, C) uint8 RGB -> what is read in each

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marble_core.rewards.checks import check_colors
 from marble_core.rewards.clip import BATCH_SIZE, load_clip
+from marble_core.rewards.self_check import check_colors
 from marble_core.storage.catalogue import CLIP_H_PROCESSOR, PICKSCORE
 from marble_core.types import Prompt
 

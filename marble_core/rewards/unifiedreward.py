@@ -17,7 +17,7 @@ import numpy as np
 import urllib3
 from PIL import Image
 
-from marble_core.rewards.checks import check_colors
+from marble_core.rewards.self_check import check_colors
 from marble_core.types import MarbleError, Prompt
 
 INSTRUCTION = """\

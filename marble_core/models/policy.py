@@ -13,8 +13,8 @@ from peft.utils import get_peft_model_state_dict
 
 from marble_core.config.imports import import_class
 from marble_core.config.schema import OptimizerConfig, RunConfig
-from marble_core.lora_file import read_lora_file
 from marble_core.models import DiffusionModel
+from marble_core.models.adapter_file import read_lora_file
 from marble_core.runtime.seeding import derive
 from marble_core.types import MarbleError
 

@@ -20,7 +20,10 @@ from marble_core.types import MarbleError, Prompt
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 RULES = ("partial", "strict", "official")
-MASK2FORMER, CLIP_COLORS = "marble_core.rewards.mask2former:Mask2Former", "marble_core.rewards.colors:ClipColors"
+MASK2FORMER, CLIP_COLORS = (
+    "marble_core.rewards.geneval.mask2former:Mask2Former",
+    "marble_core.rewards.geneval.colors:ClipColors",
+)
 POSITION_SLACK = 0.1
 
 

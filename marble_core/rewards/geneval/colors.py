@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marble_core.prompts.geneval import COLORS
-from marble_core.rewards.checks import known_picture
 from marble_core.rewards.clip import Clip, load_clip
-from marble_core.rewards.geneval import Detection
+from marble_core.rewards.geneval.rules import Detection
+from marble_core.rewards.self_check import known_picture
 from marble_core.storage.catalogue import CLIP_L
 from marble_core.types import MarbleError
 

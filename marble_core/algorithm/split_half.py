@@ -28,7 +28,7 @@ def split(batch: PromptBatch) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Halves:
+class SplitHalf:
     """Gram matrix H (2K, 2K) of (g_1^a .. g_K^a, g_1^b .. g_K^b), where g_k = g_k^a + g_k^b."""
 
     H: np.ndarray

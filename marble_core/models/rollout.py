@@ -10,7 +10,7 @@ import torch
 
 from marble_core.config.schema import RolloutConfig
 from marble_core.models import DiffusionModel
-from marble_core.policy import Policy
+from marble_core.models.policy import Policy
 from marble_core.runtime import distributed
 from marble_core.runtime.seeding import derive, noise
 from marble_core.types import Conditioning, PromptBatch, Rollout

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from marble_core.advantages import Mixing
+from marble_core.algorithm.advantages import Mixing
+from marble_core.algorithm.min_norm import Limits, feasible, min_norm
+from marble_core.algorithm.split_half import SplitHalf
 from marble_core.config.constraints import parse
 from marble_core.config.imports import import_class
 from marble_core.config.schema import BalanceConfig, StageConfig
-from marble_core.halves import Halves
-from marble_core.minnorm import Limits, feasible, min_norm
 from marble_core.types import MarbleError
 
 STATIONARY = 1e-6  # ||d|| / nbar below which no direction improves every reward
@@ -58,7 +58,7 @@ class Balancer:
     def needs_gram(self, step: int) -> bool:
         return False
 
-    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: Halves | None = None) -> Balance:
+    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: SplitHalf | None = None) -> Balance:
         """Weights from the Gram matrix of the step's own gradients. ``has_signal_K``: some image has a non-zero advantage."""
         raise NotImplementedError
 
@@ -152,7 +152,7 @@ class MinNorm(Balancer):
     def needs_gram(self, step: int) -> bool:
         return step % self.config.every == 0 and step < self.steps - self.config.final_uniform_steps
 
-    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: Halves | None = None) -> Balance:
+    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: SplitHalf | None = None) -> Balance:
         """A reward without signal, with a non-finite gradient or one that vanishes beside the others is inactive: weight 0,
         its EMAs untouched. Otherwise it would be a normalised noise vector with a share of the update."""
         norm_K = np.sqrt(np.diag(G_KK))
@@ -209,7 +209,7 @@ class MinNorm(Balancer):
         """The Gram matrix that is balanced, and the norms that normalise it."""
         return G_KK, np.where(active, norm_K, 1.0) if self.normalise else np.ones(len(norm_K))
 
-    def _cross(self, halves: Halves | None, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cross(self, halves: SplitHalf | None, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of the gradients' signal: averaged over steps, made positive semidefinite, with a ridge and a floor."""
         assert halves is not None  # the configuration sees to it
         config, both = self.config, np.outer(active, active)

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from marble_core import passes
-from marble_core.advantages import Advantages
-from marble_core.balance import Balance, Balancer
+from marble_core.algorithm import backward
+from marble_core.algorithm.advantages import Advantages
+from marble_core.algorithm.backward import Passes
+from marble_core.algorithm.balancers import Balance, Balancer
+from marble_core.algorithm.split_half import SplitHalf, split
 from marble_core.config.schema import RunConfig
-from marble_core.halves import Halves, split
-from marble_core.passes import Passes
-from marble_core.policy import Policy
+from marble_core.models.policy import Policy
 from marble_core.runtime import distributed
 from marble_core.types import Rollout
 
 
 @dataclass(frozen=True)
-class Seen:
+class GradientStats:
     """The K gradients of a step as the log sees them: Gram matrix G_KK, and of the two halves where they were kept apart.
 
     Where the rewards were mixed before there was a gradient, the mixed one is the last entry of all three; w_K are the
@@ -27,17 +27,17 @@ class Seen:
     """
 
     G_KK: np.ndarray
-    halves: Halves | None
+    halves: SplitHalf | None
     w_K: np.ndarray
 
 
 @dataclass(frozen=True)
-class Direction:
+class Update:
     """The gradient to follow by parameter name, the balance behind it, and ``seen`` where the K gradients were computed."""
 
     gradient: dict[str, torch.Tensor]
     balance: Balance
-    seen: Seen | None
+    seen: GradientStats | None
     forwards: int
     backwards: int
 
@@ -46,9 +46,9 @@ class Direction:
         return all(bool(torch.isfinite(g).all()) for g in self.gradient.values())
 
 
-def find(
+def balanced_update(
     policy: Policy, rollout: Rollout, advantages: Advantages, balancer: Balancer, step: int, config: RunConfig
-) -> Direction:
+) -> Update:
     """The balanced gradient of all K rewards where the balancer needs them, else one mixed backward with its weights.
 
     Every ``observe``-th step the K gradients are computed for the log alone; that changes no bit of the direction.
@@ -58,11 +58,11 @@ def find(
     has_signal_K = np.abs(advantages.A_NK).max(0) > 0
     parameters = policy.parameters_of("default")
 
-    def all_gradients(with_mixed: bool = False) -> tuple[Passes, np.ndarray, Halves | None]:
-        rows = passes.reward_rows(advantages, half_N, T, subtract, with_mixed)
-        every = passes.per_row(policy, rollout, rows, config.loss)
+    def all_gradients(with_mixed: bool = False) -> tuple[Passes, np.ndarray, SplitHalf | None]:
+        rows = backward.reward_rows(advantages, half_N, T, subtract, with_mixed)
+        every = backward.per_reward(policy, rollout, rows, config.loss)
         H = distributed.sum_array(every.gradients.gram())[:-1, :-1]
-        halves = Halves(H) if keep.halves else None
+        halves = SplitHalf(H) if keep.halves else None
         return every, halves.whole if halves else H, halves
 
     if balancer.needs_gram(step):
@@ -70,16 +70,16 @@ def find(
         balance = distributed.on_main(lambda: balancer.weigh(G_KK, has_signal_K, halves))
         w_R = np.concatenate([*[balance.w_K] * (2 if halves else 1), [1.0]])
         gradient = distributed.gather_layers(every.gradients.combine(w_R), parameters)
-        return Direction(gradient, balance, Seen(G_KK, halves, balance.w_K), every.forwards, every.backwards)
+        return Update(gradient, balance, GradientStats(G_KK, halves, balance.w_K), every.forwards, every.backwards)
 
     balance, seen = distributed.on_main(lambda: balancer.between(step, has_signal_K)), None
     if keep.observe and step % keep.observe == 0:
         _, G_KK, halves = all_gradients(with_mixed=bool(balancer.mixing))
-        seen = Seen(G_KK, halves, np.eye(len(G_KK))[-1] if balancer.mixing else balance.w_K)
+        seen = GradientStats(G_KK, halves, np.eye(len(G_KK))[-1] if balancer.mixing else balance.w_K)
     if balancer.mixing:
-        rows, w_R = passes.mean_row(advantages.A_N, T), np.ones(1)
+        rows, w_R = backward.mean_row(advantages.A_N, T), np.ones(1)
     else:
-        rows, w_R = passes.reward_rows(advantages, None, T, subtract), balance.w_K
-    one = passes.mixed(policy, rollout, rows, w_R, config.loss)
+        rows, w_R = backward.reward_rows(advantages, None, T, subtract), balance.w_K
+    one = backward.weighted_sum(policy, rollout, rows, w_R, config.loss)
     gradient = distributed.gather_layers(one.gradients.combine(np.ones(1)), parameters)
-    return Direction(gradient, balance, seen, one.forwards, one.backwards)
+    return Update(gradient, balance, seen, one.forwards, one.backwards)

@@ -7,10 +7,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from marble_core.balance import Balance, Balancer
-from marble_core.direction import Seen
-from marble_core.halves import cosines, images_for_half
-from marble_core.minnorm import min_norm
+from marble_core.algorithm.balancers import Balance, Balancer
+from marble_core.algorithm.min_norm import min_norm
+from marble_core.algorithm.split_half import cosines, images_for_half
+from marble_core.algorithm.update import GradientStats
 from marble_core.types import PromptBatch, RewardTable
 
 
@@ -29,7 +29,9 @@ def reward_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
     return out
 
 
-def gradient_metrics(names: tuple[str, ...], seen: Seen, balance: Balance, balancer: Balancer, images: int) -> dict[str, float]:
+def gradient_metrics(
+    names: tuple[str, ...], seen: GradientStats, balance: Balance, balancer: Balancer, images: int
+) -> dict[str, float]:
     """Of every reward whose gradient counts: norm, cosines with the others and with the update, self-consistency, held-out cosines.
 
     ``cosine/worst`` is the least cosine of the update (without the KL) with a reward's gradient, ``cosine/worst_star`` that of

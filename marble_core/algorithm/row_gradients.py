@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from marble_core.recompute import Tape
+from marble_core.algorithm.block_recompute import Tape
 
 SMALLEST_SCALE = 2.0**-60
 
@@ -89,7 +89,7 @@ class RowGradients:
         self._pass: Pass | None = None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def capturing(self) -> Iterator[None]:
         """Within it, forwards with gradients through the layers prepare them for ``backward``."""
         for name, layer in self.layers.items():
             layer.forward = partial(_forward, layer, self, name)  # type: ignore[method-assign]
@@ -101,7 +101,7 @@ class RowGradients:
                 del layer.forward
 
     def backward(self, v_BCHW: torch.Tensor, passes: Sequence[Pass]) -> None:
-        """Add sum_b weights[r, b] J_b^T q_b to every row r, for each pass. To be called within ``listening``, once a forward.
+        """Add sum_b weights[r, b] J_b^T q_b to every row r, for each pass. To be called within ``capturing``, once a forward.
 
         Where float16 overflows, the layers that saw it get their share from a repeated pass at half the scale.
         """
@@ -152,7 +152,7 @@ class RowGradients:
         return {n: torch.tensordot(w.to(total), total[rows], 1) for n, total in self.sums.items()}
 
 
-class _Tap(torch.autograd.Function):
+class _CapturingLinear(torch.autograd.Function):
     """A linear layer that shows its input and output gradient on the way back.
 
     It keeps its input through save_for_backward, not by a hook's closure, so gradient checkpointing can drop it. The weights
@@ -180,4 +180,4 @@ def _wide(layer: torch.nn.Linear) -> torch.dtype:
 def _forward(layer: torch.nn.Linear, rows: RowGradients, name: str, x: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
         return F.linear(x, layer.weight)
-    return _Tap.apply(x, rows.gate, layer.weight, rows, name)
+    return _CapturingLinear.apply(x, rows.gate, layer.weight, rows, name)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from marble_core.advantages import Advantages
+from marble_core.algorithm.advantages import Advantages
+from marble_core.algorithm.losses import LOSSES, Phi, Point, Term, kl, noisy
+from marble_core.algorithm.row_gradients import Pass, RowGradients
 from marble_core.config.schema import LossConfig
-from marble_core.gradients import Pass, RowGradients
-from marble_core.loss import LOSSES, Phi, Point, Term, kl, noisy
-from marble_core.policy import Policy
+from marble_core.models.policy import Policy
 from marble_core.runtime import distributed
 from marble_core.runtime.seeding import derive, noise
 from marble_core.types import Conditioning, Rollout
@@ -73,7 +73,7 @@ def mean_row(A_N: np.ndarray, timesteps: int) -> Rows:
     return Rows(np.full((1, N), 1 / (N * timesteps)), A_N[None], np.zeros(N))
 
 
-def per_row(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) -> Passes:
+def per_reward(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) -> Passes:
     """The gradients of all R rows, and as the last row the KL's, from one backward pass a term of the loss.
 
     For NFT that is two passes whatever R, one where ``old`` equals ``default``, and the KL's share of a third. A term that
@@ -98,7 +98,7 @@ def per_row(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) ->
     return _accumulate(policy, rollout, len(alone), plan, config)
 
 
-def mixed(policy: Policy, rollout: Rollout, rows: Rows, w_R: np.ndarray, config: LossConfig) -> Passes:
+def weighted_sum(policy: Policy, rollout: Rollout, rows: Rows, w_R: np.ndarray, config: LossConfig) -> Passes:
     """The gradient of sum_r w_r row_r, of the common part and of the KL as one row, from one backward pass (Prop. 1)."""
 
     def plan(images_B: np.ndarray, terms: Sequence[Term], kl_BCHW: torch.Tensor | None) -> list[Pass]:
@@ -115,14 +115,16 @@ Plan = Callable[[np.ndarray, Sequence[Term], torch.Tensor | None], list[Pass]]
 def _accumulate(policy: Policy, rollout: Rollout, rows: int, plan: Plan, config: LossConfig) -> Passes:
     """Every micro-batch's forwards, and the backward passes that ``plan`` makes of the loss's terms and the KL's cotangent."""
     gradients = RowGradients(policy.layers_of("default"), rows, policy.transformer if policy.checkpointing else None)
-    with gradients.listening():
-        forwards = sum(_one(policy, part, gradients, plan, config) for part in _micro_batches(rollout, config))
+    with gradients.capturing():
+        forwards = sum(
+            _micro_batch_gradients(policy, part, gradients, plan, config) for part in _micro_batches(rollout, config)
+        )
     distributed.sum_by_layer(gradients.sums)
     forwards, backwards = distributed.sum_array(np.array([forwards, gradients.backwards])).tolist()
     return Passes(gradients, forwards, backwards)
 
 
-def _one(policy: Policy, part: _MicroBatch, gradients: RowGradients, plan: Plan, config: LossConfig) -> int:
+def _micro_batch_gradients(policy: Policy, part: _MicroBatch, gradients: RowGradients, plan: Plan, config: LossConfig) -> int:
     """Returns the number of forwards. The graph is freed on return, before the next micro-batch makes its own."""
     v_old = v_ref = None
     with torch.no_grad():

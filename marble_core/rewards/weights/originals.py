@@ -21,9 +21,9 @@ from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig, CLIPModel
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from marble_core.rewards.head import Head
-from marble_core.rewards.original_keys import blip_from_image_reward, clip_from_open_clip
-from marble_core.rewards.pretrained import quiet
+from marble_core.rewards.weights.mlp_head import Head
+from marble_core.rewards.weights.original_keys import blip_from_image_reward, clip_from_open_clip
+from marble_core.rewards.weights.pretrained import quiet
 from marble_core.types import MarbleError
 
 _VIT_H = {"num_attention_heads": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-5}

@@ -1,0 +1,1 @@
+"""Published reward checkpoints, read strictly into our modules."""
