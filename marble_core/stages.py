@@ -26,10 +26,10 @@ from marble_core.runtime.files import atomic_directory
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
-    from marble_core.gate import Decision
+    from marble_core.evaluation.gate import Decision
+    from marble_core.evaluation.results import Evaluation
     from marble_core.prompts.dataset import Data
-    from marble_core.results import Evaluation
-    from marble_core.tracking import Tracker
+    from marble_core.tracking.tracker import Tracker
 
 
 def new_run_id() -> str:
@@ -79,18 +79,18 @@ def prepare(
     with progress.stage("prepare") as result:
         from marble_core.checkpoints.start_from import check_beginning
         from marble_core.config.pipeline_parameters import overrides_of
-        from marble_core.lineage import code_tags, datasets, public
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
-        from marble_core.retraining import plan, store_prompts
         from marble_core.storage.s3 import S3
-        from marble_core.tracking import run_params
+        from marble_core.tracking.provenance import code_tags, datasets, redact_urls
+        from marble_core.tracking.tracker import run_params
+        from marble_core.training.retraining import plan_retraining, store_prompts
 
         config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         s3.require_bucket()
-        config, beginning = plan(config, s3, run_id)
+        config, beginning = plan_retraining(config, s3, run_id)
         check_beginning(config, s3, run_id)
         data = checked_data(config)
         prompts, said = beginning.prompts(data.train, data.evaluation)
@@ -109,7 +109,7 @@ def prepare(
         with _tracked(out, "prepare", "RUNNING", run_params(config), code_tags()) as tracker:
             sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
-            tracker.log_text(public(config.to_json()), "config.json")
+            tracker.log_text(redact_urls(config.to_json()), "config.json")
             for name in ("data_report.html", "data_report.json"):
                 tracker.log_artifact(out / name)
         result |= {"run_id": run_id, "data_report": str(page)}
@@ -132,11 +132,11 @@ def skip(prepared: Path) -> str:
 def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
     with progress.stage("train") as result:
-        from marble_core.launch import processes_wanted, train_on
-        from marble_core.nodes import train_on_nodes
         from marble_core.prompts import read_prompts
-        from marble_core.state import read_history
-        from marble_core.train import run_training
+        from marble_core.training.launch import processes_wanted, train_on
+        from marble_core.training.loop import run_training
+        from marble_core.training.state import read_history
+        from marble_core.training.trainjob import train_on_nodes
 
         config, run_id = read_prepared(prepared)
         with atomic_directory(out):
@@ -154,7 +154,7 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
 def cleanup() -> str:
     """Delete the TrainJobs that this run in Kubeflow has left. Returns their names; elsewhere than in Kubeflow there are none."""
-    from marble_core.nodes import KFP_RUN, delete_jobs_of_this_run
+    from marble_core.training.trainjob import KFP_RUN, delete_jobs_of_this_run
 
     if KFP_RUN not in os.environ:
         return ""
@@ -172,12 +172,12 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         tempfile.TemporaryDirectory() as scratch,
     ):
         from marble_core.checkpoints.run_checkpoints import RunCheckpoints
-        from marble_core.evaluate import run_evaluation
-        from marble_core.past import evaluation_metrics
+        from marble_core.evaluation.run import run_evaluation
         from marble_core.prompts import read_prompts
-        from marble_core.registry import fetch_champion
         from marble_core.report import shown_files, write_report
         from marble_core.storage.s3 import S3
+        from marble_core.tracking.past_runs import evaluation_metrics
+        from marble_core.tracking.registry import fetch_champion
 
         tracker.watch_machine()
         config, run_id = read_prepared(prepared)
@@ -220,8 +220,8 @@ def gate(evaluation: Path) -> bool:
 def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
     """Register the adapter as the next version of the model. Returns the version."""
     with progress.stage("register") as result:
-        from marble_core.registry import register_version
-        from marble_core.retraining import successor_tags
+        from marble_core.tracking.registry import register_version
+        from marble_core.training.retraining import successor_tags
 
         numbers, decision, config = _judge(evaluation)
         with _tracked(prepared, "register") as tracker:
@@ -234,7 +234,7 @@ def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
 def reject(prepared: Path, evaluation: Path) -> str:
     """Record why the model was refused. Returns the reason, in words."""
     with progress.stage("reject") as result:
-        from marble_core.registry import record_refusal
+        from marble_core.tracking.registry import record_refusal
 
         numbers, decision, _ = _judge(evaluation)
         with _tracked(prepared, "reject") as tracker:
@@ -244,8 +244,8 @@ def reject(prepared: Path, evaluation: Path) -> str:
 
 
 def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
-    from marble_core.gate import decide
-    from marble_core.results import Evaluation
+    from marble_core.evaluation.gate import decide
+    from marble_core.evaluation.results import Evaluation
 
     config = read_config(evaluation / "config.json")
     numbers = Evaluation.load(evaluation / "evaluation.json")
@@ -261,7 +261,7 @@ def _tracked(
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[Tracker]:
     """The run's MLflow run, which has this status after the block, and the stage's own below it."""
-    from marble_core.tracking import Tracker
+    from marble_core.tracking.tracker import Tracker
 
     config, run_id = read_prepared(prepared)
     tracker = Tracker.start(config.storage.experiment, run_id, run_id, stage, params, tags)

@@ -10,8 +10,8 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from marble_core import __version__
-from marble_core.nodes import KFP_RUN, PODS
 from marble_core.runtime.progress import PIPELINE
+from marble_core.training.trainjob import KFP_RUN, PODS
 from pipelines.settings import MODELS, Settings
 
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
@@ -58,7 +58,7 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
 
 
 def _of_several_nodes(settings: Settings) -> dict[str, Any]:
-    """What the pods of a TrainJob get (marble_core.nodes): the same secrets, volumes and tolerations as the train stage's own."""
+    """What the pods of a TrainJob get (marble_core.training.trainjob): the same secrets, volumes and tolerations as the train stage's own."""
     pod, volumes = settings.pods["train"], settings.volumes
     env: list[dict[str, Any]] = [{"name": PIPELINE, "value": __version__}]
     for kind, sources in (("secretKeyRef", settings.secrets), ("configMapKeyRef", settings.config_maps)):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from marble_core.cli.models import fetch
+from marble_core.cli.fetch import fetch
 from marble_core.config.imports import import_class
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RewardConfig

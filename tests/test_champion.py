@@ -15,7 +15,7 @@ from PIL import Image
 
 from conftest import ROOT
 from marble_core import __version__, stages
-from marble_core.results import Evaluation
+from marble_core.evaluation.results import Evaluation
 from marble_core.types import MarbleError, Prompt
 
 TINY = [

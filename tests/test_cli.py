@@ -24,7 +24,7 @@ from marble_core import cli
 from marble_core.cli.examples import EXAMPLES
 from marble_core.config.loading import load_config, presets
 from marble_core.services.local import addresses
-from marble_core.tracking import RUN_ID_TAG
+from marble_core.tracking.tracker import RUN_ID_TAG
 
 SMALL = ("--set", "data.train_size=30", "--set", "data.evaluation_size=6")
 

@@ -13,10 +13,10 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from marble_core.cli import app
+from marble_core.evaluation.results import Estimate, Evaluation
 from marble_core.report import Finished, local_run, tracked_run, write_comparison
 from marble_core.report.compare import differences_in_measuring, headline
-from marble_core.results import Estimate, Evaluation
-from marble_core.tracking import Tracker, run_params
+from marble_core.tracking.tracker import Tracker, run_params
 from marble_core.types import MarbleError
 from test_report import Page, a_config, an_evaluation, write_history, write_pictures
 

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from conftest import ROOT
 from marble_core import stages
-from marble_core.glossary import GLOSSARY, as_markdown
+from marble_core.tracking.metric_glossary import GLOSSARY, as_markdown
 
 TINY = [
     "train.steps=2", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from marble_core import train
 from marble_core.checkpoints import CheckpointStore
 from marble_core.runtime import distributed
 from marble_core.step import optimizer_step
+from marble_core.training import loop
 from marble_core.types import MarbleError, Prompt, PromptBatch
 from small import SmallModel, small_policy
 from test_gradients import relative_error
@@ -78,7 +78,7 @@ def everything(directory, store):
             checkpoints = CheckpointStore(store, None, "run")
         for steps in (1, 3):  # the second goes on where the first ended
             one = learner(f"train.steps={steps}", "balance.every=2")
-            train.train(one, prompts(), checkpoints, reports.append)
+            loop.train(one, prompts(), checkpoints, reports.append)
         seen["run"] = {"weights": weights(one), "reports": len(reports)}
     torch.save(seen, directory / f"{os.environ['RANK']}.pt")
 

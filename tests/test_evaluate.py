@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marble_core.comparing import Bootstrap, alarms, compare, diversity
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RegistryConfig
-from marble_core.evaluate import loaded, mean_distances, run_evaluation
-from marble_core.gate import decide
-from marble_core.registry import Incumbent
-from marble_core.results import Alarm, Estimate, Evaluation
+from marble_core.evaluation.gate import decide
+from marble_core.evaluation.results import Alarm, Estimate, Evaluation
+from marble_core.evaluation.run import loaded, mean_distances, run_evaluation
+from marble_core.evaluation.statistics import Bootstrap, alarms, compare, diversity
+from marble_core.tracking.registry import Incumbent
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 NAMES = ("clipscore", "ocr")
@@ -178,7 +178,7 @@ def test_an_evaluation_survives_its_file_with_its_settings(tmp_path: Path) -> No
 
 
 def test_the_gate_reads_an_evaluation_without_torch() -> None:
-    code = "import sys, marble_core.results, marble_core.registry; sys.exit(bool({'torch', 'mlflow', 'pandas', 'PIL'} & set(sys.modules)))"
+    code = "import sys, marble_core.evaluation.results, marble_core.tracking.registry; sys.exit(bool({'torch', 'mlflow', 'pandas', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

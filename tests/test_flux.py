@@ -10,7 +10,6 @@ from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from conftest import ROOT
-from marble_core import train
 from marble_core.config.loading import load_config
 from marble_core.models.flux import Flux
 from marble_core.models.policy import Policy
@@ -18,6 +17,7 @@ from marble_core.models.rollout import make_scheduler, sample
 from marble_core.prompts.dataset import prepare_data
 from marble_core.runtime.seeding import derive, noise
 from marble_core.step import optimizer_step
+from marble_core.training import loop
 from marble_core.types import MarbleError
 from tiny_models import save_flux
 
@@ -69,7 +69,7 @@ def test_flux_trains_one_step_and_its_lora_is_read_by_plain_diffusers(tiny, chec
     if not guidance:  # FLUX.1-schnell has none
         tiny = save_flux(tmp_path / "schnell", guidance_embeds=False)
     config = tiny_config(tiny, f"model.gradient_checkpointing={checkpointing}", "optimizer.lr=0.01")
-    learner = train.start(config)
+    learner = loop.start(config)
     layers = {name.rpartition(".lora_")[0] for name in learner.policy.parameters_of("default")}
     assert len(layers) == 2 * 8 + 2 * 3, "the attention of two joint and two single blocks"
     report = optimizer_step(learner, prepare_data(config).train)

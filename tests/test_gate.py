@@ -8,8 +8,8 @@ import pytest
 
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RegistryConfig
-from marble_core.gate import decide
-from marble_core.results import Alarm, Champion, Estimate, Evaluation, RewardResult, Versus
+from marble_core.evaluation.gate import decide
+from marble_core.evaluation.results import Alarm, Champion, Estimate, Evaluation, RewardResult, Versus
 from marble_core.types import MarbleError
 
 GATE = RegistryConfig(margin=0.1)

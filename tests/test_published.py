@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marble_core.cli.evaluating import evaluate
+from marble_core.cli.evaluate import evaluate
 from marble_core.config.loading import load_config
+from marble_core.evaluation.paper_table import COLUMNS, ROWS, adapter_of, as_published, differences, read_test_sets, row_of
 from marble_core.models.policy import Policy
-from marble_core.published import COLUMNS, ROWS, adapter_of, as_published, differences, read_test_sets, row_of
 from marble_core.types import MarbleError, Prompt, RewardTable
 
 DRAWBENCH = ["A red colored car.", "A black colored car.", "Three cats and one dog sitting on the grass.", "A red colored car."]
@@ -119,7 +119,7 @@ def test_a_registered_lora_is_had_by_its_alias_and_one_that_is_not_there_is_one_
 ) -> None:
     import mlflow
 
-    from marble_core.registry import log_adapter
+    from marble_core.tracking.registry import log_adapter
 
     mlflow.set_tracking_uri(services["MLFLOW_TRACKING_URI"])
     client = mlflow.MlflowClient()

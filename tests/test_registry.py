@@ -13,10 +13,17 @@ from typer.testing import CliRunner
 
 from marble_core.cli import app
 from marble_core.config.loading import load_config
-from marble_core.gate import Decision
-from marble_core.model_card import write_card
-from marble_core.registry import MODEL_URI_TAG, fetch_champion, log_adapter, record_refusal, register_version, roll_back
-from marble_core.results import Estimate, Evaluation, RewardResult
+from marble_core.evaluation.gate import Decision
+from marble_core.evaluation.results import Estimate, Evaluation, RewardResult
+from marble_core.tracking.model_card import write_card
+from marble_core.tracking.registry import (
+    MODEL_URI_TAG,
+    fetch_champion,
+    log_adapter,
+    record_refusal,
+    register_version,
+    roll_back,
+)
 from marble_core.types import MarbleError
 
 CONFIG = load_config("demo")

@@ -15,14 +15,14 @@ from PIL import Image
 
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
-from marble_core.gate import decide
-from marble_core.past import Past
+from marble_core.evaluation.gate import decide
+from marble_core.evaluation.results import ROLES, Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
 from marble_core.report import write_report
 from marble_core.report.curves import balance_figures, ends, reward_figures, running_mean
 from marble_core.report.history import History
 from marble_core.report.page import headline
 from marble_core.report.scatter import Point, pareto_front
-from marble_core.results import ROLES, Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
+from marble_core.tracking.past_runs import PastRun
 
 MAX_BYTES = 3_000_000
 NAMES = ("clipscore", "ocr", "geneval")
@@ -144,8 +144,8 @@ def written(directory: Path) -> Path:
     history = write_history(directory / "history.jsonl", 6)
     means = {n: r.base for n, r in evaluation.measured.items()}
     past = [
-        Past("monday", "2026-11-23", "marble", "promoted", (0.1, 0.05, 0.15), means, dict.fromkeys(means, 0.6), "7"),
-        Past(
+        PastRun("monday", "2026-11-23", "marble", "promoted", (0.1, 0.05, 0.15), means, dict.fromkeys(means, 0.6), "7"),
+        PastRun(
             "tuesday",
             "2026-11-24",
             "equal",

@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from marble_core import stages
-from marble_core.results import Evaluation
-from marble_core.retraining import choose
-from marble_core.tracking import RUN_ID_TAG
+from marble_core.evaluation.results import Evaluation
+from marble_core.tracking.tracker import RUN_ID_TAG
+from marble_core.training.retraining import choose
 from marble_core.types import Prompt
 
 

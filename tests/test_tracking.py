@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 
 from conftest import ROOT, eventually
 from marble_core.config.loading import load_config
-from marble_core.lineage import code_tags, datasets
 from marble_core.storage.s3 import S3
-from marble_core.tracking import RUN_ID_TAG, Tracker, run_params
+from marble_core.tracking.provenance import code_tags, datasets
+from marble_core.tracking.tracker import RUN_ID_TAG, Tracker, run_params
 from marble_core.types import MarbleError, Prompt
 
 

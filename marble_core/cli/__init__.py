@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, cluster, demo, evaluating, evidence, models, pipeline, registry, runs
+from marble_core.cli import checkpoints, cluster, demo, evaluate, experiments, fetch, pipeline, registry, runs
 from marble_core.cli.examples import add_examples
 
 app = typer.Typer(
@@ -24,14 +24,14 @@ for command in (
     pipeline.run,
     pipeline.init,
     pipeline.check,
-    models.fetch,
-    evaluating.evaluate,
+    fetch.fetch,
+    evaluate.evaluate,
     pipeline.compile_,
     cluster.submit,
     pipeline.ui,
-    evidence.bench,
-    evidence.study,
-    evidence.compare,
+    experiments.bench,
+    experiments.study,
+    experiments.compare,
     registry.rollback,
 ):
     app.command(command.__name__.rstrip("_"))(command)

@@ -89,7 +89,7 @@ def check(
 ) -> None:
     """Check a configuration, its prompt files and access to its model, and print what a step will do, take and hold."""
     settings, _ = load(preset, config, set_)
-    from marble_core.cli.needs import lines
+    from marble_core.cli.step_cost import lines
     from marble_core.estimate import check_fits
     from marble_core.stages import checked_data
 
@@ -153,8 +153,8 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
 
     from rich.table import Table
 
-    from marble_core.comparing import interval
-    from marble_core.results import Evaluation
+    from marble_core.evaluation.results import Evaluation
+    from marble_core.evaluation.statistics import interval
 
     found = outcome.results
     if "skip" in found:

@@ -19,8 +19,8 @@ def rollback(
 
     Its tags, and those of the version that it replaces, say so. MLflow is the one that MLFLOW_TRACKING_URI names, else this machine's.
     """
-    from marble_core.registry import roll_back
     from marble_core.services.local import addresses, embedded
+    from marble_core.tracking.registry import roll_back
 
     with ExitStack() as stack:
         if not os.environ.get("MLFLOW_TRACKING_URI"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from marble_core.evaluation.results import Estimate
 from marble_core.report.curves import NARROW, WIDE, Line, panel
 from marble_core.report.drawing import DASHES, Figure, to_svg
 from marble_core.report.finished import Finished, has_pictures
@@ -15,7 +16,6 @@ from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import Axis, Span, in_base_stds
 from marble_core.report.words import effect, signed
-from marble_core.results import Estimate
 from marble_core.types import SOURCES, MarbleError
 
 NOT_WORTH_SAYING = ("storage.", "train.samples_every")  # settings that change no number

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core.config.loading import read_config
-from marble_core.gate import decide
-from marble_core.lineage import public
+from marble_core.evaluation.gate import decide
+from marble_core.evaluation.results import SCORES_FILE, Evaluation
 from marble_core.report.history import History
-from marble_core.results import SCORES_FILE, Evaluation
+from marble_core.tracking.provenance import redact_urls
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def local_run(name: str, runs: Path) -> Finished | None:
     here = found.parent
     config, evaluation = read_config(here / "config.json"), Evaluation.load(found)
     history = here.parents[1] / "train" / "adapter" / "history.jsonl" if newest else here / "history.jsonl"
-    params = {key: public(value) for key, value in config.flat().items()}
+    params = {key: redact_urls(value) for key, value in config.flat().items()}
     verdict = decide(evaluation, config.registry).summary
     own = name if directory == runs / name else "/".join(directory.resolve().parts[-2:])  # of a study: ARM/seed-N
     return Finished(own, params, evaluation, History.load(history), here / "images", verdict)

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from marble_core.config.schema import RunConfig
-from marble_core.gate import Decision
-from marble_core.lineage import public
-from marble_core.past import Past
+from marble_core.evaluation.gate import Decision
+from marble_core.evaluation.results import Evaluation
 from marble_core.report.curves import balance_figures, reward_figures
 from marble_core.report.drawing import colour
 from marble_core.report.history import History
@@ -20,7 +19,8 @@ from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import axis_of, conditions, rows
 from marble_core.report.words import duration, effect, listed, signed
-from marble_core.results import Evaluation
+from marble_core.tracking.past_runs import PastRun
+from marble_core.tracking.provenance import redact_urls
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def write_report(
     history_path: Path | None,
     images_dir: Path,
     config: RunConfig,
-    past: Sequence[Past] = (),
+    past: Sequence[PastRun] = (),
     run: str = "",
 ) -> None:
     """Write the page, at most 3 MB whatever the pictures' size and the number of steps.
@@ -92,7 +92,7 @@ def write_report(
         run=run,
         facts=_facts(evaluation, config),
         config=config,
-        config_text=public(config.to_json()),
+        config_text=redact_urls(config.to_json()),
     )
     Path(path).write_text(page, encoding="utf-8")
 
@@ -148,7 +148,7 @@ def cost_of(history: History, images_a_step: int) -> Cost | None:
     return Cost(duration(total), phases, steps, images, images / total)
 
 
-def _points(evaluation: Evaluation, pair: tuple[str, str], past: Sequence[Past]) -> list[Point]:
+def _points(evaluation: Evaluation, pair: tuple[str, str], past: Sequence[PastRun]) -> list[Point]:
     a, b = pair
     x, y = evaluation.rewards[a], evaluation.rewards[b]
     earlier = [p for p in past if p.is_comparable(evaluation) and {a, b} <= set(p.trained)]

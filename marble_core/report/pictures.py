@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from marble_core.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.evaluation.results import ROLES, SCORES_FILE, Evaluation
 from marble_core.types import SOURCES
 
 PICTURE_BYTES = 1_900_000  # of encoded pictures; of the page's 3 MB the rest is for curves and text

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from marble_core.evaluation.results import Estimate, RewardResult
 from marble_core.report.drawing import INK, LEGIBLE, MARKERS, canvas, placeholder, to_svg
-from marble_core.results import Estimate, RewardResult
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from marble_core.config.schema import RegistryConfig, RunConfig
-from marble_core.gate import unmet_floors
+from marble_core.evaluation.gate import unmet_floors
+from marble_core.evaluation.results import Estimate, Evaluation, RewardResult, Versus
 from marble_core.report.drawing import colour
 from marble_core.report.words import effect, signed
-from marble_core.results import Estimate, Evaluation, RewardResult, Versus
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from marble_core.results import Estimate
+from marble_core.evaluation.results import Estimate
 
 ARROWS = {"better": "▲", "worse": "▼", "same": ""}
 

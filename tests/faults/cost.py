@@ -18,10 +18,10 @@ from marble_core.checkpoints import CheckpointStore
 from marble_core.config.loading import load_config
 from marble_core.prompts.dataset import prepare_data
 from marble_core.services.local import SeaweedFS
-from marble_core.state import save_state
 from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
-from marble_core.train import start
+from marble_core.training.loop import start
+from marble_core.training.state import save_state
 
 STEPS = 3
 

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from mlflow import MlflowClient
 
-from marble_core import state, train
 from marble_core.checkpoints import CheckpointStore, store
 from marble_core.config.loading import load_config
 from marble_core.prompts.dataset import prepare_data
 from marble_core.runtime import distributed
 from marble_core.storage.s3 import S3
+from marble_core.training import loop, state
 from marble_core.types import MarbleError
 
 TINY = [
@@ -76,7 +76,7 @@ def work(job: Job, begun: Any, uploading: Any, cut_off: Any) -> None:
     logging.basicConfig(filename=job.said.with_suffix(".log"), level=logging.WARNING)
     config = load_config("demo", overrides=[*TINY, f"storage.local={job.directory}", *job.overrides])
     prompts = prepare_data(config).train
-    step = train.optimizer_step
+    step = loop.optimizer_step
 
     def paced(*arguments: Any) -> Any:
         begun.set()
@@ -87,12 +87,12 @@ def work(job: Job, begun: Any, uploading: Any, cut_off: Any) -> None:
         threading.Event().wait(max(0.0, job.pace - (time.monotonic() - began)))
         return done
 
-    train.optimizer_step = paced
+    loop.optimizer_step = paced
     if job.kill_at:
         _kill_at(job.kill_at)
     try:
         with distributed.processes():
-            train.run_training(config, job.run_id, prompts, job.directory / f"{job.run_id}.adapter")
+            loop.run_training(config, job.run_id, prompts, job.directory / f"{job.run_id}.adapter")
     except MarbleError as error:
         job.said.write_text(str(error))
         sys.exit(2)
@@ -139,7 +139,7 @@ def _stop_in_the_next_upload(uploading: Any, cut_off: Any) -> None:
 
 
 _context = multiprocessing.get_context("forkserver")  # imports torch and the rest once
-_context.set_forkserver_preload(["training", "cvxpy", "mlflow.diffusers", "marble_core.registry", "scipy.optimize"])
+_context.set_forkserver_preload(["training", "cvxpy", "mlflow.diffusers", "marble_core.tracking.registry", "scipy.optimize"])
 
 
 class Training:

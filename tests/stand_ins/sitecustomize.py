@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 from marble_core import stages
-from marble_core.results import Estimate, Evaluation, RewardResult
+from marble_core.evaluation.results import Estimate, Evaluation, RewardResult
 from marble_core.runtime import progress
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from marble_core.results import Evaluation
+from marble_core.evaluation.results import Evaluation
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,7 +17,7 @@ MOST = 12
 
 
 @dataclass(frozen=True)
-class Past:
+class PastRun:
     """A finished run. ``gain`` is (mean, low, high) in base stds; ``base`` and ``trained`` are means by reward."""
 
     name: str
@@ -53,7 +53,7 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     return found
 
 
-def past_runs(client: MlflowClient, experiment_id: str, model: str, but: str) -> list[Past]:
+def past_runs(client: MlflowClient, experiment_id: str, model: str, but: str) -> list[PastRun]:
     """The newest runs that the gate has decided on, oldest first; the run ``but`` is left out."""
     found = client.search_runs(
         [experiment_id], "tags.`marble.decision` != ''", max_results=MOST + 1, order_by=["start_time DESC"]
@@ -63,7 +63,7 @@ def past_runs(client: MlflowClient, experiment_id: str, model: str, but: str) ->
     return [_past(run, versions.get(run.info.run_id, "")) for run in reversed(runs)]
 
 
-def _past(run: Run, version: str) -> Past:
+def _past(run: Run, version: str) -> PastRun:
     metrics = run.data.metrics
 
     def of(role: str) -> dict[str, float]:
@@ -72,7 +72,7 @@ def _past(run: Run, version: str) -> Past:
             n.removeprefix(start).removesuffix(end): v for n, v in metrics.items() if n.startswith(start) and n.endswith(end)
         }
 
-    return Past(
+    return PastRun(
         run.info.run_name,
         time.strftime("%Y-%m-%d", time.gmtime(run.info.start_time / 1000)),
         run.data.params.get("balance.method", ""),

@@ -38,7 +38,7 @@ def evaluate(
     settings, _ = load(preset, config, set_)
     from tempfile import TemporaryDirectory
 
-    from marble_core.published import adapter_of, as_published
+    from marble_core.evaluation.paper_table import adapter_of, as_published
 
     with ExitStack() as stack:
         if adapter.startswith("models:/") and not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -55,8 +55,8 @@ def _measure(settings: RunConfig, published: bool, place: Path | None, adapter: 
     from dataclasses import asdict
 
     from marble_core.estimate import check_fits
-    from marble_core.evaluate import measure
-    from marble_core.published import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
+    from marble_core.evaluation.paper_table import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
+    from marble_core.evaluation.run import measure
     from marble_core.rewards.applies import check_named
 
     check_named(settings.measured)

@@ -41,7 +41,7 @@ def find_champion(name: str) -> Champion | None:
 
     Raises MarbleError where the champion says no checkpoint, or its checkpoint or prompts are gone.
     """
-    from marble_core.registry import champion_tags
+    from marble_core.tracking.registry import champion_tags
 
     found = champion_tags(name)
     if found is None:
@@ -62,7 +62,7 @@ def find_champion(name: str) -> Champion | None:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class TrainingSource:
     """Where the prompts of a run come from: the configuration alone, the champion too, or the run's own earlier start."""
 
     config: RunConfig
@@ -92,20 +92,20 @@ class Beginning:
         return [*given, *(self.champion.known if self.champion else ())]
 
 
-def plan(config: RunConfig, s3: S3, run_id: str) -> tuple[RunConfig, Beginning]:
+def plan_retraining(config: RunConfig, s3: S3, run_id: str) -> tuple[RunConfig, TrainingSource]:
     """The configuration with the champion's checkpoint in the place of ``champion``, and where the prompts come from.
 
     A run that has a checkpoint of its own keeps what it was begun with, whoever is champion now. Without a champion the run
     is a plain one: the first of a schedule.
     """
     if config.train.start_from != CHAMPION:
-        return config, Beginning(config)
+        return config, TrainingSource(config)
     if before := config_of_latest(RunCheckpoints(s3, run_id)):
         settled = _starting_from(config, before.train.start_from)
-        return settled, Beginning(settled, own=stored(s3, run_id, PROMPTS))
+        return settled, TrainingSource(settled, own=stored(s3, run_id, PROMPTS))
     champion = find_champion(config.registry.model)
     settled = _starting_from(config, champion.checkpoint if champion else None)
-    return settled, Beginning(settled, champion)
+    return settled, TrainingSource(settled, champion)
 
 
 def _starting_from(config: RunConfig, address: str | None) -> RunConfig:
@@ -113,7 +113,7 @@ def _starting_from(config: RunConfig, address: str | None) -> RunConfig:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PromptSelection:
     """The prompts of a retraining; by source, how many of them are new and how many the champion knows."""
 
     prompts: list[Prompt]
@@ -132,7 +132,7 @@ def choose(
     known: Sequence[Prompt],
     held_out: Sequence[Prompt],
     seed: int,
-) -> Choice:
+) -> PromptSelection:
     """The prompts of ``given``, and of ``before``, the champion's, that a retraining trains on; new is what is not ``known``.
 
     ``all`` takes what is given, ``only`` the new ones. ``mix`` takes these too, and fills every source up to the size that it
@@ -155,7 +155,7 @@ def choose(
         if new or old:
             news[source], olds[source] = len(new), len(old)
         chosen += [*new, *old]
-    return Choice(chosen, news, olds)
+    return PromptSelection(chosen, news, olds)
 
 
 def successor_tags(config: RunConfig, run_id: str) -> dict[str, str]:

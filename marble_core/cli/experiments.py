@@ -33,8 +33,8 @@ def study(
     """Train several settings with several seeds and hold them against each other on held-out prompts. Goes on where it was stopped."""
     from rich.console import Console
 
-    from marble_core.study import Study
-    from marble_core.study import run as run_study
+    from marble_core.bench.study import Study
+    from marble_core.bench.study import run as run_study
 
     run_study(Study.read(file), out or ROOT / "studies" / file.stem, Console(highlight=False))
 
@@ -69,7 +69,7 @@ def _finished(runs: list[str], scratch: Path) -> list[Finished]:
 
     from marble_core.report import local_run, tracked_run
     from marble_core.services.local import addresses, embedded
-    from marble_core.tracking import client_of
+    from marble_core.tracking.tracker import client_of
 
     found = {name: local_run(name, ROOT / "runs") for name in runs}
     missing = [name for name, run in found.items() if run is None]

@@ -1,9 +1,9 @@
 """Training on several processes. The train stage starts them by torchrun; what it starts can be started by hand:
 
-torchrun --nproc_per_node 8 -m marble_core.launch PREPARED OUT
-accelerate launch --num_processes 8 -m marble_core.launch PREPARED OUT
+torchrun --nproc_per_node 8 -m marble_core.training.launch PREPARED OUT
+accelerate launch --num_processes 8 -m marble_core.training.launch PREPARED OUT
 
-On several machines (marble_core.nodes, or torchrun by hand) PREPARED and OUT are s3:// prefixes.
+On several machines (marble_core.training.trainjob, or torchrun by hand) PREPARED and OUT are s3:// prefixes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def train_on(count: int, prepared: Path, out: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     threads = str(max(1, (os.cpu_count() or 1) // count))
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    process = subprocess.Popen([*command, "-m", "marble_core.launch", str(prepared), str(out)], env=environment)
+    process = subprocess.Popen([*command, "-m", "marble_core.training.launch", str(prepared), str(out)], env=environment)
     with _sigterm_goes_to(process):
         code = process.wait()
     if code == 0:
@@ -77,7 +77,7 @@ def main(prepared: str, out: str) -> None:
     from marble_core.prompts import read_prompts
     from marble_core.runtime import distributed
     from marble_core.stages import read_prepared
-    from marble_core.train import run_training
+    from marble_core.training.loop import run_training
 
     try:
         with _here(prepared, out) as (source, adapter):

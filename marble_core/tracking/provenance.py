@@ -18,6 +18,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from marble_core.types import Prompt
 
-_CHECKOUT = Path(__file__).resolve().parents[1]
+_CHECKOUT = Path(str(files("marble_core"))).parent
 
 
 def code_tags() -> dict[str, str]:
@@ -63,14 +64,14 @@ def datasets(prompts: Mapping[str, Sequence[Prompt]], places: Mapping[str, Mappi
             name=f"prompts to {'train on' if use == 'train' else 'evaluate on'}",
             digest=hashlib.sha256(texts.encode()).hexdigest()[:12],
             source_type="prompts",
-            source=public(json.dumps(dict(places[use]))),
+            source=redact_urls(json.dumps(dict(places[use]))),
             profile=json.dumps(profile),
         )
         found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", use)]))
     return found
 
 
-def public(text: str) -> str:
+def redact_urls(text: str) -> str:
     """The text with what may open a door taken out of its web addresses: passwords, and queries, which may be signatures."""
     return re.sub(r"(https?://)(?:[^\s\"'/@]*@)?([^\s\"'?]*)(?:\?[^\s\"']*)?", r"\1\2", text)
 

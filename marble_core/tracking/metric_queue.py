@@ -28,7 +28,7 @@ class Batch:
         return name, self.step, value
 
 
-class Sender:
+class MetricQueue:
     """``put`` never waits. ``send`` posts batches in one request; ``known`` says which (step, value) of a metric MLflow has.
 
     What MLflow has already is not sent: a step that is made again after a kill has the same metrics but for its times, and

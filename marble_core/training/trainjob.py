@@ -1,4 +1,4 @@
-"""Training on several nodes: a TrainJob of Kubeflow Trainer, whose pods run marble_core.launch under torchrun.
+"""Training on several nodes: a TrainJob of Kubeflow Trainer, whose pods run marble_core.training.launch under torchrun.
 
 The train stage's own pod needs no GPU then. It puts what prepare wrote into S3, creates the job, or adopts the one that an
 earlier attempt of it has created, forwards the log of the job's first pod, and fetches the adapter.
@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from marble_core.config.schema import RunConfig
-from marble_core.launch import SHARED, first_error
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3
+from marble_core.training.launch import SHARED, first_error
 from marble_core.types import MarbleError
 
 PODS = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what the job's pods get that the stage's pod has
@@ -123,7 +123,7 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
             "runtimeRef": {"name": RUNTIME, "kind": "ClusterTrainingRuntime"},
             "trainer": {
                 "image": os.environ["MARBLE_IMAGE"],
-                "command": [*torchrun, "-m", "marble_core.launch"],
+                "command": [*torchrun, "-m", "marble_core.training.launch"],
                 "args": [f"{place}/prepared", f"{place}/adapter"],
                 "env": pods["env"],
                 "numNodes": config.train.nodes,

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marble_core.comparing import CONFIDENCE, alarms, compare, diversity
 from marble_core.config.schema import RunConfig
-from marble_core.registry import Incumbent
-from marble_core.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.evaluation.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.evaluation.statistics import CONFIDENCE, alarms, compare, diversity
 from marble_core.runtime import progress
 from marble_core.runtime.seeding import derive
 from marble_core.storage.catalogue import base_of
+from marble_core.tracking.registry import Incumbent
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable, Scorer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_evaluation(
     policy.load_adapter(adapter, config.lora.rank)
     incumbent = loaded(policy, incumbent or Incumbent())
     adapters = {"base": "off", "trained": "default"} | ({"champion": "champion"} if incumbent.adapter else {})
-    work = _Work(
+    work = _Evaluator(
         config,
         prompts,
         load_scorers(config.measured, config.model.offloads_scorers),
@@ -84,7 +84,7 @@ def measure(
         policy.load_adapter(adapter)
         adapters["trained"] = "default"
     scorers = load_scorers(config.measured, config.model.offloads_scorers)
-    work = _Work(config, prompts, scorers, Path(out) / "images", list(adapters))
+    work = _Evaluator(config, prompts, scorers, Path(out) / "images", list(adapters))
     tables = {}
     for role, name in adapters.items():
         with policy.using(name) as model:
@@ -108,7 +108,7 @@ def loaded(policy: Policy, incumbent: Incumbent) -> Incumbent:
 
 
 @dataclass
-class _Work:
+class _Evaluator:
     """One evaluation's sampling: what does not change from model to model, and how far it is."""
 
     config: RunConfig

@@ -16,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core import glossary
 from marble_core.config.schema import CHAMPION, RunConfig
-from marble_core.gate import Decision
-from marble_core.model_card import describe, write_card
-from marble_core.results import Evaluation
+from marble_core.evaluation.gate import Decision
+from marble_core.evaluation.results import Evaluation
+from marble_core.tracking import metric_glossary
+from marble_core.tracking.model_card import describe, write_card
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> N
     with _mlflow_client() as client:
         for key, value in _tags(evaluation, decision).items():
             client.set_tag(run_id, key, value)
-        client.set_tag(run_id, "mlflow.note.content", f"{describe(evaluation, decision)}\n\n{glossary.as_markdown()}")
+        client.set_tag(run_id, "mlflow.note.content", f"{describe(evaluation, decision)}\n\n{metric_glossary.as_markdown()}")
 
 
 def roll_back(name: str, to: str | None = None) -> tuple[str, str]:

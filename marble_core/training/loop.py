@@ -20,10 +20,10 @@ from marble_core.models.policy import Policy
 from marble_core.rewards import load_scorers
 from marble_core.runtime import distributed
 from marble_core.runtime.offload import resident_bytes
-from marble_core.state import HISTORY, load_state, load_weights, save_state, write_history
 from marble_core.step import Learner, optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
+from marble_core.training.state import HISTORY, load_state, load_weights, save_state, write_history
 from marble_core.types import MarbleError, Prompt, StepReport
 
 _log = logging.getLogger(__name__)
@@ -179,16 +179,16 @@ def _on_the_device(learner: Learner) -> str:
 def _tracked_training(
     config: RunConfig, run_id: str, prompts: Sequence[Prompt], checkpoints: CheckpointStore, out: Path
 ) -> None:
-    from marble_core import glossary, registry
     from marble_core.models.previews import grid
     from marble_core.runtime import progress
-    from marble_core.tracking import Tracker, run_params
+    from marble_core.tracking import metric_glossary, registry
+    from marble_core.tracking.tracker import Tracker, run_params
 
-    said = {"mlflow.note.content": glossary.as_markdown()}
+    said = {"mlflow.note.content": metric_glossary.as_markdown()}
     tracker = Tracker.start(config.storage.experiment, run_id, run_id, "train", run_params(config), said)
     tracker.watch_machine()
     if config.balance.weighs_gradients or config.balance.observe:
-        progress.emit("train", note=glossary.of_the_progress_line())
+        progress.emit("train", note=metric_glossary.of_the_progress_line())
     status = "FAILED"
     try:
         learner = start(config)

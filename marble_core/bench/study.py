@@ -80,9 +80,9 @@ def run(study: Study, out: Path, console: Console) -> dict[str, Any]:
 def _train_and_evaluate(
     config: RunConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt], directory: Path, console: Console
 ) -> None:
-    from marble_core import state, train
     from marble_core.checkpoints import CheckpointStore
-    from marble_core.evaluate import run_evaluation
+    from marble_core.evaluation.run import run_evaluation
+    from marble_core.training import loop, state
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(config.to_json())  # for marble compare
@@ -94,8 +94,8 @@ def _train_and_evaluate(
             )
             console.print(f"  step {done.step}/{config.train.steps} {said} {'; '.join(done.notes)}", soft_wrap=True)
 
-    learner = train.start(config)
-    train.train(learner, prompts, CheckpointStore(directory / "checkpoints", None, "study"), report)
+    learner = loop.start(config)
+    loop.train(learner, prompts, CheckpointStore(directory / "checkpoints", None, "study"), report)
     learner.policy.save_adapter(directory / "adapter", learner.policy.ema)
     state.write_history(learner.history, directory / state.HISTORY)
     run_evaluation(config, held_out, directory / "adapter", directory)
@@ -103,8 +103,8 @@ def _train_and_evaluate(
 
 def _add(arm: dict[str, Any], directory: Path) -> None:
     """One more seed of an arm."""
-    from marble_core.results import Evaluation
-    from marble_core.state import read_history
+    from marble_core.evaluation.results import Evaluation
+    from marble_core.training.state import read_history
 
     evaluation = Evaluation.load(directory / "evaluation.json")
     history = [line["metrics"] for line in read_history(directory)]

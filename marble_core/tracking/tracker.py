@@ -22,9 +22,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core.lineage import public, stage_tags
-from marble_core.past import Past, past_runs
-from marble_core.sending import Batch, Sender
+from marble_core.tracking.metric_queue import Batch, MetricQueue
+from marble_core.tracking.past_runs import PastRun, past_runs
+from marble_core.tracking.provenance import redact_urls, stage_tags
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Tracker:
         self.stage_run_id: str = stage_run.info.run_id
         self._failures = 0
         self._logged = 0
-        self._sender = Sender(self._send, self._known)
+        self._sender = MetricQueue(self._send, self._known)
         self._pictures: list[threading.Thread] = []
         self._monitor: Any = None
 
@@ -132,9 +132,9 @@ class Tracker:
         """Waits for the metrics that are on their way. Returns how many steps' are still not sent after so many seconds."""
         return self._sender.flush(seconds)
 
-    def past_runs(self, model: str) -> list[Past]:
+    def past_runs(self, model: str) -> list[PastRun]:
         """Earlier runs of the experiment, oldest first; none where MLflow does not answer. ``model`` is the registered one."""
-        found: list[Past] = []
+        found: list[PastRun] = []
         self._attempt("question", lambda: found.extend(past_runs(self._client, self.experiment_id, model, self.mlflow_run_id)))
         return found
 
@@ -227,7 +227,7 @@ def find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | Non
 
 def run_params(config: RunConfig) -> dict[str, str]:
     """The configuration as MLflow parameters."""
-    return {_name(key): public(value) for key, value in config.flat().items()}
+    return {_name(key): redact_urls(value) for key, value in config.flat().items()}
 
 
 def _find(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from marble_core.comparing import interval
 from marble_core.config.schema import RunConfig
-from marble_core.gate import Decision
-from marble_core.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.evaluation.gate import Decision
+from marble_core.evaluation.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.evaluation.statistics import interval
 from marble_core.storage.catalogue import assets_of
 from marble_core.types import SOURCES
 

@@ -13,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 
-from marble_core.comparing import interval
 from marble_core.config.constraints import parse
 from marble_core.config.schema import RegistryConfig
-from marble_core.results import Estimate, Evaluation
+from marble_core.evaluation.results import Estimate, Evaluation
+from marble_core.evaluation.statistics import interval
 
 
 @dataclass(frozen=True)

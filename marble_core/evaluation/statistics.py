@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from marble_core.results import Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
+from marble_core.evaluation.results import Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
 from marble_core.runtime.seeding import derive
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 

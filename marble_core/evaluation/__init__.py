@@ -1,0 +1,1 @@
+"""What a training changed, with intervals, and whether it may be promoted."""

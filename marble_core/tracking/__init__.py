@@ -1,0 +1,1 @@
+"""The only package that speaks to MLflow: runs, the registry, the model card."""
