@@ -57,7 +57,8 @@ def checked_data(config: RunConfig) -> Data:
     from marble_core.estimate import check_fits
     from marble_core.prompts.dataset import prepare_data
     from marble_core.rewards.applies import check_heard, check_named
-    from marble_core.storage.uri import Part, check_access
+    from marble_core.storage.artifacts import Part
+    from marble_core.storage.uri import check_access
 
     check_fits(config)
     warning = check_access(config.model.path, Part.PIPELINE, config.model.revision)

@@ -19,6 +19,7 @@ from marble_core.rewards import SCORERS
 from marble_core.rewards.clipscore import ClipScore
 from marble_core.stages import checked_data
 from marble_core.storage import uri as assets
+from marble_core.storage.artifacts import Part
 from marble_core.storage.catalogue import (
     _OPTIONS,
     CLIP_H_PROCESSOR,
@@ -32,7 +33,7 @@ from marble_core.storage.catalogue import (
 )
 from marble_core.storage.downloads import S3Asset, WebFile
 from marble_core.storage.s3 import S3
-from marble_core.storage.uri import Part, portable, resolve
+from marble_core.storage.uri import portable, resolve
 from marble_core.types import MarbleError
 from stub_hub import COMMIT, StubHub, serving
 from tiny_rewards import PROMPTS, noise, save_clip

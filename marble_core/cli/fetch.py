@@ -10,8 +10,8 @@ import typer
 from marble_core.cli.options import File, Set, load
 
 if TYPE_CHECKING:
+    from marble_core.storage.artifacts import Remote
     from marble_core.storage.catalogue import Asset
-    from marble_core.storage.uri import Remote
 
 
 def fetch(

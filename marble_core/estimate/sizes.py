@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from marble_core.config.schema import ModelConfig
+from marble_core.storage.artifacts import Part
 from marble_core.storage.catalogue import AESTHETIC_HEAD, CLIP_L, HPSV2, IMAGE_REWARD, MASK2FORMER, MASK2FORMER_META, PICKSCORE
-from marble_core.storage.uri import Part, find
+from marble_core.storage.uri import find
 from marble_core.types import MarbleError
 
 CLIP_TOKENS = 77

@@ -13,7 +13,8 @@ import torch
 from marble_core.config.schema import ModelConfig
 from marble_core.runtime import distributed
 from marble_core.runtime.offload import HOST, Offloaded
-from marble_core.storage.uri import Part, require_pipeline, resolve
+from marble_core.storage.artifacts import Part
+from marble_core.storage.uri import require_pipeline, resolve
 from marble_core.types import Conditioning, MarbleError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from marble_core.prompts.generate import generate
 from marble_core.prompts.reading import Placed, read
-from marble_core.storage.uri import SCHEMES, Part, resolve
+from marble_core.storage.artifacts import Part
+from marble_core.storage.uri import SCHEMES, resolve
 from marble_core.types import MarbleError, Prompt
 
 DEMO = "demo://prompts/"

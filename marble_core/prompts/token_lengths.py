@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core.config.schema import ModelConfig
-from marble_core.storage.uri import Part, find
+from marble_core.storage.artifacts import Part
+from marble_core.storage.uri import find
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:

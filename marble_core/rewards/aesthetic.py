@@ -10,8 +10,9 @@ import torch
 from marble_core.rewards.clip import BATCH_SIZE, load_clip
 from marble_core.rewards.self_check import check_colors, known_picture
 from marble_core.rewards.weights.originals import load_head
+from marble_core.storage.artifacts import Part
 from marble_core.storage.catalogue import AESTHETIC_HEAD, CLIP_L
-from marble_core.storage.uri import Part, resolve
+from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError, Prompt
 
 

@@ -22,7 +22,8 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 from marble_core.rewards.weights.originals import load_hpsv2
 from marble_core.rewards.weights.pretrained import default_device, first_line, load_pretrained, load_tokenizer, place
-from marble_core.storage.uri import Part, resolve
+from marble_core.storage.artifacts import Part
+from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError
 
 MAX_TEXT_TOKENS = 77

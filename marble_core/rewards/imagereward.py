@@ -11,8 +11,9 @@ from marble_core.rewards.clip import normalise, resize_and_crop
 from marble_core.rewards.self_check import check_colors
 from marble_core.rewards.weights.originals import load_image_reward
 from marble_core.rewards.weights.pretrained import default_device, load_tokenizer, place
+from marble_core.storage.artifacts import Part
 from marble_core.storage.catalogue import BERT, IMAGE_REWARD
-from marble_core.storage.uri import Part, resolve
+from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError, Prompt
 
 MAX_TEXT_TOKENS = 35  # half of a typical prompt is not seen

@@ -11,7 +11,8 @@ from typing import Any
 
 from marble_core import __version__
 from marble_core.config.schema import ModelConfig, RewardConfig, RunConfig
-from marble_core.storage.uri import DEMO, SCHEMES, Part, find
+from marble_core.storage.artifacts import Part
+from marble_core.storage.uri import DEMO, SCHEMES, find
 
 CLIP_L = "openai/clip-vit-large-patch14"
 CLIP_H_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

@@ -17,7 +17,7 @@ import huggingface_hub as hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from marble_core.storage.uri import Part
+from marble_core.storage.artifacts import Part
 from marble_core.types import MarbleError
 
 _log = logging.getLogger(__name__)

@@ -15,11 +15,10 @@ it has changed. ``marble fetch`` brings what a configuration needs.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Protocol
 
+from marble_core.storage.artifacts import Part, Remote
 from marble_core.types import MarbleError
 
 DEMO = "demo://"
@@ -27,28 +26,6 @@ SCHEMES = (DEMO, "hf://", "s3://", "https://", "http://")
 WEIGHTS = Path(str(files("marble_core"))) / "demo" / "weights"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_URI = re.compile(r"hf://(?P<repo>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<file>.+[^/]))?/?")
-
-
-class Part(StrEnum):
-    """What is read of a repository. A single file is all of itself."""
-
-    PIPELINE = "pipeline"  # a diffusers pipeline
-    MODEL = "model"  # a transformers model, with its tokenizer and its image processor's numbers
-    PROCESSOR = "processor"  # the latter two only
-    FILE = "file"
-
-
-class Remote(Protocol):
-    """Something that comes from elsewhere into the model cache."""
-
-    def cached(self) -> Path | None:
-        """Its place in the cache, if it is complete there."""
-
-    def size(self) -> int | None:
-        """Bytes, where the server says so. Raises MarbleError where it cannot be asked."""
-
-    def fetch(self) -> Path:
-        """Bring it, or what has changed of it, and return its place. Raises MarbleError."""
 
 
 def resolve(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path:
