@@ -11,8 +11,9 @@ import pytest
 
 from conftest import ROOT
 from marble_core.prompts.filters import UNSAFE, normal, split_blocked
-from marble_core.prompts.generate import apportion, generate
+from marble_core.prompts.generate import generate
 from marble_core.prompts.geneval import CLASSES, COLORS, NUMBERS, SHARES, fingerprint, is_test, meaning, one, several
+from marble_core.prompts.kinds import apportion
 from marble_core.prompts.ocr import GENERATOR as OCR
 from marble_core.prompts.reading import read, read_prompts
 from marble_core.types import MarbleError, Prompt

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from marble_core.demo.scenes import COLORS, COLUMN, PALETTE, ROW, SHAPES, Pattern, Point, Scene, Shapes, Thing, Word
-from marble_core.prompts.generate import apportion, is_held_out
+from marble_core.prompts.kinds import apportion, is_held_out
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}

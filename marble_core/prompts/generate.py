@@ -7,47 +7,13 @@ by a hash, so that training and held-out prompts are disjoint for every seed.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from itertools import cycle, islice
-from math import prod
 from random import Random
-from typing import Any
 
 from marble_core.prompts.filters import normal
+from marble_core.prompts.kinds import Generator, apportion, is_held_out
 from marble_core.types import MarbleError, Prompt
-
-
-@dataclass(frozen=True)
-class Kind:
-    """``make`` takes one of each of ``choices``, and returns None where these do not go together."""
-
-    choices: tuple[Sequence[Any], ...]
-    make: Callable[..., Prompt | None]
-
-    def __len__(self) -> int:
-        return prod(map(len, self.choices))
-
-    def __getitem__(self, index: int) -> Prompt | None:
-        chosen = []
-        for options in self.choices:
-            index, digit = divmod(index, len(options))
-            chosen.append(options[digit])
-        return self.make(*chosen)
-
-
-@dataclass(frozen=True)
-class Generator:
-    """``shares`` of the kinds, in any unit; ``meaning`` is equal for prompts that ask for the same picture.
-
-    ``is_test`` says whether a meaning is one of a public test set's, which is never generated.
-    """
-
-    kinds: Mapping[str, Kind]
-    shares: Mapping[str, float]
-    meaning: Callable[[Prompt], str]
-    is_test: Callable[[str], bool]
 
 
 def generate(source: str, count: int, seed: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[Prompt]:
@@ -80,19 +46,6 @@ def generate(source: str, count: int, seed: int, held_out: bool, avoid: Collecti
         chosen += islice(cycle(found), wanted)
     rng.shuffle(chosen)
     return chosen
-
-
-def is_held_out(text: str) -> bool:
-    return zlib.crc32(text.encode()) % 3 == 0
-
-
-def apportion(shares: Mapping[str, float], count: int) -> dict[str, int]:
-    """Whole numbers that sum to ``count``, by largest remainder."""
-    exact = {kind: count * share / sum(shares.values()) for kind, share in shares.items()}
-    whole = {kind: int(number) for kind, number in exact.items()}
-    for kind in sorted(exact, key=lambda kind: whole[kind] - exact[kind])[: count - sum(whole.values())]:
-        whole[kind] += 1
-    return whole
 
 
 def _generator(source: str) -> Generator:

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from marble_core.prompts.generate import Generator, Kind
+from marble_core.prompts.kinds import Generator, Kind
 from marble_core.prompts.rows import RELATIONS
 from marble_core.types import Prompt
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from marble_core.prompts.filters import normal
-from marble_core.prompts.generate import Generator, Kind
+from marble_core.prompts.kinds import Generator, Kind
 from marble_core.types import Prompt
 
 SINGLE = (
