@@ -9,47 +9,24 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core.config.loading import load_config, read_config
+from marble_core.config.prepared import check_run_id, new_run_id, read_prepared
 from marble_core.config.schema import RunConfig
 from marble_core.runtime import progress
 from marble_core.runtime.files import atomic_directory
-from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
     from marble_core.evaluation.gate import Decision
     from marble_core.evaluation.results import Evaluation
     from marble_core.prompts.dataset import Data
     from marble_core.tracking.tracker import Tracker
-
-
-def new_run_id() -> str:
-    """A name for a run that sorts by time: 20261124-093000-3fa9c1."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-
-
-def check_run_id(run_id: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", run_id):
-        raise MarbleError(f"The run id {run_id!r} must be 1 to 64 letters, digits, dots, dashes or underscores.")
-    return run_id
-
-
-def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
-    """The configuration and the run id that ``prepare`` wrote."""
-    config = read_config(prepared / "config.json")
-    try:
-        return config, check_run_id(json.loads((prepared / "run.json").read_bytes())["run_id"])
-    except (OSError, ValueError, TypeError, LookupError):
-        raise MarbleError(f"{prepared / 'run.json'} is not what prepare wrote; run the prepare stage again.") from None
 
 
 def checked_data(config: RunConfig) -> Data:

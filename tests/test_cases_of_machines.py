@@ -20,7 +20,9 @@ from marble_core import stages
 from marble_core.checkpoints import CheckpointStore
 from marble_core.checkpoints.manifest import MANIFEST, name_of, seal
 from marble_core.checkpoints.start_from import downloaded
-from marble_core.models.policy import ADAPTER_FILE, Policy
+from marble_core.config import prepared
+from marble_core.config.prepared import ADAPTER_FILE
+from marble_core.models.policy import Policy
 from marble_core.rewards.images import as_images
 from marble_core.runtime import progress
 from marble_core.storage.s3 import S3
@@ -241,9 +243,9 @@ def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(
         os.utime(made, (max(0.0, now + jump),) * 2)
     newest = CheckpointStore(tmp_path, None, "run").newest()
     assert newest is not None and newest.startswith("step-000004")
-    first = stages.new_run_id()
+    first = prepared.new_run_id()
     monkeypatch.setattr(time, "time", lambda: now)
-    assert stages.new_run_id() != first
+    assert prepared.new_run_id() != first
 
 
 @pytest.mark.parametrize(
@@ -262,12 +264,12 @@ def test_a_prepared_directory_that_was_spoiled_is_named(tmp_path: Path, file: st
 
     (tmp_path / "config.json").write_text(load_config("demo").to_json())
     (tmp_path / "run.json").write_text('{"run_id": "x"}')
-    assert stages.read_prepared(tmp_path)[1] == "x"
+    assert prepared.read_prepared(tmp_path)[1] == "x"
     if text is None:
         (tmp_path / file).unlink()
     else:
         (tmp_path / file).write_bytes(text.encode() if isinstance(text, str) else text)
-    refused(lambda: stages.read_prepared(tmp_path), says)
+    refused(lambda: prepared.read_prepared(tmp_path), says)
 
 
 def test_a_gate_without_its_evaluation_is_one_sentence(tmp_path: Path) -> None:

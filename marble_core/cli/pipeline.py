@@ -36,8 +36,8 @@ def run(
     images = _images(registry, tag) if containers else None
     from rich.console import Console
 
+    from marble_core.config.prepared import check_run_id, new_run_id
     from marble_core.services.local import embedded
-    from marble_core.stages import check_run_id, new_run_id
 
     name = check_run_id(run_id or new_run_id())
     console = Console(highlight=False)

@@ -152,7 +152,7 @@ def adapter_of(uri: str, directory: str) -> Path:
 
     Raises MarbleError where MLflow has no such version, or there is no LoRA.
     """
-    from marble_core.tracking.registry import ADAPTER_DIRECTORY, ADAPTER_FILE
+    from marble_core.config.prepared import ADAPTER_DIRECTORY, ADAPTER_FILE
 
     place = Path(uri)
     if uri.startswith("models:/"):

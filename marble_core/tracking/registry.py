@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_core.config.prepared import ADAPTER_DIRECTORY, ADAPTER_FILE
 from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation
@@ -32,8 +33,6 @@ MODEL_URI_TAG = "marble.model_uri"  # on the MLflow run: what log_adapter logged
 SHA256_TAG = "marble.adapter_sha256"  # on the run, of that LoRA's file
 BASE_TAG, REVISION_TAG = "marble.base_model", "marble.base_revision"  # on a version
 PREVIOUS_TAG = "marble.previous_champion"  # on a version that became champion: the one it replaced, empty if none
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-ADAPTER_DIRECTORY = "adapter_weights"  # of a model that mlflow.diffusers logged
 WAIT_S = 120
 NEEDED_TO_LOAD = ("diffusers", "peft", "safetensors", "torch", "transformers")
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow has the second for a missing alias

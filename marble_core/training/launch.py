@@ -14,20 +14,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core.config.schema import RunConfig
+from marble_core.training.process_errors import ERRORS, in_s3, record_error
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
-    from marble_core.storage.s3 import S3
-
-SHARED = ("config.json", "run.json", "train.jsonl")  # what a process reads of what prepare wrote
-ERRORS = "train_errors.jsonl"  # beside OUT: the sentence of each process that stopped, the first one's first
+    pass
 
 
 def processes_wanted(config: RunConfig) -> int:
@@ -74,9 +71,9 @@ def _sigterm_goes_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def main(prepared: str, out: str) -> None:
     """One of the processes. ``prepared`` and ``out`` are directories, or s3:// prefixes, as several nodes have them."""
+    from marble_core.config.prepared import read_prepared
     from marble_core.prompts import read_prompts
     from marble_core.runtime import distributed
-    from marble_core.stages import read_prepared
     from marble_core.training.loop import run_training
 
     try:
@@ -85,7 +82,7 @@ def main(prepared: str, out: str) -> None:
             with distributed.processes():
                 run_training(config, run_id, read_prompts(source / "train.jsonl"), adapter)
     except MarbleError as error:
-        _tell(error, out)
+        record_error(error, out)
         print(error, file=sys.stderr)
         sys.exit(2)
 
@@ -98,36 +95,12 @@ def _here(prepared: str, out: str) -> Iterator[tuple[Path, Path]]:
         return
     with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
         source, adapter = Path(scratch) / "prepared", Path(scratch) / "adapter"
-        s3, prefix = _in_s3(prepared)
+        s3, prefix = in_s3(prepared)
         s3.download_dir(prefix, source)
         yield source, adapter
         if os.environ["RANK"] == "0":
-            s3, prefix = _in_s3(out)
+            s3, prefix = in_s3(out)
             s3.upload_dir(adapter, prefix)
-
-
-def _tell(error: MarbleError, out: str) -> None:
-    """Where the stage finds it: beside ``out``."""
-    said = {"time": time.time(), "rank": os.environ.get("RANK"), "error": str(error)}
-    if out.startswith("s3://"):
-        s3, prefix = _in_s3(out)
-        s3.put_json(f"{prefix.rpartition('/')[0]}/errors/{said['rank']}.json", said)
-        return
-    with (Path(out).parent / ERRORS).open("a") as file:
-        file.write(json.dumps(said) + "\n")
-
-
-def first_error(s3: S3, place: str) -> str:
-    """The sentence of the process that stopped first, of those whose ``out`` is below this prefix; empty where there is none."""
-    said = [s3.get_json(key) for key in s3.keys(f"{place}/errors")]
-    return str(min(said, key=lambda each: each["time"])["error"]) if said else ""
-
-
-def _in_s3(uri: str) -> tuple[S3, str]:
-    from marble_core.storage.s3 import S3
-
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    return S3(bucket), prefix.rstrip("/")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from marble_core.config.prepared import SHARED
 from marble_core.config.schema import RunConfig
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3
-from marble_core.training.launch import SHARED, first_error
+from marble_core.training.process_errors import first_error
 from marble_core.types import MarbleError
 
 PODS = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what the job's pods get that the stage's pod has
