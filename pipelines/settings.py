@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from marble_core import __version__
-from marble_core.config.loading import merged, sentence
-from marble_core.config.schema import Section
+from marble_core.config.errors import sentence
+from marble_core.config.loading import merged
+from marble_core.config.section import Section
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.types import MarbleError
 

@@ -5,7 +5,7 @@ import pytest
 
 from marble_core.algorithm import balancers as balance_module
 from marble_core.algorithm.balancers import Balancer, make_balancer
-from marble_core.config.schema import BalanceConfig
+from marble_core.config.balance import BalanceConfig
 from marble_core.types import MarbleError
 
 NAMES = ("clipscore", "pickscore", "ocr")

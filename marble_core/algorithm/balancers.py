@@ -20,9 +20,9 @@ import numpy as np
 from marble_core.algorithm.advantages import Mixing
 from marble_core.algorithm.min_norm import Limits, feasible, min_norm
 from marble_core.algorithm.split_half import SplitHalf
+from marble_core.config.balance import BalanceConfig, StageConfig
 from marble_core.config.constraints import parse
 from marble_core.config.imports import import_class
-from marble_core.config.schema import BalanceConfig, StageConfig
 from marble_core.types import MarbleError
 
 STATIONARY = 1e-6  # ||d|| / nbar below which no direction improves every reward

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from marble_core.config.loading import load_config, sentence
+from marble_core.config.errors import sentence
+from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.types import MarbleError

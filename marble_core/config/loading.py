@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from functools import cache, reduce
 from importlib.resources import files
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from marble_core.config.errors import first_error, quoted, sentence
 from marble_core.config.schema import RunConfig
 from marble_core.config.strict_yaml import parse, read_yaml
 from marble_core.estimate import resolved
@@ -37,7 +36,7 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
     layers = [(f"preset {preset}", _preset(preset))]
     if file is not None:
         layers.append((str(file), read_sections(Path(file))))
-    layers += [(f"override {_quoted(item)}", _override(item)) for item in overrides or []]
+    layers += [(f"override {quoted(item)}", _override(item)) for item in overrides or []]
     try:
         config = RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
     except ValidationError as error:
@@ -74,8 +73,8 @@ def _override(item: str) -> dict[str, Any]:
     """``section.key=value`` as a tree."""
     key, equals, value = item.partition("=")
     if not equals or not key:
-        raise MarbleError(f"The override {_quoted(item)} is not of the form section.key=value.")
-    leaf = parse(value, f"The value of the override {_quoted(item)}")
+        raise MarbleError(f"The override {quoted(item)} is not of the form section.key=value.")
+    leaf = parse(value, f"The value of the override {quoted(item)}")
     for part in reversed(key.split(".")):
         leaf = {part: leaf}
     return leaf
@@ -83,7 +82,7 @@ def _override(item: str) -> dict[str, Any]:
 
 def _origin(error: ValidationError, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """The first layer with which the error appears; the ones over it, though merged later, have no part in it."""
-    first = _first(error)
+    first = first_error(error)
     wanted = (first["loc"], first["msg"])
     for count, (where, _) in enumerate(layers, 1):
         try:
@@ -92,11 +91,6 @@ def _origin(error: ValidationError, layers: Sequence[tuple[str, dict[str, Any]]]
             if wanted in [(each["loc"], each["msg"]) for each in earlier.errors()]:
                 return where
     return layers[-1][0]
-
-
-def _first(error: ValidationError) -> Any:
-    """Of an unknown key and the one that is missing in its place, the unknown one."""
-    return min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
 
 
 def _laid_over(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -110,51 +104,3 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = merged(result[key], value) if both else value
     return result
-
-
-def sentence(error: ValidationError, where: str, root: type[BaseModel] = RunConfig) -> str:
-    """The first of pydantic's errors on a ``root`` as one sentence, with the nearest valid key for an unknown one."""
-    first = _first(error)
-    path = ".".join(str(p) for p in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1], root)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
-        return f"Unknown key {_quoted(path)} in {where}: {hint}"
-    message = _PLAINLY.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    return f"Invalid {_short(path) or 'configuration'} in {where}: {message[0].lower()}{_short(message[1:])}."
-
-
-# Where pydantic speaks of Python's types, in the words of YAML.
-_PLAINLY = {
-    "model_type": "it is a section, so it must be a mapping of keys to values, like {key: value}",
-    "dict_type": "it must be a mapping of names to values, like {name: value}",
-    "tuple_type": "it must be a list, like [one, two]",
-    "missing": "it is missing",
-}
-
-
-def _fields_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
-    """The keys of the section at ``loc``; below a list or a mapping those of its members."""
-    section: Any = root
-    for part in loc:
-        inside = _members(section)
-        section = inside[-1] if inside else section.model_fields[part].annotation
-        if isinstance(section, UnionType) or get_origin(section) is Union:
-            section = _members(section)[0]
-    return sorted(section.model_fields)
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The types that a list's, a mapping's or a union's annotation is made of; none for a section's."""
-    return [each for each in get_args(annotation) if each not in (Ellipsis, NoneType)]
-
-
-def _quoted(text: str) -> str:
-    return repr(_short(text))
-
-
-def _short(text: str) -> str:
-    """On one line whatever is in it, and no longer than one."""
-    shown = text if text.isprintable() else repr(text)[1:-1]
-    return shown if len(shown) <= 250 else f"{shown[:250]}..."

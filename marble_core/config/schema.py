@@ -6,32 +6,17 @@ Marks: [P] the paper (arXiv 2605.06507), [C] its released code, [N] DiffusionNFT
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
+from marble_core.config.section import DottedPath, Section, Share, Uri
 from marble_core.types import SOURCES
 
 CHAMPION = "champion"  # in train.start_from, and the alias in the registry
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Uri = Annotated[str, Field(min_length=1)]
-DottedPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]  # package.module:Class
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_yes_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes and on as true, which would pass for 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
-            raise ValueError(f"it must be a number, not {str(value).lower()}")
-        return value
 
 
 class ModelConfig(Section):
@@ -127,73 +112,6 @@ class LossConfig(Section):
     def _bounded(self) -> LossConfig:
         if self.name == "awm" and not self.kl_beta:
             raise ValueError("loss 'awm' is unbounded below for negative advantages, so loss.kl_beta must be above 0")
-        return self
-
-
-class StageConfig(Section):
-    """One stage of ``sequential``: equal weights on some rewards, on prompts of some sources, for a number of steps."""
-
-    rewards: tuple[str, ...] = Field(min_length=1)
-    sources: tuple[str, ...] = ()  # empty: those that the rewards apply to
-    steps: int = Field(ge=1)
-
-
-BALANCING = ("marble", "mgda")
-METHODS = ("marble", "mgda", "weighted_sum", "equal", "gdpo", "sequential", "single:<reward>")
-OWN_METHOD = re.compile(r"\w+(\.\w+)*:[A-Z]\w*")  # the import path of a user's Balancer; rewards have small letters
-
-
-class BalanceConfig(Section):
-    """How the rewards' gradients become one update; the rule is written out in balance.py."""
-
-    method: str = "marble"  # one of METHODS, or the import path of a Balancer: package.module:Class
-    every: int = Field(1, ge=1)  # [O] 1: the QP is solved on every step; N: one backward pass in between. [C] 10
-    rho: float = Field(0.7, ge=0, lt=1)  # [P] EMA of alpha, and of the norms
-    ema_on_solved: bool | None = None  # use abar on a solved step too; default: true for every = 1, false [P] above
-    normalise_between: bool = True  # [O]; false [P]: abar on unnormalised gradients
-    subtract_common: bool = False  # [O] balance the advantage's part of the gradients, add the common part as it is
-    prior: dict[str, Annotated[float, Field(ge=0)]] = {}  # [O] the user's preferences, in any unit
-    kappa: float = Field(1.0, ge=0, le=1)  # [O] share of the balanced weights, the rest is the prior's
-    floor: dict[str, Share] = {}  # [O] least alpha of a reward
-    cap: dict[str, Share] = {}  # [O] largest alpha of a reward
-    wishes: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
-    final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
-    observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
-    halves: bool = True  # [O] keep the gradients of two halves of the prompts apart: 2K + 1 accumulators instead of K + 1
-    gram: Literal["full", "cross"] = "full"  # [P] full; [O] cross: an unbiased estimate of the signal's Gram matrix
-    cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps
-    cross_ridge: float = Field(0.1, ge=0)  # [O]
-    cross_floor: float = Field(0.15, gt=0, le=1)  # [O] least signal norm, as a share of the gradient's
-    dead_norm: float = Field(1e-6, ge=0)  # [O] inactive below this share of the median gradient norm
-    stages: tuple[StageConfig, ...] = ()  # of sequential
-
-    @property
-    def single(self) -> str:
-        """The reward of ``single:<reward>``."""
-        return "" if self.is_own else self.method.partition(":")[2]
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the method is a user's own."""
-        return OWN_METHOD.fullmatch(self.method) is not None
-
-    @property
-    def weighs_gradients(self) -> bool:
-        """Whether the method may ask for every reward's gradient."""
-        return self.method in BALANCING or self.is_own
-
-    @model_validator(mode="after")
-    def _known_method(self) -> BalanceConfig:
-        name, colon, _ = self.method.partition(":")
-        if not self.is_own and name + (":<reward>" if colon else "") not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}, choose one of {', '.join(METHODS)} or package.module:Class")
-        if (name == "sequential") != bool(self.stages):
-            raise ValueError("method 'sequential' needs balance.stages, and no other method has them")
-        wanted = [key for key in ("prior", "floor", "cap", "wishes") if getattr(self, key)]
-        if wanted and not self.weighs_gradients:
-            raise ValueError(f"method {self.method!r} does not balance, so balance.{wanted[0]} would say nothing; leave it out")
-        if self.gram == "cross" and not (self.halves and name != "mgda"):
-            raise ValueError("gram 'cross' is made of balance.halves and balances normalised gradients, so it needs both")
         return self
 
 

@@ -1,0 +1,64 @@
+"""pydantic's errors as one sentence: what is wrong, where, and the nearest key there is."""
+
+from __future__ import annotations
+
+import difflib
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from marble_core.config.schema import RunConfig
+
+
+def first_error(error: ValidationError) -> Any:
+    """Of an unknown key and the one that is missing in its place, the unknown one."""
+    return min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+
+
+def sentence(error: ValidationError, where: str, root: type[BaseModel] = RunConfig) -> str:
+    """The first of pydantic's errors on a ``root`` as one sentence, with the nearest valid key for an unknown one."""
+    first = first_error(error)
+    path = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1], root)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
+        return f"Unknown key {quoted(path)} in {where}: {hint}"
+    message = _PLAINLY.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    return f"Invalid {_short(path) or 'configuration'} in {where}: {message[0].lower()}{_short(message[1:])}."
+
+
+# Where pydantic speaks of Python's types, in the words of YAML.
+_PLAINLY = {
+    "model_type": "it is a section, so it must be a mapping of keys to values, like {key: value}",
+    "dict_type": "it must be a mapping of names to values, like {name: value}",
+    "tuple_type": "it must be a list, like [one, two]",
+    "missing": "it is missing",
+}
+
+
+def _fields_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
+    """The keys of the section at ``loc``; below a list or a mapping those of its members."""
+    section: Any = root
+    for part in loc:
+        inside = _members(section)
+        section = inside[-1] if inside else section.model_fields[part].annotation
+        if isinstance(section, UnionType) or get_origin(section) is Union:
+            section = _members(section)[0]
+    return sorted(section.model_fields)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types that a list's, a mapping's or a union's annotation is made of; none for a section's."""
+    return [each for each in get_args(annotation) if each not in (Ellipsis, NoneType)]
+
+
+def quoted(text: str) -> str:
+    return repr(_short(text))
+
+
+def _short(text: str) -> str:
+    """On one line whatever is in it, and no longer than one."""
+    shown = text if text.isprintable() else repr(text)[1:-1]
+    return shown if len(shown) <= 250 else f"{shown[:250]}..."
