@@ -13,7 +13,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection
 
-from marble_core.algorithm.balancers import make_balancer
+from marble_core.algorithm.methods import make_balancer
 from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config
 from marble_core.models.policy import Policy

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from marble_core.algorithm import balancers as balance_module
-from marble_core.algorithm.balancers import Balancer, make_balancer
+from marble_core.algorithm.balancers import Balancer
+from marble_core.algorithm.methods import make_balancer
 from marble_core.config.balance import BalanceConfig
 from marble_core.types import MarbleError
 

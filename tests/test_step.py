@@ -10,7 +10,7 @@ import torch
 
 from marble_core.algorithm import backward
 from marble_core.algorithm.advantages import estimate
-from marble_core.algorithm.balancers import make_balancer
+from marble_core.algorithm.methods import make_balancer
 from marble_core.checkpoints import CheckpointStore
 from marble_core.models.rollout import collect
 from marble_core.prompts import mix

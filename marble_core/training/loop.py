@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from marble_core.algorithm.balancers import make_balancer
+from marble_core.algorithm.methods import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore
 from marble_core.checkpoints.start_from import downloaded
 from marble_core.config.schema import RunConfig

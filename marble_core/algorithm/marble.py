@@ -1,0 +1,164 @@
+"""MARBLE's balance: the min-norm point of the rewards' gradients, averaged over steps, within the user's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from marble_core.algorithm.balancers import Balance, Balancer
+from marble_core.algorithm.min_norm import Limits, feasible, min_norm
+from marble_core.algorithm.split_half import SplitHalf
+from marble_core.config.balance import BalanceConfig
+from marble_core.config.constraints import parse
+from marble_core.types import MarbleError
+
+STATIONARY = 1e-6  # ||d|| / nbar below which no direction improves every reward
+
+
+@dataclass
+class _Memory:
+    """EMAs over the solved steps; NaN where a reward was never active."""
+
+    alpha_K: np.ndarray
+    norm_K: np.ndarray
+    cross_KK: np.ndarray
+
+    @classmethod
+    def empty(cls, size: int) -> _Memory:
+        return cls(np.full(size, np.nan), np.full(size, np.nan), np.full((size, size), np.nan))
+
+
+class MinNorm(Balancer):
+    """``marble``, and ``mgda``, which leaves out the normalisation."""
+
+    def __init__(self, config: BalanceConfig, names: tuple[str, ...], steps: int) -> None:
+        super().__init__(config, names, steps)
+        self.normalise = config.method == "marble"
+        self.ema_on_solved = config.every == 1 if config.ema_on_solved is None else config.ema_on_solved
+        self.prior_K = _shares(config.prior, names)
+        self.limits = read_limits(config, names)
+        self.memory = _Memory.empty(len(names))
+
+    def needs_gram(self, step: int) -> bool:
+        return step % self.config.every == 0 and step < self.steps - self.config.final_uniform_steps
+
+    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: SplitHalf | None = None) -> Balance:
+        """A reward without signal, with a non-finite gradient or one that vanishes beside the others is inactive: weight 0,
+        its EMAs untouched. Otherwise it would be a normalised noise vector with a share of the update."""
+        norm_K = np.sqrt(np.diag(G_KK))
+        active = has_signal_K & np.isfinite(norm_K) & (norm_K > 0)
+        if active.any():
+            active &= norm_K > self.config.dead_norm * np.median(norm_K[active])
+        notes = tuple(f"{n} is inactive" for n, on in zip(self.names, active, strict=True) if not on)
+        if not active.any():
+            return Balance(np.zeros(len(active)), np.zeros(len(active)), active, notes=notes)
+
+        S_KK, unit_K = self._signal(G_KK, norm_K, active) if self.config.gram == "full" else self._cross(halves, norm_K, active)
+        C_KK = np.where(np.outer(active, active), S_KK / np.outer(unit_K, unit_K), 0.0)
+        solved_K = star_K = None
+        try:
+            solved_K = self._solve(C_KK, active)
+        except ArithmeticError as error:
+            notes += (f"the QP failed ({error}), the last weights are used",)
+        else:
+            star_K = solved_K / unit_K
+            self.memory.alpha_K = _blend(self.memory.alpha_K, solved_K, active, self.config.rho)
+            self.memory.norm_K = _blend(self.memory.norm_K, unit_K, active, self.config.rho)
+        latest_K = self.memory.alpha_K if solved_K is None or self.ema_on_solved else solved_K
+        share_K = self._share(latest_K, active)
+        length = np.sqrt(max(share_K @ C_KK @ share_K, 0.0))
+        if length < STATIONARY * (1.0 if self.normalise else norm_K[active].mean()):
+            notes += ("Pareto-stationary: no direction improves every reward, the update is the KL's alone",)
+            w_K = np.zeros(len(active))
+            return Balance(w_K, share_K, active, solved_K, star_K, stationary=True, failed=solved_K is None, notes=notes)
+        w_K = _rescale(share_K, unit_K, active)
+        return Balance(w_K, share_K, active, solved_K, star_K, failed=solved_K is None, notes=notes)
+
+    def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
+        """Between two QPs: abar on gradients normalised by the EMA of their norms, or on raw ones. At the end: uniform [P]."""
+        known = has_signal_K & np.isfinite(self.memory.alpha_K)
+        if step >= self.steps - self.config.final_uniform_steps or not known.any():
+            return super().between(step, has_signal_K)
+        share_K = self._share(self.memory.alpha_K, known)
+        unit_K = self.memory.norm_K if self.config.normalise_between and self.normalise else np.ones(len(known))
+        return Balance(_rescale(share_K, unit_K, known), share_K, known)
+
+    def rethink(self, G_KK: np.ndarray, balance: Balance) -> np.ndarray:
+        if balance.solved_K is None:
+            return balance.w_K
+        active = balance.active_K & (np.diag(G_KK) > 0)
+        S_KK, unit_K = self._signal(G_KK, np.sqrt(np.diag(G_KK)), active)
+        return _rescale(self._share(self._solve(S_KK / np.outer(unit_K, unit_K), active), active), unit_K, active)
+
+    def _solve(self, C_KK: np.ndarray, active: np.ndarray) -> np.ndarray:
+        alpha_K = np.zeros(len(active))
+        alpha_K[active] = min_norm(C_KK[np.ix_(active, active)], self.limits.of(active))
+        return alpha_K
+
+    def _signal(self, G_KK: np.ndarray, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The Gram matrix that is balanced, and the norms that normalise it."""
+        return G_KK, np.where(active, norm_K, 1.0) if self.normalise else np.ones(len(norm_K))
+
+    def _cross(self, halves: SplitHalf | None, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the gradients' signal: averaged over steps, made positive semidefinite, with a ridge and a floor."""
+        assert halves is not None  # the configuration sees to it
+        config, both = self.config, np.outer(active, active)
+        self.memory.cross_KK = _blend(self.memory.cross_KK, halves.cross, both, config.cross_rho)
+        S_KK = np.where(both, self.memory.cross_KK, 0.0)
+        unit_K = np.where(active, np.sqrt(np.maximum(np.diag(S_KK), (config.cross_floor * norm_K) ** 2)), 1.0)
+        values, vectors = np.linalg.eigh(S_KK / np.outer(unit_K, unit_K))
+        C_KK = (vectors * np.clip(values, 0, None)) @ vectors.T + config.cross_ridge * np.diag(active)
+        return C_KK * np.outer(unit_K, unit_K), unit_K
+
+    def _share(self, alpha_K: np.ndarray, active: np.ndarray) -> np.ndarray:
+        alpha_K = np.where(active & np.isfinite(alpha_K), alpha_K, 0.0)
+        kept = self.config.kappa * (alpha_K / alpha_K.sum() if alpha_K.sum() > 0 else active / active.sum())
+        share_K = np.where(active, (1 - self.config.kappa) * self.prior_K + kept, 0.0)
+        return share_K / share_K.sum() if share_K.sum() > 0 else active / active.sum()
+
+    def state(self) -> dict[str, Any]:
+        return {name: np.where(np.isnan(ema), np.array(None), ema).tolist() for name, ema in vars(self.memory).items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.memory = _Memory(**{name: np.array(ema, dtype=float) for name, ema in state.items()})
+
+
+def read_limits(config: BalanceConfig, names: tuple[str, ...]) -> Limits:
+    """Floors, caps and wishes as constraints on alpha_K."""
+    rows = [row for wish in config.wishes for row in parse(wish, names)]
+    limits = Limits(
+        _by_name(config.floor, names, 0.0, "balance.floor"),
+        _by_name(config.cap, names, 1.0, "balance.cap"),
+        np.array([row for row, _ in rows]).reshape(-1, len(names)),
+        np.array([bound for _, bound in rows]),
+    )
+    if not feasible(limits):
+        said = [f"floor {dict(config.floor)}", f"cap {dict(config.cap)}", f"wishes {list(config.wishes)}"]
+        raise MarbleError(f"No weights that add up to 1 can meet balance's {', '.join(said)}; loosen one of them.")
+    return limits
+
+
+def _rescale(share_K: np.ndarray, unit_K: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """w_k = a_k nbar / n_k over the active rewards."""
+    return np.where(active, share_K * unit_K[active].mean() / np.where(active, unit_K, 1.0), 0.0)
+
+
+def _by_name(values: Mapping[str, float], names: tuple[str, ...], default: float, where: str) -> np.ndarray:
+    for name in values:
+        if name not in names:
+            raise MarbleError(f"{where} names the reward {name!r}, but the rewards are {', '.join(names)}.")
+    return np.array([values.get(n, default) for n in names])
+
+
+def _shares(prior: Mapping[str, float], names: tuple[str, ...]) -> np.ndarray:
+    prior_K = _by_name(prior, names, 0.0, "balance.prior")
+    return prior_K / prior_K.sum() if prior_K.sum() > 0 else np.full(len(names), 1 / len(names))
+
+
+def _blend(old: np.ndarray, new: np.ndarray, where: np.ndarray, rho: float) -> np.ndarray:
+    """EMA of the entries ``where``; an entry's first value is taken as it is."""
+    blended = np.where(np.isnan(old), new, rho * old + (1 - rho) * new)
+    return np.where(where, blended, old)

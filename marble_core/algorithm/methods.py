@@ -1,0 +1,27 @@
+"""The balancing methods by name."""
+
+from __future__ import annotations
+
+from marble_core.algorithm.balancers import Balancer, Gdpo, Sequential, Single, WeightedSum
+from marble_core.algorithm.marble import MinNorm
+from marble_core.config.balance import BalanceConfig
+from marble_core.config.imports import import_class
+
+METHODS: dict[str, type[Balancer]] = {
+    "marble": MinNorm,
+    "mgda": MinNorm,
+    "equal": Balancer,
+    "weighted_sum": WeightedSum,
+    "gdpo": Gdpo,
+    "single": Single,
+    "sequential": Sequential,
+}
+
+
+def make_balancer(config: BalanceConfig, names: tuple[str, ...], steps: int) -> Balancer:
+    """The method's balancer. Raises MarbleError for limits that name no reward or that no weights can meet, and for a user's own
+    that cannot be imported."""
+    if config.is_own:
+        own: Balancer = import_class(config.method, "balance.method")(config, names, steps)
+        return own
+    return METHODS[config.method.partition(":")[0]](config, names, steps)
