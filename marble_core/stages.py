@@ -132,7 +132,8 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
 def cleanup() -> str:
     """Delete the TrainJobs that this run in Kubeflow has left. Returns their names; elsewhere than in Kubeflow there are none."""
-    from marble_core.training.trainjob import KFP_RUN, delete_jobs_of_this_run
+    from marble_core.runtime.environment import KFP_RUN
+    from marble_core.training.trainjob import delete_jobs_of_this_run
 
     if KFP_RUN not in os.environ:
         return ""

@@ -10,8 +10,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from marble_core import __version__
-from marble_core.runtime.progress import PIPELINE
-from marble_core.training.trainjob import KFP_RUN, PODS
+from marble_core.runtime.environment import KFP_RUN, PIPELINE, PODS
 from pipelines.settings import MODELS, Settings
 
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from marble_core.runtime import environment
 from marble_core.training import trainjob
 from marble_core.types import MarbleError
 from pipelines.settings import Settings
@@ -138,7 +139,7 @@ def test_the_profile_may_do_what_the_train_stage_asks_of_kubernetes_and_no_more(
     stage()
     trainjob.delete_jobs_of_this_run()
     kube.start = lambda job: None
-    monkeypatch.setenv(trainjob.PODS, json.dumps(json.loads(PODS) | {"seconds": 0}))
+    monkeypatch.setenv(environment.PODS, json.dumps(json.loads(PODS) | {"seconds": 0}))
     monkeypatch.setattr(trainjob, "LAST_LINES", 0.1)
     with pytest.raises(MarbleError, match="not done within"):
         stage()

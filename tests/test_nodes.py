@@ -21,6 +21,7 @@ from conftest import eventually
 from marble_core import stages
 from marble_core.config.loading import load_config
 from marble_core.config.prepared import ADAPTER_FILE
+from marble_core.runtime import environment
 from marble_core.storage.s3 import S3
 from marble_core.training import trainjob
 from marble_core.training.trainjob import train_on_nodes
@@ -37,7 +38,7 @@ PODS = next(
     for variable in next(yaml.safe_load_all(PACKAGE.read_text()))["deploymentSpec"]["executors"]["exec-train"]["container"][
         "env"
     ]
-    if variable["name"] == trainjob.PODS
+    if variable["name"] == environment.PODS
 )
 OWN_POD = {"POD_NAME": "train-1", "POD_UID": "uid-1", "POD_NAMESPACE": "team", "POD_SERVICE_ACCOUNT": "default-editor"}
 
@@ -46,7 +47,12 @@ OWN_POD = {"POD_NAME": "train-1", "POD_UID": "uid-1", "POD_NAMESPACE": "team", "
 def kube(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StubKube]:
     """A cluster, in one of whose pods the test is a train stage."""
     stub = StubKube()
-    for name, value in {**OWN_POD, trainjob.PODS: PODS, trainjob.KFP_RUN: "kfp-run", "MARBLE_IMAGE": "marble-train:1"}.items():
+    for name, value in {
+        **OWN_POD,
+        environment.PODS: PODS,
+        environment.KFP_RUN: "kfp-run",
+        "MARBLE_IMAGE": "marble-train:1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("KUBECONFIG", str(stub.kubeconfig(tmp_path / "kubeconfig")))
     monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
@@ -156,7 +162,7 @@ def test_what_stopped_a_process_first_is_the_stages_sentence_and_an_older_one_is
 def test_a_job_that_is_not_done_in_time_is_deleted_and_the_sentence_says_what_kubernetes_said(
     kube: StubKube, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(trainjob.PODS, json.dumps(json.loads(PODS) | {"seconds": 0}))
+    monkeypatch.setenv(environment.PODS, json.dumps(json.loads(PODS) | {"seconds": 0}))
     monkeypatch.setattr(trainjob, "LAST_LINES", 0.1)
     kube.events = ["Started", "0/3 nodes are available:\n insufficient nvidia.com/gpu."]
     with pytest.raises(MarbleError, match=r"not done within 0 hours \(0/3 nodes are available: insufficient nvidia.com/gpu\)"):
@@ -176,7 +182,7 @@ def test_a_job_that_somebody_deletes_and_a_kubernetes_that_refuses_are_one_sente
     kube.refuse, kube.runtime = {}, False
     with pytest.raises(MarbleError, match=r"no torch-distributed.*: install Kubeflow Trainer 2"):
         stage()
-    monkeypatch.delenv(trainjob.PODS)
+    monkeypatch.delenv(environment.PODS)
     with pytest.raises(MarbleError, match=r"train.nodes = 2 needs a cluster .* here set train.nodes=1"):
         stage()
     with pytest.raises(MarbleError, match=r"nodes > 1 needs train.processes"):
@@ -218,11 +224,11 @@ def test_the_exit_task_deletes_the_jobs_of_its_own_run_and_does_nothing_elsewher
     kube.start = stage.trained(kube)
     stage()
     (name,) = kube.jobs
-    monkeypatch.setenv(trainjob.KFP_RUN, "another")
+    monkeypatch.setenv(environment.KFP_RUN, "another")
     assert stages.cleanup() == "" and kube.jobs
-    monkeypatch.setenv(trainjob.KFP_RUN, "kfp-run")
+    monkeypatch.setenv(environment.KFP_RUN, "kfp-run")
     assert stages.cleanup() == name and kube.jobs == {}
-    monkeypatch.delenv(trainjob.KFP_RUN)
+    monkeypatch.delenv(environment.KFP_RUN)
     kube.calls.clear()
     assert stages.cleanup() == "" and kube.calls == []
 
@@ -239,9 +245,9 @@ volumes: {cache_claim: models}
 """)
     spec, platform = yaml.safe_load_all(compile_to(tmp_path / "p.yaml", read_settings(file)).read_text())
     own = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["fieldPathAsEnv"]
-    assert {each["name"] for each in own} == {*OWN_POD, trainjob.KFP_RUN}
+    assert {each["name"] for each in own} == {*OWN_POD, environment.KFP_RUN}
     variables = spec["deploymentSpec"]["executors"]["exec-train"]["container"]["env"]
-    pods = json.loads(next(v["value"] for v in variables if v["name"] == trainjob.PODS))
+    pods = json.loads(next(v["value"] for v in variables if v["name"] == environment.PODS))
     env = {variable.pop("name"): variable for variable in pods["env"]}
     assert env["HF_TOKEN"] == {"valueFrom": {"secretKeyRef": {"name": "mine", "key": "HF_TOKEN", "optional": False}}}
     assert (
@@ -321,7 +327,7 @@ def test_two_nodes_train_the_model_that_one_process_trains(
     services: dict[str, str], kube: StubKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The nodes reach each other by their cable alone, and S3 and MLflow by what the secrets and config maps say."""
-    monkeypatch.setenv(trainjob.PODS, json.dumps(json.loads(PODS) | {"gpu": ""}))
+    monkeypatch.setenv(environment.PODS, json.dumps(json.loads(PODS) | {"gpu": ""}))
     ports = [urlsplit(services[name]).port or 0 for name in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")]
     adapters = []
     with two_machines(tmp_path, ports) as machines:

@@ -11,7 +11,7 @@ from conftest import ROOT
 from marble_core import __version__, stages
 from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
-from marble_core.runtime.progress import PIPELINE
+from marble_core.runtime.environment import PIPELINE
 from marble_core.types import MarbleError
 from pipelines.marble import PACKAGE, compile_to
 from pipelines.settings import IMAGE_OF, read_settings

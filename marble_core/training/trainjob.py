@@ -23,13 +23,12 @@ from typing import Any
 
 from marble_core.config.prepared import SHARED
 from marble_core.config.schema import RunConfig
+from marble_core.runtime.environment import KFP_RUN, PODS
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3
 from marble_core.training.process_errors import first_error
 from marble_core.types import MarbleError
 
-PODS = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what the job's pods get that the stage's pod has
-KFP_RUN = "MARBLE_KFP_RUN"  # the id of the run in Kubeflow Pipelines; as a label it says which jobs a run has left behind
 LABEL = "marble/kfp-run"
 RUNTIME = "torch-distributed"  # of those that Kubeflow Trainer brings along
 CONTAINER = "node"  # its pods' container, and the name of its jobs
