@@ -19,7 +19,9 @@ from botocore.exceptions import ClientError
 
 from conftest import eventually
 from marble_core.services import local as module
-from marble_core.services.local import SeaweedFS, addresses, embedded
+from marble_core.services import server
+from marble_core.services.local import addresses, embedded
+from marble_core.services.seaweedfs import SeaweedFS
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
@@ -132,7 +134,7 @@ def test_a_server_that_does_not_start_is_one_sentence_with_its_log(tmp_path: Pat
 
 
 def test_a_proxy_in_the_environment_does_not_stand_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module._past_proxies() == {}
+    assert server.past_proxies() == {}
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", "intra")
-    assert module._past_proxies() == {"no_proxy": "intra,127.0.0.1", "NO_PROXY": "intra,127.0.0.1"}
+    assert server.past_proxies() == {"no_proxy": "intra,127.0.0.1", "NO_PROXY": "intra,127.0.0.1"}

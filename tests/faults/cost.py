@@ -17,7 +17,7 @@ import torch
 from marble_core.checkpoints import CheckpointStore
 from marble_core.config.loading import load_config
 from marble_core.prompts.dataset import prepare_data
-from marble_core.services.local import SeaweedFS
+from marble_core.services.seaweedfs import SeaweedFS
 from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.training.loop import start

@@ -11,7 +11,9 @@ import mlflow
 import pytest
 from training import PATIENCE, Left, Training
 
-from marble_core.services.local import MLflow, SeaweedFS, Service
+from marble_core.services.mlflow_server import MLflow
+from marble_core.services.seaweedfs import SeaweedFS
+from marble_core.services.server import Service
 from marble_core.storage.s3 import S3
 
 pytestmark = pytest.mark.faults

