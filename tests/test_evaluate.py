@@ -17,10 +17,9 @@ import pytest
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RegistryConfig
 from marble_core.evaluation.gate import decide
-from marble_core.evaluation.results import Alarm, Estimate, Evaluation
+from marble_core.evaluation.results import Alarm, Estimate, Evaluation, Incumbent
 from marble_core.evaluation.run import loaded, mean_distances, run_evaluation
 from marble_core.evaluation.statistics import Bootstrap, alarms, compare, diversity
-from marble_core.tracking.registry import Incumbent
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
 NAMES = ("clipscore", "ocr")

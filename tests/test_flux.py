@@ -13,7 +13,7 @@ from conftest import ROOT
 from marble_core.config.loading import load_config
 from marble_core.models.flux import Flux
 from marble_core.models.policy import Policy
-from marble_core.models.rollout import make_scheduler, sample
+from marble_core.models.sampling import make_scheduler, sample
 from marble_core.prompts.dataset import prepare_data
 from marble_core.runtime.seeding import derive, noise
 from marble_core.step import optimizer_step

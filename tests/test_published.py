@@ -10,8 +10,9 @@ import pytest
 
 from marble_core.cli.evaluate import evaluate
 from marble_core.config.loading import load_config
-from marble_core.evaluation.paper_table import COLUMNS, ROWS, adapter_of, as_published, differences, read_test_sets, row_of
+from marble_core.evaluation.paper_table import COLUMNS, ROWS, as_published, differences, read_test_sets, row_of
 from marble_core.models.policy import Policy
+from marble_core.tracking.registry import fetch_adapter
 from marble_core.types import MarbleError, Prompt, RewardTable
 
 DRAWBENCH = ["A red colored car.", "A black colored car.", "Three cats and one dog sitting on the grass.", "A red colored car."]
@@ -128,8 +129,8 @@ def test_a_registered_lora_is_had_by_its_alias_and_one_that_is_not_there_is_one_
     client.create_registered_model("published")
     version = client.create_model_version("published", uri, run.info.run_id, model_id=uri.removeprefix("models:/"))
     client.set_registered_model_alias("published", "champion", version.version)
-    place = adapter_of("models:/published@champion", str(tmp_path))
+    place = fetch_adapter("models:/published@champion", str(tmp_path))
     (file,) = place.glob("*.safetensors")
     assert file.read_bytes() == (lora / file.name).read_bytes()
     with pytest.raises(MarbleError, match=r"models:/published@nobody cannot be had from MLflow \(.*\); marble ui"):
-        adapter_of("models:/published@nobody", str(tmp_path))
+        fetch_adapter("models:/published@nobody", str(tmp_path))

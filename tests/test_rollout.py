@@ -6,7 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from marble_core.models.policy import Policy
-from marble_core.models.rollout import make_scheduler, sample, solve
+from marble_core.models.sampling import make_scheduler, sample, solve
 from marble_core.runtime.seeding import derive, noise
 from small import small_config
 

@@ -15,7 +15,8 @@ from marble_core.config.loading import load_config
 from marble_core.estimate.memory import memory_of
 from marble_core.estimate.sizes import sizes_of
 from marble_core.models.policy import Policy
-from marble_core.models.rollout import collect, sample
+from marble_core.models.rollout import collect
+from marble_core.models.sampling import sample
 from marble_core.models.sd3 import SD3
 from marble_core.rewards import load_scorers, score_all
 from marble_core.runtime.offload import Offloaded, resident_bytes

@@ -38,7 +38,8 @@ def evaluate(
     settings, _ = load(preset, config, set_)
     from tempfile import TemporaryDirectory
 
-    from marble_core.evaluation.paper_table import adapter_of, as_published
+    from marble_core.evaluation.paper_table import as_published
+    from marble_core.tracking.registry import fetch_adapter
 
     with ExitStack() as stack:
         if adapter.startswith("models:/") and not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -46,7 +47,7 @@ def evaluate(
 
             os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
         directory = stack.enter_context(TemporaryDirectory())
-        place = adapter_of(adapter, directory) if adapter else None
+        place = fetch_adapter(adapter, directory) if adapter else None
         _measure(as_published(settings) if published else settings, published, place, adapter, limit, out)
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from marble_core.config.schema import RunConfig
-from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
+from marble_core.types import SOURCES, Prompt, RewardTable
 
 SOLVER, STEPS, SIDE = "euler", 40, 512
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
@@ -145,27 +144,3 @@ def differences(config: RunConfig, prompts: Sequence[Prompt]) -> list[str]:
     if odd:
         said.append(f"The networks of {', '.join(odd)} are other ones than the paper's.")
     return said
-
-
-def adapter_of(uri: str, directory: str) -> Path:
-    """The directory of a LoRA: ``uri`` itself, or what ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names, brought to ``directory``.
-
-    Raises MarbleError where MLflow has no such version, or there is no LoRA.
-    """
-    from marble_core.config.prepared import ADAPTER_DIRECTORY, ADAPTER_FILE
-
-    place = Path(uri)
-    if uri.startswith("models:/"):
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        try:
-            place = Path(download_artifacts(f"{uri.rstrip('/')}/{ADAPTER_DIRECTORY}", dst_path=directory))
-        except (MlflowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")[:200]
-            raise MarbleError(f"The LoRA {uri} cannot be had from MLflow ({reason}); marble ui shows what is there.") from None
-    if not (place / ADAPTER_FILE).is_file():
-        raise MarbleError(
-            f"The LoRA {uri} holds no {ADAPTER_FILE}; give the directory that train wrote, or models:/NAME@ALIAS."
-        )
-    return place

@@ -138,3 +138,12 @@ class Evaluation:
 
 
 _FORMAT = TypeAdapter(Evaluation)
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """The champion to compare with: its version and the directory of its LoRA. Without a directory, ``absent`` says why."""
+
+    version: str | None = None
+    adapter: Path | None = None
+    absent: str = ""

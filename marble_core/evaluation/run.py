@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marble_core.config.schema import RunConfig
-from marble_core.evaluation.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.evaluation.results import ROLES, SCORES_FILE, Evaluation, Incumbent
 from marble_core.evaluation.statistics import CONFIDENCE, alarms, compare, diversity
 from marble_core.runtime import progress
 from marble_core.runtime.seeding import derive
 from marble_core.storage.catalogue import base_of
-from marble_core.tracking.registry import Incumbent
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable, Scorer
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ class _Evaluator:
         (self.directory / SCORES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _sample(self, role: str, model: DiffusionModel, prompts: Sequence[Prompt], seeds: Sequence[int]) -> np.ndarray:
-        from marble_core.models.rollout import sample
+        from marble_core.models.sampling import sample
 
         def show(images_NHWC: np.ndarray) -> None:
             self.done += len(images_NHWC)

@@ -8,7 +8,7 @@ import numpy as np
 
 from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
-from marble_core.models.rollout import sample
+from marble_core.models.sampling import sample
 from marble_core.runtime.seeding import derive
 from marble_core.types import SOURCES, Prompt
 

@@ -2,81 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from marble_core.config.schema import RolloutConfig
-from marble_core.models import DiffusionModel
 from marble_core.models.policy import Policy
+from marble_core.models.sampling import sample
 from marble_core.runtime import distributed
-from marble_core.runtime.seeding import derive, noise
-from marble_core.types import Conditioning, PromptBatch, Rollout
-
-
-def make_scheduler(solver: str, steps: int, flow_shift: float) -> Any:
-    """diffusers' scheduler with its timesteps set: DPM-Solver++ 2M on flow sigmas for ``dpm2``, else Euler.
-
-    DPMSolverMultistepScheduler has its own key for SD3's ``shift``: ``flow_shift``.
-    """
-    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-
-    scheduler: Any
-    if solver == "euler":
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=flow_shift)
-    else:
-        scheduler = DPMSolverMultistepScheduler(
-            algorithm_type="dpmsolver++",
-            solver_order=2,
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=flow_shift,
-            final_sigmas_type="zero",
-        )
-    scheduler.set_timesteps(steps)
-    return scheduler
-
-
-@torch.no_grad()
-def solve(
-    model: DiffusionModel, noise_NCHW: torch.Tensor, conditioning: Conditioning, solver: str, steps: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clean latents x0_NCHW and the solver's times t_S in (0, 1]; ``conditioning`` has one row an image."""
-    scheduler = make_scheduler(solver, steps, model.flow_shift)
-    x_NCHW = noise_NCHW
-    for timestep, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
-        v_NCHW = model.velocity(x_NCHW, sigma.float().to(x_NCHW.device).expand(len(x_NCHW)), conditioning)
-        x_NCHW = scheduler.step(v_NCHW, timestep, x_NCHW, return_dict=False)[0]
-    return x_NCHW, scheduler.sigmas[:-1].float()
-
-
-def sample(
-    model: DiffusionModel,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    solver: str,
-    steps: int,
-    batch_size: int,
-    show: Callable[[np.ndarray], None] = lambda _: None,
-) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, Conditioning]:
-    """N images of M prompts, N a multiple of M (each prompt's images lie together), each prompt encoded once.
-
-    Returns x0_NCHW, images_NHWC (uint8), the times t_S and the conditioning of the M prompts. The noise of an image
-    depends on its seed alone, so neither batch size nor order changes it. ``show`` gets each batch's images once they are there.
-    """
-    conditioning = model.encode(list(prompts))
-    owner_N = torch.arange(len(prompts)).repeat_interleave(len(seeds) // len(prompts))
-    latents, images = [], []
-    for start in range(0, len(seeds), batch_size):
-        part = slice(start, start + batch_size)
-        x_T = noise(seeds[part], model.latent_shape).to(model.device)
-        x0, t_S = solve(model, x_T, conditioning[owner_N[part]], solver, steps)
-        latents.append(x0)
-        images.append(model.decode(x0))
-        show(images[-1])
-    return torch.cat(latents), np.concatenate(images), t_S, conditioning
+from marble_core.runtime.seeding import derive
+from marble_core.types import PromptBatch, Rollout
 
 
 def collect(

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from marble_core.config.prepared import ADAPTER_DIRECTORY, ADAPTER_FILE
 from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.evaluation.gate import Decision
-from marble_core.evaluation.results import Evaluation
+from marble_core.evaluation.results import Evaluation, Incumbent
 from marble_core.tracking import metric_glossary
 from marble_core.tracking.model_card import describe, write_card
 from marble_core.types import MarbleError
@@ -36,15 +35,6 @@ PREVIOUS_TAG = "marble.previous_champion"  # on a version that became champion: 
 WAIT_S = 120
 NEEDED_TO_LOAD = ("diffusers", "peft", "safetensors", "torch", "transformers")
 _NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow has the second for a missing alias
-
-
-@dataclass(frozen=True)
-class Incumbent:
-    """The champion to compare with: its version and the directory of its LoRA. Without a directory, ``absent`` says why."""
-
-    version: str | None = None
-    adapter: Path | None = None
-    absent: str = ""
 
 
 def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata: Mapping[str, Any] | None = None) -> str:
@@ -266,3 +256,27 @@ def _mlflow_client() -> Iterator[MlflowClient]:
         raise MarbleError(
             f"MLflow at {mlflow.get_tracking_uri()} refused: {said}; check MLFLOW_TRACKING_URI and the server."
         ) from error
+
+
+def fetch_adapter(uri: str, directory: str) -> Path:
+    """The directory of a LoRA: ``uri`` itself, or what ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names, brought to ``directory``.
+
+    Raises MarbleError where MLflow has no such version, or there is no LoRA.
+    """
+    from marble_core.config.prepared import ADAPTER_DIRECTORY, ADAPTER_FILE
+
+    place = Path(uri)
+    if uri.startswith("models:/"):
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            place = Path(download_artifacts(f"{uri.rstrip('/')}/{ADAPTER_DIRECTORY}", dst_path=directory))
+        except (MlflowException, OSError, ValueError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")[:200]
+            raise MarbleError(f"The LoRA {uri} cannot be had from MLflow ({reason}); marble ui shows what is there.") from None
+    if not (place / ADAPTER_FILE).is_file():
+        raise MarbleError(
+            f"The LoRA {uri} holds no {ADAPTER_FILE}; give the directory that train wrote, or models:/NAME@ALIAS."
+        )
+    return place
