@@ -21,6 +21,7 @@ from marble_core.config.prepared import check_run_id, new_run_id, read_prepared
 from marble_core.config.schema import RunConfig
 from marble_core.runtime import progress
 from marble_core.runtime.files import atomic_directory
+from marble_core.tracking.step_history import trained_steps
 
 if TYPE_CHECKING:
     from marble_core.evaluation.gate import Decision
@@ -111,9 +112,9 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
     with progress.stage("train") as result:
         from marble_core.prompts import read_prompts
+        from marble_core.tracking.step_history import read_history
         from marble_core.training.launch import processes_wanted, train_on
         from marble_core.training.loop import run_training
-        from marble_core.training.state import read_history
         from marble_core.training.trainjob import train_on_nodes
 
         config, run_id = read_prepared(prepared)
@@ -169,7 +170,7 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         write_report(out / "report.html", evaluation, decision, history, out / "images", config, past, run_id)
         report.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(out / "report.html", report)
-        step = _trained_steps(adapter)
+        step = trained_steps(adapter)
         RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
         metrics = evaluation_metrics(evaluation)
         tracker.log_metrics(metrics, step)
@@ -179,13 +180,6 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
             tracker.log_artifact(path, "evaluation")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
     return metrics
-
-
-def _trained_steps(adapter: Path) -> int:
-    """The step of the last line of train's history; 0 where there is none."""
-    history = adapter / "history.jsonl"
-    lines = history.read_text().splitlines() if history.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def gate(evaluation: Path) -> bool:

@@ -19,10 +19,10 @@ from marble_core.evaluation.gate import decide
 from marble_core.evaluation.results import ROLES, Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
 from marble_core.report import write_report
 from marble_core.report.curves import balance_figures, ends, reward_figures, running_mean
-from marble_core.report.history import History
 from marble_core.report.page import headline
 from marble_core.report.scatter import Point, pareto_front
 from marble_core.tracking.past_runs import PastRun
+from marble_core.tracking.step_history import History
 
 MAX_BYTES = 3_000_000
 NAMES = ("clipscore", "ocr", "geneval")

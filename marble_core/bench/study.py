@@ -19,6 +19,7 @@ from marble_core.config.errors import sentence
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
 from marble_core.config.strict_yaml import read_yaml
+from marble_core.tracking import step_history
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _train_and_evaluate(
 ) -> None:
     from marble_core.checkpoints import CheckpointStore
     from marble_core.evaluation.run import run_evaluation
-    from marble_core.training import loop, state
+    from marble_core.training import loop
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(config.to_json())  # for marble compare
@@ -98,14 +99,14 @@ def _train_and_evaluate(
     learner = loop.start(config)
     loop.train(learner, prompts, CheckpointStore(directory / "checkpoints", None, "study"), report)
     learner.policy.save_adapter(directory / "adapter", learner.policy.ema)
-    state.write_history(learner.history, directory / state.HISTORY)
+    step_history.write_history(learner.history, directory / step_history.HISTORY)
     run_evaluation(config, held_out, directory / "adapter", directory)
 
 
 def _add(arm: dict[str, Any], directory: Path) -> None:
     """One more seed of an arm."""
     from marble_core.evaluation.results import Evaluation
-    from marble_core.training.state import read_history
+    from marble_core.tracking.step_history import read_history
 
     evaluation = Evaluation.load(directory / "evaluation.json")
     history = [line["metrics"] for line in read_history(directory)]

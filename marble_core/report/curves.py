@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from marble_core.report.drawing import DASHES, INK, Figure, canvas, placeholder, to_svg
-from marble_core.report.history import History
+from marble_core.tracking.step_history import History
 
 NARROW, WIDE = (3.7, 1.75), (4.4, 1.9)  # inches, of the panels that stand three and two in a row
 _MANY = 60  # from so many steps on, a running mean is drawn over the single values

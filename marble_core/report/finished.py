@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from marble_core.config.loading import read_config
 from marble_core.evaluation.gate import decide
 from marble_core.evaluation.results import SCORES_FILE, Evaluation
-from marble_core.report.history import History
 from marble_core.tracking.provenance import redact_urls
+from marble_core.tracking.step_history import History
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation
 from marble_core.report.curves import balance_figures, reward_figures
 from marble_core.report.drawing import colour
-from marble_core.report.history import History
 from marble_core.report.pictures import galleries
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
@@ -21,6 +20,7 @@ from marble_core.report.table import axis_of, conditions, rows
 from marble_core.report.words import duration, effect, listed, signed
 from marble_core.tracking.past_runs import PastRun
 from marble_core.tracking.provenance import redact_urls
+from marble_core.tracking.step_history import History
 
 
 @dataclass(frozen=True)

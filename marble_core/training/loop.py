@@ -23,7 +23,8 @@ from marble_core.runtime.offload import resident_bytes
 from marble_core.step import Learner, optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
-from marble_core.training.state import HISTORY, load_state, load_weights, save_state, write_history
+from marble_core.tracking.step_history import HISTORY, write_history
+from marble_core.training.state import load_state, load_weights, save_state
 from marble_core.types import MarbleError, Prompt, StepReport
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from marble_core import __version__
 from marble_core.config.loading import read_config
 from marble_core.config.resume_rules import require_same_run
 from marble_core.step import Learner
+from marble_core.tracking.step_history import CONFIG, HISTORY, TENSORS, read_history, write_history
 from marble_core.types import MarbleError
-
-HISTORY, CONFIG, TENSORS = "history.jsonl", "config.json", "state.safetensors"
 
 
 def save_state(learner: Learner, directory: Path) -> None:
@@ -49,15 +48,6 @@ def save_state(learner: Learner, directory: Path) -> None:
 def versions() -> dict[str, str]:
     """Of what a step's bits depend on besides the state."""
     return {"marble": __version__, **{name: version(name) for name in ("torch", "diffusers", "peft")}}
-
-
-def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """One JSON line a step: step, metrics, notes."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in history))
-
-
-def read_history(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
 
 
 def load_state(learner: Learner, directory: Path) -> list[str]:
