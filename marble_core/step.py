@@ -18,7 +18,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
 from marble_core.models.rollout import collect
 from marble_core.prompts import mix
-from marble_core.rewards import Ahead, score_all
+from marble_core.rewards.registry import Ahead, score_all
 from marble_core.runtime import distributed
 from marble_core.types import Prompt, PromptBatch, RewardTable, Rollout, Scorer, StepReport
 

@@ -18,7 +18,7 @@ from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config
 from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
-from marble_core.rewards import load_scorers
+from marble_core.rewards.registry import load_scorers
 from marble_core.step import Learner, optimizer_step
 from marble_core.types import Prompt
 from tiny_models import clip_encoder, sd3_parts, vae

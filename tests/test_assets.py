@@ -15,8 +15,8 @@ from marble_core.cli.fetch import fetch
 from marble_core.config.imports import import_class
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RewardConfig
-from marble_core.rewards import SCORERS
 from marble_core.rewards.clipscore import ClipScore
+from marble_core.rewards.registry import SCORERS
 from marble_core.stages import checked_data
 from marble_core.storage import uri as assets
 from marble_core.storage.artifacts import Part

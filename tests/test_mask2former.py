@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessorPil, SwinConfig
 
 from marble_core.config.schema import RewardConfig
-from marble_core.rewards import load_scorers
 from marble_core.rewards.geneval import colors, mask2former
 from marble_core.rewards.geneval.mask2former import CLASSES, Mask2Former, preprocess
 from marble_core.rewards.geneval.rules import GenEval
+from marble_core.rewards.registry import load_scorers
 from marble_core.rewards.self_check import known_picture
 from marble_core.types import MarbleError, Prompt
 from tiny_rewards import noise, save_clip

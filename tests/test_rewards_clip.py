@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, CLIPImageProcessorPil, CLIPModel
 
 from marble_core.config.schema import RewardConfig
-from marble_core.rewards import load_scorers, score_all
 from marble_core.rewards.aesthetic import Aesthetic
 from marble_core.rewards.clip import load_clip
 from marble_core.rewards.clipscore import ClipScore
 from marble_core.rewards.hpsv2 import HPSv2, clean
 from marble_core.rewards.images import as_images
 from marble_core.rewards.pickscore import PickScore
+from marble_core.rewards.registry import load_scorers, score_all
 from marble_core.rewards.weights.mlp_head import Head
 from marble_core.types import MarbleError, Prompt
 from tiny_rewards import PROMPTS, TEXTS, noise, save_clip

@@ -13,10 +13,10 @@ from marble_core.config.loading import load_config
 from marble_core.config.schema import RewardConfig
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import entries
-from marble_core.rewards import load_scorers, score_all
 from marble_core.rewards.clip import load_clip
 from marble_core.rewards.clipscore import ClipScore
 from marble_core.rewards.pickscore import PickScore
+from marble_core.rewards.registry import load_scorers, score_all
 from marble_core.types import SOURCES, MarbleError, Prompt, PromptBatch, RewardTable
 from tiny_rewards import noise, save_clip
 
@@ -119,7 +119,7 @@ def test_the_table_does_not_depend_on_which_scorer_ends_first(first):
 HANGING = """
 import ctypes, sys
 import numpy as np
-from marble_core.rewards import score_all
+from marble_core.rewards.registry import score_all
 from marble_core.rewards.ocr import Ocr
 from marble_core.types import MarbleError, Prompt
 

@@ -89,7 +89,7 @@ class RolloutConfig(Section):
 
 
 class RewardConfig(Section):
-    """One reward: a name that marble_core.rewards knows, or any name with a dotted path of the user's own."""
+    """One reward: a name that marble_core.rewards.registry knows, or any name with a dotted path of the user's own."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     scorer: DottedPath | None = None

@@ -39,7 +39,7 @@ def run_evaluation(
     base's, and for a reward that fails; a champion that does not fit the base is left out, and the result says so.
     """
     from marble_core.models.policy import Policy
-    from marble_core.rewards import load_scorers
+    from marble_core.rewards.registry import load_scorers
 
     policy = Policy.load(config)
     policy.load_adapter(adapter, config.lora.rank)
@@ -75,7 +75,7 @@ def measure(
     Sampled as run_evaluation does, and compared with nothing. ``images/`` is written under ``out``.
     """
     from marble_core.models.policy import Policy
-    from marble_core.rewards import load_scorers
+    from marble_core.rewards.registry import load_scorers
 
     policy = Policy.load(config)
     adapters = {"base": "off"}
@@ -131,7 +131,7 @@ class _Evaluator:
         """Every prompt's picture, scored a batch at a time; those of the first prompts are kept as files."""
         from PIL import Image
 
-        from marble_core.rewards import score_all
+        from marble_core.rewards.registry import score_all
 
         tables = []
         for start in range(0, len(self.prompts), self.config.evaluation.batch_size):

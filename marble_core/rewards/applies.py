@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from marble_core.config.schema import RewardConfig, RunConfig
-from marble_core.rewards import SCORERS, check_known, check_options
+from marble_core.rewards.registry import SCORERS, check_known, check_options
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 

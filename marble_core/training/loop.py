@@ -17,7 +17,7 @@ from marble_core.checkpoints import Away, CheckpointStore
 from marble_core.checkpoints.start_from import downloaded
 from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
-from marble_core.rewards import load_scorers
+from marble_core.rewards.registry import load_scorers
 from marble_core.runtime import distributed
 from marble_core.runtime.offload import resident_bytes
 from marble_core.step import Learner, optimizer_step

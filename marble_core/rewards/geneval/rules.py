@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from marble_core.config.imports import import_class
-from marble_core.rewards import construct
+from marble_core.rewards.registry import construct
 from marble_core.types import MarbleError, Prompt
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
