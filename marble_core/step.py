@@ -18,7 +18,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
 from marble_core.models.rollout import collect
 from marble_core.prompts import mix
-from marble_core.rewards.registry import Ahead, score_all
+from marble_core.rewards.scoring import BackgroundScores, score_all
 from marble_core.runtime import distributed
 from marble_core.types import Prompt, PromptBatch, RewardTable, Rollout, Scorer, StepReport
 
@@ -44,7 +44,7 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     clock = Clock()
 
     batch = mix(eligible(learner, prompts), config.rollout.prompts, config.rollout.images_per_prompt, learner.step, config.seed)
-    ahead = Ahead(learner.scorers, batch.prompts_of(distributed.images_of(batch)))
+    ahead = BackgroundScores(learner.scorers, batch.prompts_of(distributed.images_of(batch)))
     rollout = collect(policy, batch, config.rollout, ahead.add)
     clock.lap("sample")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import entries
 from marble_core.rewards.geneval.rules import Detection, Found, GenEval, iou, official, partial, relations, strict
-from marble_core.rewards.registry import score_all
+from marble_core.rewards.scoring import score_all
 from marble_core.types import MarbleError, Prompt
 
 SHAPES_DETECTOR = "marble_core.demo.shapes:ShapesDetector"

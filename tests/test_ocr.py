@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import entries
 from marble_core.rewards.ocr import Ocr, similarity, whole_similarity
-from marble_core.rewards.registry import score_all
+from marble_core.rewards.scoring import score_all
 from marble_core.types import MarbleError, Prompt
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"

@@ -16,7 +16,8 @@ from marble_core.rewards.clipscore import ClipScore
 from marble_core.rewards.hpsv2 import HPSv2, clean
 from marble_core.rewards.images import as_images
 from marble_core.rewards.pickscore import PickScore
-from marble_core.rewards.registry import load_scorers, score_all
+from marble_core.rewards.registry import load_scorers
+from marble_core.rewards.scoring import score_all
 from marble_core.rewards.weights.mlp_head import Head
 from marble_core.types import MarbleError, Prompt
 from tiny_rewards import PROMPTS, TEXTS, noise, save_clip

@@ -17,7 +17,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from marble_core.rewards.aesthetic import Aesthetic
 from marble_core.rewards.hpsv2 import HPSv2
 from marble_core.rewards.imagereward import ImageReward
-from marble_core.rewards.registry import score_all
+from marble_core.rewards.scoring import score_all
 from marble_core.rewards.weights import original_keys, originals
 from marble_core.rewards.weights.mlp_head import Head
 from marble_core.rewards.weights.originals import load_head, load_hpsv2, load_image_reward, read_original

@@ -16,7 +16,8 @@ from marble_core.demo.prompts import entries
 from marble_core.rewards.clip import load_clip
 from marble_core.rewards.clipscore import ClipScore
 from marble_core.rewards.pickscore import PickScore
-from marble_core.rewards.registry import load_scorers, score_all
+from marble_core.rewards.registry import load_scorers
+from marble_core.rewards.scoring import score_all
 from marble_core.types import SOURCES, MarbleError, Prompt, PromptBatch, RewardTable
 from tiny_rewards import noise, save_clip
 

@@ -18,7 +18,8 @@ from marble_core.models.policy import Policy
 from marble_core.models.rollout import collect
 from marble_core.models.sampling import sample
 from marble_core.models.sd3 import SD3
-from marble_core.rewards.registry import load_scorers, score_all
+from marble_core.rewards.registry import load_scorers
+from marble_core.rewards.scoring import score_all
 from marble_core.runtime.offload import Offloaded, resident_bytes
 from marble_core.runtime.seeding import derive, noise
 from marble_core.types import MarbleError, PromptBatch

@@ -14,7 +14,7 @@ from marble_core.algorithm.methods import make_balancer
 from marble_core.checkpoints import CheckpointStore
 from marble_core.models.rollout import collect
 from marble_core.prompts import mix
-from marble_core.rewards.registry import score_all
+from marble_core.rewards.scoring import score_all
 from marble_core.step import Learner, optimizer_step
 from marble_core.training import loop
 from marble_core.types import MarbleError, Prompt

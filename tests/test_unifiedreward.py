@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from marble_core.config.schema import RewardConfig
-from marble_core.rewards.registry import load_scorers, score_all
+from marble_core.rewards.registry import load_scorers
+from marble_core.rewards.scoring import score_all
 from marble_core.rewards.unifiedreward import UnifiedReward, read_mark
 from marble_core.types import MarbleError, Prompt
 from stub_hub import serving

@@ -131,7 +131,7 @@ class _Evaluator:
         """Every prompt's picture, scored a batch at a time; those of the first prompts are kept as files."""
         from PIL import Image
 
-        from marble_core.rewards.registry import score_all
+        from marble_core.rewards.scoring import score_all
 
         tables = []
         for start in range(0, len(self.prompts), self.config.evaluation.batch_size):
