@@ -58,6 +58,7 @@ def prepare(
     with progress.stage("prepare") as result:
         from marble_core.checkpoints.start_from import check_beginning
         from marble_core.config.pipeline_parameters import overrides_of
+        from marble_core.estimate import resolve_batch_sizes
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
         from marble_core.storage.s3 import S3
@@ -65,7 +66,7 @@ def prepare(
         from marble_core.tracking.tracker import run_params
         from marble_core.training.retraining import plan_retraining, store_prompts
 
-        config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
+        config = resolve_batch_sizes(load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))]))
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         s3.require_bucket()

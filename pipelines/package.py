@@ -12,6 +12,7 @@ from typing import Any
 
 from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
+from marble_core.estimate import resolve_batch_sizes
 from marble_core.types import MarbleError
 
 FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus")
@@ -59,7 +60,7 @@ class Parameters:
         if self.pipeline == "marble":
             form = {name: value for name, value in values.items() if name in FORM}
             preset = values.get("preset") or self.definitions.get("preset", {}).get("defaultValue", "demo")
-            load_config(preset, overrides=overrides_of(preset, **form))
+            resolve_batch_sizes(load_config(preset, overrides=overrides_of(preset, **form)))
         return values
 
     def _value(self, name: str, text: str) -> Any:

@@ -19,7 +19,7 @@ from marble_core.algorithm.split_half import split
 from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config, presets
 from marble_core.config.schema import RunConfig
-from marble_core.estimate import GIB, check_fits, memory_of, sizes_of, work_of
+from marble_core.estimate import GIB, check_fits, memory_of, resolve_batch_sizes, sizes_of, work_of
 from marble_core.estimate.memory import _kept
 from marble_core.estimate.sizes import Sizes
 from marble_core.models.flux import Flux
@@ -130,7 +130,7 @@ from pathlib import Path
 import cvxpy, diffusers, onnxruntime, peft, rapidocr, scipy.optimize, torch, transformers
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPTextModelWithProjection, T5EncoderModel
-from marble_core import train
+from marble_core.training import loop
 from marble_core.config.loading import load_config
 from marble_core.prompts.dataset import prepare_data
 from marble_core.step import optimizer_step
@@ -141,7 +141,7 @@ def kib(key):
 config = load_config("demo", overrides=sys.argv[1:])
 data = prepare_data(config)
 libraries = kib("VmRSS")
-learner = train.start(config)
+learner = loop.start(config)
 Path("/proc/self/clear_refs").write_text("5")
 report = optimizer_step(learner, data.train)
 assert not report.skipped, report.notes
@@ -177,7 +177,7 @@ def test_the_memory_of_sd35_mediums_real_shape_is_within_15_percent_of_its_measu
 
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_valid_fits_its_hardware_and_says_its_numbers(name):
-    config = load_config(name)
+    config = resolve_batch_sizes(load_config(name))
     check_fits(config)
     assert RunConfig.model_validate_json(config.to_json()) == config
     assert min(config.loss.micro_batch, config.rollout.batch_size, config.evaluation.batch_size) >= 1
@@ -186,8 +186,27 @@ def test_every_preset_is_valid_fits_its_hardware_and_says_its_numbers(name):
     assert not memory_of(config, sizes_of(config.model)).unknown
 
 
+CHOSEN = {  # rollout.batch_size, loss.micro_batch, evaluation.batch_size
+    "demo": (144, 144, 96),
+    "sd35-large": (144, 72, 144),
+    "sd35-medium-1gpu-24g": (192, 48, 192),
+    "sd35-medium-1gpu-80g": (384, 18, 384),
+    "sd35-medium-8gpu": (144, 18, 144),
+    "sd35-medium-paper": (9, 9, 16),
+}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_loads_as_it_is_written_and_its_batch_sizes_are_chosen_where_a_run_begins(name):
+    written = load_config(name)
+    config = resolve_batch_sizes(written)
+    assert (config.rollout.batch_size, config.loss.micro_batch, config.evaluation.batch_size) == CHOSEN[name]
+    assert resolve_batch_sizes(config) == config
+    assert written == config or 0 in (written.rollout.batch_size, written.loss.micro_batch, written.evaluation.batch_size)
+
+
 def test_the_papers_preset_has_the_papers_arithmetic():
-    config = load_config("sd35-medium-paper")
+    config = resolve_batch_sizes(load_config("sd35-medium-paper"))
     work = work_of(config, sizes_of(config.model))
     assert (work.images, work.images_per_process, work.batches, work.micro_batches) == (1152, 72, 8, 192)
     assert work.backwards == 16 * 192 * 3  # two cotangents and the KL's
@@ -196,7 +215,7 @@ def test_the_papers_preset_has_the_papers_arithmetic():
 def test_batches_that_memory_chooses_are_the_largest_that_fit_evenly_and_more_memory_never_makes_them_smaller():
     sizes, before = known("stabilityai/stable-diffusion-3.5-medium"), 0
     for memory in (24, 32, 48, 80, 141):
-        config = load_config("sd35-medium-1gpu-24g", overrides=[f"hardware.memory_gib={memory}"])
+        config = resolve_batch_sizes(load_config("sd35-medium-1gpu-24g", overrides=[f"hardware.memory_gib={memory}"]))
         n = config.loss.micro_batch
         assert n >= before
         before = n
@@ -206,13 +225,17 @@ def test_batches_that_memory_chooses_are_the_largest_that_fit_evenly_and_more_me
         if batches > 1:
             larger = f"loss.micro_batch={-(-192 // (batches - 1))}"
             with pytest.raises(MarbleError, match="training"):
-                check_fits(load_config("sd35-medium-1gpu-24g", overrides=[f"hardware.memory_gib={memory}", larger]))
+                check_fits(
+                    resolve_batch_sizes(
+                        load_config("sd35-medium-1gpu-24g", overrides=[f"hardware.memory_gib={memory}", larger])
+                    )
+                )
     assert memory_of(config, sizes).phases["training"]["text encoders"] == 0
 
 
 @pytest.mark.parametrize("offload", ["none", "encoders", "scorers", "all"])
 def test_what_waits_is_resident_in_its_own_phase_alone(offload):
-    config = load_config("sd35-medium-1gpu-80g", overrides=[f"model.offload={offload}"])
+    config = resolve_batch_sizes(load_config("sd35-medium-1gpu-80g", overrides=[f"model.offload={offload}"]))
     memory = memory_of(config, sizes_of(config.model))
     for part, own in (("text encoders", "encoding"), ("scorers", "scoring")):
         waits = offload in ("all", part.split()[-1])
@@ -226,11 +249,13 @@ def test_what_a_refusal_advises_fits():
     for memory in (12, 14, 16, 20, 24, 32, 40):
         asked = [f"hardware.memory_gib={memory}", "model={offload: none, gradient_checkpointing: false}"]
         with pytest.raises(MarbleError) as refused:
-            check_fits(load_config("sd35-medium-1gpu-80g", overrides=[*asked, "loss.micro_batch=40"]))
+            check_fits(resolve_batch_sizes(load_config("sd35-medium-1gpu-80g", overrides=[*asked, "loss.micro_batch=40"])))
         said = str(refused.value)
         if "set " in said:
             settings = said.partition("set ")[2].partition(", or")[0].rstrip(".").split(" and ")
-            check_fits(load_config("sd35-medium-1gpu-80g", overrides=[*asked, "loss.micro_batch=40", *settings]))
+            check_fits(
+                resolve_batch_sizes(load_config("sd35-medium-1gpu-80g", overrides=[*asked, "loss.micro_batch=40", *settings]))
+            )
             advised += 1
     assert advised >= 4
 

@@ -19,6 +19,7 @@ from marble_core.config.errors import sentence
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
 from marble_core.config.strict_yaml import read_yaml
+from marble_core.estimate import resolve_batch_sizes
 from marble_core.tracking import step_history
 from marble_core.types import MarbleError
 
@@ -53,7 +54,7 @@ class Study(BaseModel):
         return study
 
     def config(self, arm: str, seed: int) -> RunConfig:
-        return load_config(self.preset, overrides=[*self.set, *self.arms[arm], f"seed={seed}"])
+        return resolve_batch_sizes(load_config(self.preset, overrides=[*self.set, *self.arms[arm], f"seed={seed}"]))
 
 
 def run(study: Study, out: Path, console: Console) -> dict[str, Any]:

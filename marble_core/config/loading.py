@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from marble_core.config.errors import first_error, quoted, sentence
 from marble_core.config.schema import RunConfig
 from marble_core.config.strict_yaml import parse, read_yaml
-from marble_core.estimate import resolved
 from marble_core.types import MarbleError
 
 
@@ -28,7 +27,7 @@ def presets() -> list[str]:
 def load_config(preset: str = "demo", file: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
     """Preset, then the user's YAML file, then ``section.key=value`` overrides, merged strictly.
 
-    Sizes of batches that are 0 are chosen here, once, by the estimate of memory, so that a run's record has the numbers.
+    Batch sizes that are 0 stay 0: estimate.resolve_batch_sizes chooses them where a run begins.
     Raises MarbleError with one sentence naming the field, what is wrong with it, where, and the nearest key there is.
     """
     if preset not in presets():
@@ -38,10 +37,9 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
         layers.append((str(file), read_sections(Path(file))))
     layers += [(f"override {quoted(item)}", _override(item)) for item in overrides or []]
     try:
-        config = RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
+        return RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
     except ValidationError as error:
         raise MarbleError(sentence(error, _origin(error, layers))) from None
-    return resolved(config)
 
 
 @cache

@@ -3,9 +3,9 @@
 It is an estimate: its memory is held against measured peaks on the CPU in tests/test_estimate.py, and has not been on a GPU.
 """
 
-from marble_core.estimate.fit import check_fits, resolved
+from marble_core.estimate.fit import check_fits, resolve_batch_sizes
 from marble_core.estimate.memory import GIB, Memory, memory_of
 from marble_core.estimate.sizes import Sizes, sizes_of
 from marble_core.estimate.work import Work, work_of
 
-__all__ = ["GIB", "Memory", "Sizes", "Work", "check_fits", "memory_of", "resolved", "sizes_of", "work_of"]
+__all__ = ["GIB", "Memory", "Sizes", "Work", "check_fits", "memory_of", "resolve_batch_sizes", "sizes_of", "work_of"]

@@ -29,7 +29,7 @@ REMEDIES: tuple[tuple[str, str, object], ...] = (
 MOST_REMEDIES = 5
 
 
-def resolved(config: RunConfig) -> RunConfig:
+def resolve_batch_sizes(config: RunConfig) -> RunConfig:
     """The configuration with a number wherever ``batch_size`` or ``micro_batch`` is 0: as many as fit, evenly divided.
 
     Raises MarbleError where the model's sizes are not known, and where not even one image fits.

@@ -41,6 +41,7 @@ def run_evaluation(
     from marble_core.models.policy import Policy
     from marble_core.rewards.registry import load_scorers
 
+    assert config.evaluation.batch_size, "resolve_batch_sizes comes first"
     policy = Policy.load(config)
     policy.load_adapter(adapter, config.lora.rank)
     incumbent = loaded(policy, incumbent or Incumbent())

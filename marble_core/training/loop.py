@@ -49,6 +49,7 @@ class Terminated(Exception):
 
 def start(config: RunConfig) -> Learner:
     """A learner before its first step. Wishes are checked, and the scorers check themselves, before the large model is loaded."""
+    assert config.rollout.batch_size and config.loss.micro_batch, "resolve_batch_sizes comes first"
     balancer = make_balancer(config.balance, config.reward_names, config.train.steps)
     scorers = load_scorers(config.rewards, config.model.offloads_scorers)
     policy = Policy.load(config)
