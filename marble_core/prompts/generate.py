@@ -11,9 +11,12 @@ from collections.abc import Collection, Iterator
 from itertools import cycle, islice
 from random import Random
 
+from marble_core.config.imports import import_named
 from marble_core.prompts.filters import normal
 from marble_core.prompts.kinds import Generator, apportion, is_held_out
 from marble_core.types import MarbleError, Prompt
+
+GENERATORS = {"geneval": "marble_core.prompts.geneval:GENERATOR", "ocr": "marble_core.prompts.ocr:GENERATOR"}
 
 
 def generate(source: str, count: int, seed: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[Prompt]:
@@ -49,14 +52,11 @@ def generate(source: str, count: int, seed: int, held_out: bool, avoid: Collecti
 
 
 def _generator(source: str) -> Generator:
-    match source:
-        case "geneval":
-            from marble_core.prompts.geneval import GENERATOR
-        case "ocr":
-            from marble_core.prompts.ocr import GENERATOR
-        case _:
-            raise MarbleError(f"There is no generator for the source {source!r}; generate geneval or ocr, or name a file.")
-    return GENERATOR
+    if source not in GENERATORS:
+        raise MarbleError(
+            f"There is no generator for the source {source!r}; generate {' or '.join(GENERATORS)}, or name a file."
+        )
+    return import_named(GENERATORS[source], Generator, f"generate://{source}")
 
 
 def _shuffled(size: int, rng: Random) -> Iterator[int]:

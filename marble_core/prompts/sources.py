@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from types import FunctionType
 
+from marble_core.config.imports import import_named
 from marble_core.prompts.generate import generate
 from marble_core.prompts.reading import Placed, read
 from marble_core.storage.artifacts import Part
@@ -13,6 +15,7 @@ from marble_core.types import MarbleError, Prompt
 
 DEMO = "demo://prompts/"
 GENERATE = "generate://"
+DEMO_PROMPTS = "marble_core.demo.prompts:generate"  # the demo's world lies above the prompts
 
 
 def is_made(uri: str) -> bool:
@@ -33,9 +36,8 @@ def load(uri: str, source: str, size: int, seed: int, held_out: bool, avoid: Col
         if uri != scheme + source:
             raise MarbleError(f"{uri!r} cannot serve the source {source!r}; write '{scheme}{source}'.")
         if scheme == DEMO:
-            from marble_core.demo import prompts as demo
-
-            made = demo.generate(source, size, seed, held_out)
+            draw = import_named(DEMO_PROMPTS, FunctionType, uri)
+            made = draw(source, size, seed, held_out)
         else:
             made = generate(source, size, seed, held_out, avoid)
         return [Placed(prompt, f"{uri}, prompt {number}") for number, prompt in enumerate(made, 1)]
