@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_core.runtime.environment import PROGRESS
 from marble_core.types import MarbleError
 from pipelines.pods import CACHE, SCRATCH
 from pipelines.settings import IMAGE_OF, Images, Settings
@@ -75,7 +76,7 @@ def runner(directory: Path, events: Path) -> local.DockerRunner:
 
     docker_task_handler.run_docker_container = run_container
     environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
-    environment |= {environment.VARIABLE: f"{SCRATCH}/{events.name}", "TMPDIR": f"{SCRATCH}/tmp"}
+    environment |= {PROGRESS: f"{SCRATCH}/{events.name}", "TMPDIR": f"{SCRATCH}/tmp"}
     mounts = [Mount(SCRATCH, str(events.parent), type="bind")]
     models = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     environment["HF_HOME"] = CACHE if models.is_dir() else f"{SCRATCH}/models"

@@ -17,8 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
-from marble_core.runtime import environment, progress, progress_display
+from marble_core.runtime import progress
 from marble_core.runtime.child_process import ChildProcess
+from marble_core.runtime.environment import PROGRESS
+from marble_core.runtime.progress_display import Display
 from marble_core.types import MarbleError
 from pipelines.settings import Images
 
@@ -62,9 +64,9 @@ def run(
         containers.hand_over([directory / "artifacts", home, scratch])
         command.append(images.model_dump_json())
     scratch.mkdir(exist_ok=True)
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, environment.VARIABLE: str(events), "TMPDIR": str(scratch)}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, PROGRESS: str(events), "TMPDIR": str(scratch)}
     child = ChildProcess(command, log, environment, Path.cwd(), grace=GRACE)
-    with progress_display.Display(events, console) as display:
+    with Display(events, console) as display:
         try:
             while child.returncode is None:
                 display.poll()
@@ -106,7 +108,7 @@ def main(parameters: dict[str, str], directory: Path, images: Images | None) -> 
         from pipelines import containers
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the container end
-        local.init(containers.runner(directory, Path(os.environ[environment.VARIABLE])), pipeline_root=root)
+        local.init(containers.runner(directory, Path(os.environ[PROGRESS])), pipeline_root=root)
         build(containers.settings_of(images))(**parameters)
         return
     warnings.filterwarnings("ignore", "You may be attemping to run a task")  # no image is run here

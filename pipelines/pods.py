@@ -10,7 +10,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from marble_core import __version__
-from marble_core.runtime.environment import KFP_RUN, PIPELINE, PODS
+from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES, PIPELINE_VERSION
 from pipelines.settings import MODELS, Settings
 
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
@@ -29,7 +29,7 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
     pod, image = settings.pods[stage], settings.images.of(stage)  # type: ignore[index]
     task.set_container_image(image)
     task.set_caching_options(False)  # a nightly run with the same parameters must not be a cache hit
-    task.set_env_variable(PIPELINE, __version__).set_env_variable("MARBLE_IMAGE", image)
+    task.set_env_variable(PIPELINE_VERSION, __version__).set_env_variable(IMAGE, image)
     for value, limit in (
         (pod.cpu_request, task.set_cpu_request),
         (pod.cpu_limit, task.set_cpu_limit),
@@ -53,13 +53,13 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
         for variable, path in OWN_POD.items():
             kubernetes.use_field_path_as_env(task, variable, path)
     if stage == "train":
-        task.set_env_variable(PODS, json.dumps(_of_several_nodes(settings)))
+        task.set_env_variable(NODES, json.dumps(_of_several_nodes(settings)))
 
 
 def _of_several_nodes(settings: Settings) -> dict[str, Any]:
     """What the pods of a TrainJob get (marble_core.training.trainjob): the same secrets, volumes and tolerations as the train stage's own."""
     pod, volumes = settings.pods["train"], settings.volumes
-    env: list[dict[str, Any]] = [{"name": PIPELINE, "value": __version__}]
+    env: list[dict[str, Any]] = [{"name": PIPELINE_VERSION, "value": __version__}]
     for kind, sources in (("secretKeyRef", settings.secrets), ("configMapKeyRef", settings.config_maps)):
         for source in sources:
             if "train" in source.stages:

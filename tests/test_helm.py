@@ -139,7 +139,7 @@ def test_the_profile_may_do_what_the_train_stage_asks_of_kubernetes_and_no_more(
     stage()
     trainjob.delete_jobs_of_this_run()
     kube.start = lambda job: None
-    monkeypatch.setenv(environment.PODS, json.dumps(json.loads(PODS) | {"seconds": 0}))
+    monkeypatch.setenv(environment.NODES, json.dumps(json.loads(PODS) | {"seconds": 0}))
     monkeypatch.setattr(trainjob, "LAST_LINES", 0.1)
     with pytest.raises(MarbleError, match="not done within"):
         stage()

@@ -38,7 +38,7 @@ PODS = next(
     for variable in next(yaml.safe_load_all(PACKAGE.read_text()))["deploymentSpec"]["executors"]["exec-train"]["container"][
         "env"
     ]
-    if variable["name"] == environment.PODS
+    if variable["name"] == environment.NODES
 )
 OWN_POD = {"POD_NAME": "train-1", "POD_UID": "uid-1", "POD_NAMESPACE": "team", "POD_SERVICE_ACCOUNT": "default-editor"}
 
@@ -49,7 +49,7 @@ def kube(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StubKube]:
     stub = StubKube()
     for name, value in {
         **OWN_POD,
-        environment.PODS: PODS,
+        environment.NODES: PODS,
         environment.KFP_RUN: "kfp-run",
         "MARBLE_IMAGE": "marble-train:1",
     }.items():
@@ -162,7 +162,7 @@ def test_what_stopped_a_process_first_is_the_stages_sentence_and_an_older_one_is
 def test_a_job_that_is_not_done_in_time_is_deleted_and_the_sentence_says_what_kubernetes_said(
     kube: StubKube, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(environment.PODS, json.dumps(json.loads(PODS) | {"seconds": 0}))
+    monkeypatch.setenv(environment.NODES, json.dumps(json.loads(PODS) | {"seconds": 0}))
     monkeypatch.setattr(trainjob, "LAST_LINES", 0.1)
     kube.events = ["Started", "0/3 nodes are available:\n insufficient nvidia.com/gpu."]
     with pytest.raises(MarbleError, match=r"not done within 0 hours \(0/3 nodes are available: insufficient nvidia.com/gpu\)"):
@@ -182,7 +182,7 @@ def test_a_job_that_somebody_deletes_and_a_kubernetes_that_refuses_are_one_sente
     kube.refuse, kube.runtime = {}, False
     with pytest.raises(MarbleError, match=r"no torch-distributed.*: install Kubeflow Trainer 2"):
         stage()
-    monkeypatch.delenv(environment.PODS)
+    monkeypatch.delenv(environment.NODES)
     with pytest.raises(MarbleError, match=r"train.nodes = 2 needs a cluster .* here set train.nodes=1"):
         stage()
     with pytest.raises(MarbleError, match=r"nodes > 1 needs train.processes"):
@@ -247,7 +247,7 @@ volumes: {cache_claim: models}
     own = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]["fieldPathAsEnv"]
     assert {each["name"] for each in own} == {*OWN_POD, environment.KFP_RUN}
     variables = spec["deploymentSpec"]["executors"]["exec-train"]["container"]["env"]
-    pods = json.loads(next(v["value"] for v in variables if v["name"] == environment.PODS))
+    pods = json.loads(next(v["value"] for v in variables if v["name"] == environment.NODES))
     env = {variable.pop("name"): variable for variable in pods["env"]}
     assert env["HF_TOKEN"] == {"valueFrom": {"secretKeyRef": {"name": "mine", "key": "HF_TOKEN", "optional": False}}}
     assert (
@@ -327,7 +327,7 @@ def test_two_nodes_train_the_model_that_one_process_trains(
     services: dict[str, str], kube: StubKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The nodes reach each other by their cable alone, and S3 and MLflow by what the secrets and config maps say."""
-    monkeypatch.setenv(environment.PODS, json.dumps(json.loads(PODS) | {"gpu": ""}))
+    monkeypatch.setenv(environment.NODES, json.dumps(json.loads(PODS) | {"gpu": ""}))
     ports = [urlsplit(services[name]).port or 0 for name in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")]
     adapters = []
     with two_machines(tmp_path, ports) as machines:

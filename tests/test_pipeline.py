@@ -11,7 +11,7 @@ from conftest import ROOT
 from marble_core import __version__, stages
 from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
-from marble_core.runtime.environment import PIPELINE
+from marble_core.runtime.environment import PIPELINE_VERSION
 from marble_core.types import MarbleError
 from pipelines.marble import PACKAGE, compile_to
 from pipelines.settings import IMAGE_OF, read_settings
@@ -52,8 +52,8 @@ def test_every_stage_names_its_image_and_installs_nothing(spec: dict) -> None:
 
 def test_a_stage_refuses_a_pipeline_of_another_version(spec: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for container in executors(spec).values():
-        assert {"name": PIPELINE, "value": __version__} in container["env"]
-    monkeypatch.setenv(PIPELINE, "9.9")
+        assert {"name": PIPELINE_VERSION, "value": __version__} in container["env"]
+    monkeypatch.setenv(PIPELINE_VERSION, "9.9")
     with pytest.raises(MarbleError, match=f"of MARBLE 9.9 and this image of {__version__}"):
         stages.gate(tmp_path)
 

@@ -29,13 +29,13 @@ HEAVY = {
 
 ONE_STEP = """
 import sys
-from marble_core import train
+from marble_core.training import loop
 from marble_core.config.loading import load_config
 from marble_core.prompts.dataset import prepare_data
 from marble_core.step import optimizer_step
 
 config = load_config("demo", overrides=sys.argv[1:])
-report = optimizer_step(train.start(config), prepare_data(config).train)
+report = optimizer_step(loop.start(config), prepare_data(config).train)
 assert CLAIM, report
 """
 

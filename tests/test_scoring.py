@@ -120,7 +120,7 @@ def test_the_table_does_not_depend_on_which_scorer_ends_first(first):
 HANGING = """
 import ctypes, sys
 import numpy as np
-from marble_core.rewards.registry import score_all
+from marble_core.rewards.scoring import score_all
 from marble_core.rewards.ocr import Ocr
 from marble_core.types import MarbleError, Prompt
 

@@ -7,14 +7,10 @@ import re
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from marble_core.config.loading import read_config
 from marble_core.config.schema import RunConfig
 from marble_core.types import MarbleError
-
-if TYPE_CHECKING:
-    pass
 
 
 def new_run_id() -> str:

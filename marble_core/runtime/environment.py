@@ -1,20 +1,8 @@
-"""The environment variables of our own that a stage reads, each with one line on what it is."""
+"""The environment variables of our own, each with one line on what it is. The standard ones (AWS_*, MLFLOW_*, HF_*) keep their names."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-VARIABLE = "MARBLE_PROGRESS"
-
-
-PIPELINE = "MARBLE_PIPELINE_VERSION"  # what the pipeline file was compiled with
-
-
-PODS = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what the job's pods get that the stage's pod has
-
-
+PROGRESS = "MARBLE_PROGRESS"  # the file that a stage appends its progress events to
+PIPELINE_VERSION = "MARBLE_PIPELINE_VERSION"  # of MARBLE, with which the pipeline file was compiled
+NODES = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what a TrainJob's pods get that the stage's pod has
 KFP_RUN = "MARBLE_KFP_RUN"  # the id of the run in Kubeflow Pipelines; as a label it says which jobs a run has left behind
+GIT_COMMIT = "MARBLE_GIT_COMMIT"  # the commit that an image was built from
+IMAGE = "MARBLE_IMAGE"  # a stage's image with its digest

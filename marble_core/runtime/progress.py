@@ -13,15 +13,12 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from marble_core import __version__
-from marble_core.runtime.environment import PIPELINE, VARIABLE
+from marble_core.runtime.environment import PIPELINE_VERSION, PROGRESS
 from marble_core.runtime.files import disk_error
 from marble_core.types import MarbleError
-
-if TYPE_CHECKING:
-    pass
 
 
 class StageFailed(Exception):
@@ -37,7 +34,7 @@ def emit(
     **more: Any,
 ) -> None:
     """Appends one event. Never raises: who watches must not disturb the work."""
-    path = os.environ.get(VARIABLE)
+    path = os.environ.get(PROGRESS)
     if not path:
         return
     event = {
@@ -64,7 +61,7 @@ def stage(name: str) -> Iterator[dict[str, Any]]:
     emit(name, state="started")
     result: dict[str, Any] = {}
     try:
-        if (compiled := os.environ.get(PIPELINE, __version__)) != __version__:
+        if (compiled := os.environ.get(PIPELINE_VERSION, __version__)) != __version__:
             raise MarbleError(
                 f"The pipeline file is of MARBLE {compiled} and this image of {__version__}: compile the file anew, or name images of its version."
             )

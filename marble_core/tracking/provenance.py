@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core import __version__
+from marble_core.runtime.environment import GIT_COMMIT, IMAGE, PIPELINE_VERSION
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -37,15 +38,15 @@ def code_tags() -> dict[str, str]:
     tags = {
         "marble.version": __version__,
         "mlflow.source.name": f"marble {__version__}",
-        "marble.pipeline_version": os.environ.get("MARBLE_PIPELINE_VERSION", ""),
-        "mlflow.source.git.commit": os.environ.get("MARBLE_GIT_COMMIT") or _commit(),
+        "marble.pipeline_version": os.environ.get(PIPELINE_VERSION, ""),
+        "mlflow.source.git.commit": os.environ.get(GIT_COMMIT) or _commit(),
     }
     return {name: value for name, value in tags.items() if value}
 
 
 def stage_tags() -> dict[str, str]:
     """Of one stage: the image and the machine that it runs on."""
-    tags = {"marble.image": os.environ.get("MARBLE_IMAGE", ""), "marble.host": platform.node()}
+    tags = {"marble.image": os.environ.get(IMAGE, ""), "marble.host": platform.node()}
     return {name: value for name, value in tags.items() if value}
 
 

@@ -17,14 +17,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from marble_core.config.schema import RunConfig
 from marble_core.training.process_errors import ERRORS, in_s3, record_error
 from marble_core.types import MarbleError
-
-if TYPE_CHECKING:
-    pass
 
 
 def processes_wanted(config: RunConfig) -> int:

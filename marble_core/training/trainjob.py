@@ -23,7 +23,7 @@ from typing import Any
 
 from marble_core.config.prepared import SHARED
 from marble_core.config.schema import RunConfig
-from marble_core.runtime.environment import KFP_RUN, PODS
+from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3
 from marble_core.training.process_errors import first_error
@@ -45,12 +45,12 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
     Raises MarbleError where a process stopped with one, where the job fails or is not done in time, and where Kubernetes does
     not let us. SIGTERM deletes the job, whose pods save a checkpoint then.
     """
-    if PODS not in os.environ:
+    if NODES not in os.environ:
         raise MarbleError(
             f"train.nodes = {config.train.nodes} needs a cluster with Kubeflow Trainer, to which marble submit brings the "
             "pipeline; here set train.nodes=1."
         )
-    pods = json.loads(os.environ[PODS])
+    pods = json.loads(os.environ[NODES])
     s3, name = S3(config.storage.bucket), _name_of(run_id, prepared)
     place = f"runs/{run_id}/nodes/{name}"
     for key in s3.keys(f"{place}/errors"):
@@ -122,7 +122,7 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
         "spec": {
             "runtimeRef": {"name": RUNTIME, "kind": "ClusterTrainingRuntime"},
             "trainer": {
-                "image": os.environ["MARBLE_IMAGE"],
+                "image": os.environ[IMAGE],
                 "command": [*torchrun, "-m", "marble_core.training.launch"],
                 "args": [f"{place}/prepared", f"{place}/adapter"],
                 "env": pods["env"],

@@ -154,7 +154,7 @@ TWENTY = """
 import importlib, json, os, sys
 from pathlib import Path
 from kfp import dsl, local
-from marble_core.runtime.progress import PIPELINE
+from marble_core.runtime.environment import PIPELINE_VERSION
 from pipelines import containers
 from pipelines.settings import Images
 
@@ -164,7 +164,7 @@ component = getattr(importlib.import_module(f"components.{stage}.component"), st
 root, scratch = directory / "artifacts", directory / "scratch"
 containers.hand_over([root, scratch, scratch / "tmp"])
 runner = containers.runner(directory, scratch / "progress.jsonl")
-runner.container_run_args["environment"][PIPELINE] = "0.0.0"
+runner.container_run_args["environment"][PIPELINE_VERSION] = "0.0.0"
 local.init(runner, pipeline_root=str(root))
 
 @dsl.pipeline(name="alone")
