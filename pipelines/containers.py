@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kfp import local
 
 LABEL = "marble.pipeline"  # of each container: the directory of the pipeline that it belongs to
-GRACE = 25  # seconds in which a stage that is asked to end may write its checkpoint; below pipelines.local.GRACE
+GRACE = 25  # seconds in which a stage that is asked to end may write its checkpoint; below local.GRACE
 KILLED = 128 + 9  # by the engine, for memory or by hand: the one end after which another attempt makes sense
 SHARED_MEMORY = "8g"
 USER = 10001  # the images' own

@@ -1,7 +1,7 @@
 """The pipeline on this machine: kfp.local runs every stage as a process of this environment, or in its container.
 
 ``run`` starts a child that executes the pipeline with its output in a log file, and draws the stages' progress meanwhile.
-The child is ``python -m pipelines.local``, in a process group of its own, so that an interrupt ends its stages too.
+The child is ``python -m pipelines.local``, in a process group of its own: an interrupt ends its stages too.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The pipeline: prepare -> train -> evaluate -> gate -> register or reject; prepare -> skip where there is nothing new to train on.
 Whatever the end, cleanup removes what a training on several nodes left.
 
-One definition for the laptop, for containers and for a cluster. ``python -m pipelines.marble`` compiles it with the default
-settings to pipelines/marble.yaml, byte for byte the same each time.
+One definition for the laptop, for containers and for a cluster. ``python -m pipelines.marble`` compiles it
+with the default settings to pipelines/marble.yaml, byte for byte the same each time.
 """
 
 from pathlib import Path
