@@ -18,8 +18,8 @@ from typing import Any
 from kfp_server_api import ApiClient, ApiException, V2beta1Pipeline, V2beta1RecurringRun, V2beta1Run
 
 from marble_core.types import MarbleError
-from pipelines.connection import Target, Unreachable, connect, spoken
-from pipelines.package import Package, Parameters
+from marble_kubeflow.pipelines.connection import Target, Unreachable, connect, spoken
+from marble_kubeflow.pipelines.package import Package, Parameters
 
 PAGE = 100
 EQUALS = 1  # kfp's number for it in a filter

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from marble_core.runtime.environment import PROGRESS
 from marble_core.types import MarbleError
-from pipelines.pods import CACHE, SCRATCH
-from pipelines.settings import IMAGE_OF, Images, Settings
+from marble_kubeflow.pipelines.pods import CACHE, SCRATCH
+from marble_kubeflow.pipelines.settings import IMAGE_OF, Images, Settings
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -1,7 +1,7 @@
 """The pipeline on this machine: kfp.local runs every stage as a process of this environment, or in its container.
 
 ``run`` starts a child that executes the pipeline with its output in a log file, and draws the stages' progress meanwhile.
-The child is ``python -m pipelines.local``, in a process group of its own: an interrupt ends its stages too.
+The child is ``python -m marble_kubeflow.pipelines.local``, in a process group of its own: an interrupt ends its stages too.
 """
 
 import json
@@ -22,7 +22,7 @@ from marble_core.runtime.child_process import ChildProcess
 from marble_core.runtime.environment import PROGRESS
 from marble_core.runtime.progress_display import Display
 from marble_core.types import MarbleError
-from pipelines.settings import Images
+from marble_kubeflow.pipelines.settings import Images
 
 GRACE = 30.0  # seconds in which an interrupted stage may write its checkpoint
 
@@ -56,10 +56,10 @@ def run(
     events.unlink(missing_ok=True)
     config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
     parameters = {"preset": preset, "config": config, "run_id": run_id}
-    command = [sys.executable, "-m", "pipelines.local", json.dumps(parameters), str(directory)]
+    command = [sys.executable, "-m", "marble_kubeflow.pipelines.local", json.dumps(parameters), str(directory)]
     scratch = home / "tmp"  # kfp leaves a workspace and a directory for each stage behind
     if images:
-        from pipelines import containers
+        from marble_kubeflow.pipelines import containers
 
         containers.hand_over([directory / "artifacts", home, scratch])
         command.append(images.model_dump_json())
@@ -100,12 +100,12 @@ def main(parameters: dict[str, str], directory: Path, images: Images | None) -> 
 
     from kfp import local
 
-    from pipelines.marble import build
-    from pipelines.settings import Settings, without_retries
+    from marble_kubeflow.pipelines.marble import build
+    from marble_kubeflow.pipelines.settings import Settings, without_retries
 
     root = str(directory / "artifacts")
     if images:
-        from pipelines import containers
+        from marble_kubeflow.pipelines import containers
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the container end
         local.init(containers.runner(directory, Path(os.environ[PROGRESS])), pipeline_root=root)

@@ -1,7 +1,7 @@
 """The pipeline: prepare -> train -> evaluate -> gate -> register or reject; prepare -> skip where there is nothing new to train on.
 Whatever the end, cleanup removes what a training on several nodes left.
 
-One definition for the laptop, for containers and for a cluster. ``python -m pipelines.marble`` compiles it
+One definition for the laptop, for containers and for a cluster. ``python -m marble_kubeflow.pipelines.marble`` compiles it
 with the default settings to pipelines/marble.yaml, byte for byte the same each time.
 """
 
@@ -10,16 +10,16 @@ from typing import Any
 
 from kfp import compiler, dsl
 
-from components.cleanup.component import cleanup
-from components.evaluate.component import evaluate
-from components.gate.component import gate
-from components.prepare.component import prepare
-from components.register.component import register
-from components.reject.component import reject
-from components.skip.component import skip
-from components.train.component import train
-from pipelines.pods import give_gpus, place
-from pipelines.settings import Settings
+from marble_kubeflow.components.cleanup.component import cleanup
+from marble_kubeflow.components.evaluate.component import evaluate
+from marble_kubeflow.components.gate.component import gate
+from marble_kubeflow.components.prepare.component import prepare
+from marble_kubeflow.components.register.component import register
+from marble_kubeflow.components.reject.component import reject
+from marble_kubeflow.components.skip.component import skip
+from marble_kubeflow.components.train.component import train
+from marble_kubeflow.pipelines.pods import give_gpus, place
+from marble_kubeflow.pipelines.settings import Settings
 
 PACKAGE = Path(__file__).with_suffix(".yaml")
 

@@ -11,7 +11,7 @@ from kfp.dsl import PipelineTask
 
 from marble_core import __version__
 from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES, PIPELINE_VERSION
-from pipelines.settings import MODELS, Settings
+from marble_kubeflow.pipelines.settings import MODELS, Settings
 
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
 OWN_POD = {  # what a stage must know of its pod and its run to make, own and find a TrainJob

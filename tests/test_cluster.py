@@ -12,8 +12,8 @@ from typing import Any
 import kfp
 import pytest
 
-from pipelines.cron import six_fields
-from pipelines.marble import PACKAGE
+from marble_kubeflow.pipelines.cron import six_fields
+from marble_kubeflow.pipelines.marble import PACKAGE
 from stub_hub import serving
 from stub_kfp import API, Refused, StubKfp, strict
 from test_cases import marble as marble_command

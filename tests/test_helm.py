@@ -16,7 +16,7 @@ from conftest import ROOT
 from marble_core.runtime import environment
 from marble_core.training import trainjob
 from marble_core.types import MarbleError
-from pipelines.settings import Settings
+from marble_kubeflow.pipelines.settings import Settings
 from stub_kube import StubKube
 from test_nodes import PODS, Stage, kube, stage  # noqa: F401 - two of them are fixtures
 

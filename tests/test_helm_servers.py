@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from pipelines.marble import PACKAGE
+from marble_kubeflow.pipelines.marble import PACKAGE
 from pods import Cluster, Manifest
 from test_helm import VALUES, render
 

@@ -26,8 +26,8 @@ from marble_core.storage.s3 import S3
 from marble_core.training import trainjob
 from marble_core.training.trainjob import train_on_nodes
 from marble_core.types import MarbleError
-from pipelines.marble import PACKAGE, compile_to
-from pipelines.settings import read_settings
+from marble_kubeflow.pipelines.marble import PACKAGE, compile_to
+from marble_kubeflow.pipelines.settings import read_settings
 from stub_hub import serving
 from stub_kube import StubKube
 from test_gradients import relative_error

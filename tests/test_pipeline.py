@@ -13,8 +13,8 @@ from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
 from marble_core.runtime.environment import PIPELINE_VERSION
 from marble_core.types import MarbleError
-from pipelines.marble import PACKAGE, compile_to
-from pipelines.settings import IMAGE_OF, read_settings
+from marble_kubeflow.pipelines.marble import PACKAGE, compile_to
+from marble_kubeflow.pipelines.settings import IMAGE_OF, read_settings
 
 STAGES = ("prepare", "train", "evaluate", "gate", "register", "reject", "skip", "cleanup")
 
@@ -25,7 +25,7 @@ def spec() -> dict:
 
 
 def test_the_committed_pipeline_is_what_its_source_compiles_to(tmp_path: Path) -> None:
-    assert compile_to(tmp_path / "marble.yaml").read_bytes() == PACKAGE.read_bytes(), "run: python -m pipelines.marble"
+    assert compile_to(tmp_path / "marble.yaml").read_bytes() == PACKAGE.read_bytes(), "run: python -m marble_kubeflow.pipelines.marble"
 
 
 def test_kfp_loads_the_pipeline_and_every_parameter_has_a_description_and_a_default_that_works(spec: dict) -> None:

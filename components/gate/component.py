@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components import image
+from marble_kubeflow.components import image
 
 
 @dsl.component(base_image=image("register"), packages_to_install=[], install_kfp_package=False)

@@ -13,9 +13,9 @@ from marble_core.cli.options import File, Preset, Set
 from marble_core.cli.runs import wait_for
 
 if TYPE_CHECKING:
-    from pipelines.cluster import Order
-    from pipelines.connection import Target
-    from pipelines.package import Package
+    from marble_kubeflow.pipelines.cluster import Order
+    from marble_kubeflow.pipelines.connection import Target
+    from marble_kubeflow.pipelines.package import Package
 
 Pipeline = Annotated[Path, typer.Argument(metavar="[PACKAGE]", help="The pipeline, as marble compile writes it.")]
 Param = Annotated[
@@ -55,7 +55,7 @@ def submit(
 ) -> None:
     """Start one run of the pipeline on a cluster. The same pipeline file is uploaded once."""
     from marble_core.config.prepared import check_run_id, new_run_id
-    from pipelines.package import Package
+    from marble_kubeflow.pipelines.package import Package
 
     compiled = Package.read(package)
     given = _given(compiled, preset, config, set_, param)
@@ -94,8 +94,8 @@ def create(
 ) -> None:
     """Create a schedule. One that is there already and does the same is left as it is."""
     from marble_core.types import MarbleError
-    from pipelines.cron import six_fields
-    from pipelines.package import Package
+    from marble_kubeflow.pipelines.cron import six_fields
+    from marble_kubeflow.pipelines.package import Package
 
     when, compiled = six_fields(cron), Package.read(package)
     given = _given(compiled, preset, config, set_, param)
@@ -136,8 +136,8 @@ def update(
     json_: AsJson = False,
 ) -> None:
     """Change a schedule. What is not given stays as it is; a paused one stays paused."""
-    from pipelines.cron import six_fields
-    from pipelines.package import Package
+    from marble_kubeflow.pipelines.cron import six_fields
+    from marble_kubeflow.pipelines.package import Package
 
     when, other = six_fields(cron) if cron else None, Package.read(package) if package else None
     new = cluster_at(target).update_schedule(name, when, other, _pairs(param), service_account or None)
@@ -202,7 +202,7 @@ def _pairs(params: list[str] | None) -> dict[str, str]:
 
 
 def _order(name: str, package: Package, given: dict[str, str], experiment: str, account: str, **schedule: Any) -> Order:
-    from pipelines.cluster import Order
+    from marble_kubeflow.pipelines.cluster import Order
 
     return Order(name, package, package.parameters.values(given), experiment, account or None, **schedule)
 

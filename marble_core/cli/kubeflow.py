@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from pipelines.cluster import Cluster
-    from pipelines.connection import Target
+    from marble_kubeflow.pipelines.cluster import Cluster
+    from marble_kubeflow.pipelines.connection import Target
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Every = Annotated[float, typer.Option(min=0.01, help="Seconds between two questions.")]
@@ -41,7 +41,7 @@ def _where(
     ca: Annotated[Path | None, typer.Option(envvar="SSL_CERT_FILE", help="The certificates to trust (PEM).")] = None,
     request_timeout: Annotated[float, typer.Option(min=0.01, help="Seconds that one answer may take.")] = 30,
 ) -> Target:
-    from pipelines.connection import Target
+    from marble_kubeflow.pipelines.connection import Target
 
     return Target(host, namespace, token_file, ca, request_timeout)
 
@@ -69,13 +69,13 @@ def _options(command: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def cluster_at(target: Target) -> Cluster:
-    from pipelines.cluster import Cluster
+    from marble_kubeflow.pipelines.cluster import Cluster
 
     return Cluster.at(target)
 
 
 def said(answer: Any) -> dict[str, Any]:
-    from pipelines.cluster import as_json
+    from marble_kubeflow.pipelines.cluster import as_json
 
     return as_json(answer)
 

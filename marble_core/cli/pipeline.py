@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from marble_core.config.schema import RunConfig
-    from pipelines.local import Outcome
-    from pipelines.settings import Images
+    from marble_kubeflow.pipelines.local import Outcome
+    from marble_kubeflow.pipelines.settings import Images
 
 
 def run(
@@ -44,7 +44,7 @@ def run(
     console.print(f"Run {name}: {settings.train.steps} steps of {settings.balance.method}. Starting the services ...")
     with embedded(ROOT, settings.storage.bucket) as environment:
         os.environ.update(environment)
-        from pipelines.local import run as run_pipeline
+        from marble_kubeflow.pipelines.local import run as run_pipeline
 
         outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images)
     _summary(console, settings, outcome)
@@ -52,8 +52,8 @@ def run(
 
 def _images(registry: str, tag: str) -> Images:
     """The images to run, all of which are here."""
-    from pipelines.containers import find
-    from pipelines.settings import read_settings
+    from marble_kubeflow.pipelines.containers import find
+    from marble_kubeflow.pipelines.settings import read_settings
 
     images = read_settings(registry=registry, tag=tag).images
     find(images)
@@ -124,8 +124,8 @@ def compile_(
 ) -> None:
     """Compile the pipeline to the one file that a cluster takes: upload it in Kubeflow's UI, or give it to marble submit."""
     from marble_core.types import MarbleError
-    from pipelines.marble import compile_to
-    from pipelines.settings import read_settings
+    from marble_kubeflow.pipelines.marble import compile_to
+    from marble_kubeflow.pipelines.settings import read_settings
 
     if output.suffix != ".yaml":
         raise MarbleError(f"The file {str(output)!r} must end with .yaml: give another with --output.")

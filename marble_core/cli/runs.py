@@ -21,8 +21,8 @@ from marble_core.cli.kubeflow import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.cluster import Cluster
-    from pipelines.connection import Target
+    from marble_kubeflow.pipelines.cluster import Cluster
+    from marble_kubeflow.pipelines.connection import Target
 
 app = typer.Typer(help="The runs in Kubeflow.", no_args_is_help=True)
 
@@ -101,7 +101,7 @@ def wait_for(cluster: Cluster, name: str, timeout: float | None, every: float, j
 
 def _state(run: Any) -> str:
     """A run's state on one line, with what failed."""
-    from pipelines.cluster import failed_stages
+    from marble_kubeflow.pipelines.cluster import failed_stages
 
     stages = f" in {', '.join(failed)}" if (failed := failed_stages(run)) else ""
     reason = f": {' '.join(run.error.message.split())}" if run.error and run.error.message else ""

@@ -155,12 +155,12 @@ import importlib, json, os, sys
 from pathlib import Path
 from kfp import dsl, local
 from marble_core.runtime.environment import PIPELINE_VERSION
-from pipelines import containers
-from pipelines.settings import Images
+from marble_kubeflow.pipelines import containers
+from marble_kubeflow.pipelines.settings import Images
 
 stage, directory = sys.argv[1], Path(sys.argv[2])
 image = Images(tag="TAG").of(stage)
-component = getattr(importlib.import_module(f"components.{stage}.component"), stage)
+component = getattr(importlib.import_module(f"marble_kubeflow.components.{stage}.component"), stage)
 root, scratch = directory / "artifacts", directory / "scratch"
 containers.hand_over([root, scratch, scratch / "tmp"])
 runner = containers.runner(directory, scratch / "progress.jsonl")
