@@ -56,7 +56,7 @@ def run(
     events.unlink(missing_ok=True)
     config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
     parameters = {"preset": preset, "config": config, "run_id": run_id}
-    command = [sys.executable, "-m", "marble_kubeflow.pipelines.local", json.dumps(parameters), str(directory)]
+    command = [sys.executable, "-m", __name__, json.dumps(parameters), str(directory)]
     scratch = home / "tmp"  # kfp leaves a workspace and a directory for each stage behind
     if images:
         from marble_kubeflow.pipelines import containers
