@@ -204,8 +204,10 @@ def test_the_table_has_all_that_the_source_uses_and_nothing_else_with_an_undersc
     used = [(f, n, name) for f, tree in TREES.items() for n, name in underscored(tree) if name not in own]
     used += [(f, n, name) for f, tree in TREES.items() for n, name in replaced(tree)]
     known = {word for row in ROWS for word in re.findall(r"\w+", row.name)}
-    assert [f"{file}:{line} {name}" for file, line, name in used if name not in known] == [], "each wants a row"
-    assert {name for name in known if UNDERSCORED.fullmatch(name)} - {name for *_, name in used} == set(), "not used any more"
+    missing = [f"{name} ({file}:{line})" for file, line, name in used if name not in known]
+    assert not missing, f"each wants a row: {', '.join(missing)}"
+    gone = {name for name in known if UNDERSCORED.fullmatch(name)} - {name for *_, name in used}
+    assert not gone, f"rows that nothing uses any more: {gone}"
 
 
 def test_the_search_sees_what_it_is_for() -> None:
