@@ -25,7 +25,9 @@ def spec() -> dict:
 
 
 def test_the_committed_pipeline_is_what_its_source_compiles_to(tmp_path: Path) -> None:
-    assert compile_to(tmp_path / "marble.yaml").read_bytes() == PACKAGE.read_bytes(), "run: python -m marble_kubeflow.pipelines.marble"
+    assert compile_to(tmp_path / "marble.yaml").read_bytes() == PACKAGE.read_bytes(), (
+        "run: python -m marble_kubeflow.pipelines.marble"
+    )
 
 
 def test_kfp_loads_the_pipeline_and_every_parameter_has_a_description_and_a_default_that_works(spec: dict) -> None:
