@@ -24,7 +24,7 @@ COLOR = ({"class": "cup", "count": 1, "color": "red"},)
 COUNT, SURPLUS = ({"class": "cup", "count": 3},), ({"class": "cup", "count": 4},)
 RED, BLUE = Found(BOX, "red"), Found(BOX, "blue")
 
-VECTORS = [  # include, exclude, objects, then the released partial, strict, official (shared/rewards.md, section 4)
+VECTORS = [  # include, exclude, objects, then the released partial, strict, official (docs/rewards.md, section 4)
     (COLOR, (), {"cup": [RED]}, 1, 1, 1),
     (COLOR, (), {"cup": [BLUE]}, 0.5, 0, 0),
     (COLOR, (), {"cup": [RED, RED]}, 0, 0, 1),
@@ -102,7 +102,7 @@ def cups(*scores):
     return [Detection("cup", score, (20.0 * i, 0.0, 20.0 * i + 10, 10.0)) for i, score in enumerate(scores)]
 
 
-# A plain reading of shared/rewards.md, section 4, for the generated scenes: recursive and by enumeration, unlike the code.
+# A plain reading of docs/rewards.md, section 4, for the generated scenes: recursive and by enumeration, unlike the code.
 def standing(relation, a, b):
     def along(axis):
         sizes = (a[axis + 2] - a[axis]) + (b[axis + 2] - b[axis])

@@ -13,7 +13,7 @@ from conftest import ROOT
 SOURCES = [path for package in ("marble_core", "pipelines", "components") for path in sorted((ROOT / package).rglob("*.py"))]
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
-# design.md, section 3: a later row may import an earlier one, never the other way round, and never sideways within a set.
+# docs/architecture.md, section 2: a later row may import an earlier one, never the reverse, and never sideways within a set.
 ROWS = (
     ("types", "config"),
     ("advantages", "loss", "minnorm", "balance", "halves", "gradients"),

@@ -38,7 +38,7 @@ VISION_SIZES = {**SIZES, "hidden_size": 24, "num_attention_heads": 4}
 VISION = shrunk(originals.IMAGE_REWARD_VISION, **VISION_SIZES, image_size=32, patch_size=8)
 TEXT_SIZES = {"vocab_size": 60, "max_position_embeddings": 40, "encoder_hidden_size": 24, "bos_token_id": 2, "sep_token_id": 3}
 TEXT = shrunk(originals.IMAGE_REWARD_TEXT, **SIZES, **TEXT_SIZES)
-UNUSED = {  # what ImageReward.pt holds besides, by shared/rewards.md, section 6
+UNUSED = {  # what ImageReward.pt holds besides, by docs/rewards.md, section 6
     "blip.text_encoder.embeddings.position_ids": (1, 40),
     "blip.vision_proj.weight": (8, 24),
     "blip.vision_proj.bias": (8,),
@@ -304,7 +304,7 @@ def test_the_published_architectures_have_the_published_numbers_of_parameters(mo
             ]
         )
     million = [round(sum(p.numel() for p in m.parameters()) / 1e6) for m in (hpsv2, image_reward)]
-    assert million == [986, 446]  # shared/rewards.md, section 1
+    assert million == [986, 446]  # docs/rewards.md, section 1
     assert hpsv2.vision_model.config.hidden_size // hpsv2.vision_model.config.num_attention_heads == 80
 
 

@@ -1,7 +1,7 @@
 """How scenes of the synthetic world are drawn, with PIL only and no font file.
 
 Coordinates and radii are in pixels of the finished 64 x 64 picture; everything is drawn ``OVERSAMPLING`` times larger and
-reduced, so that edges are smooth. The numbers are those that the demo model was trained with (shared/demo_model.md).
+reduced, so that edges are smooth. The numbers are those that the demo model was trained with (docs/demo_model.md, section 1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trains the demo's text-to-image model from nothing: ``marble demo pretrain`` (recipe: shared/demo_model.md).
+"""Trains the demo's text-to-image model from nothing: ``marble demo pretrain`` (recipe: docs/demo_model.md, section 4).
 
 Phases: the VAE; the latents of all pictures; transformer and text encoders; the decoder again, for those latents. Each keeps
 its state in the work directory, and a second start goes on from there. Only prompts of the training side are ever seen.

@@ -10,7 +10,7 @@ from marble_core.estimate.memory import processes_of, share_of
 from marble_core.estimate.sizes import Sizes
 
 TERMS = {"nft": 2, "awm": 1, "awm_clipped": 2}  # of the losses in loss.py: a backward pass each
-BACKWARD = 1.13 * 1.01  # of a forward: to the LoRA's layers, whose rows are weighted; shared/algorithm.md, section 5
+BACKWARD = 1.13 * 1.01  # of a forward: to the LoRA's layers, whose rows are weighted; docs/algorithm.md, section 5
 
 
 @dataclass(frozen=True)

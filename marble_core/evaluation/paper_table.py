@@ -1,6 +1,6 @@
 """Evaluation as published: the paper's table, the settings it was measured with, and rows of ours beside it. No torch at import.
 
-Source: MARBLE (arXiv 2605.06507), SD3.5-Medium at 512 x 512; shared/algorithm.md, section 10.
+Source: MARBLE (arXiv 2605.06507), SD3.5-Medium at 512 x 512; docs/algorithm.md, section 10.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _checked(value: Any, field: str, where: str) -> str:
 
 
 def _quoted(text: str, where: str) -> str:
-    """The OCR target: what stands in the only pair of double quotes, straight or curly (rewards.md section 3)."""
+    """The OCR target: what stands in the only pair of double quotes, straight or curly (docs/rewards.md, section 3)."""
     marks = sum(text.count(mark) for mark in '"“”')
     if marks == 1:
         fail(where, "the quote in 'prompt' is never closed; put the words to be drawn in one pair of quotes")

@@ -1,4 +1,4 @@
-"""The aesthetic predictor: five linear layers on a CLIP image feature. Prompt-free. See shared/rewards.md, section 2d."""
+"""The aesthetic predictor: five linear layers on a CLIP image feature. Prompt-free. See docs/rewards.md, section 2d."""
 
 from __future__ import annotations
 

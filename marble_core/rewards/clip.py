@@ -1,4 +1,4 @@
-"""CLIP checkpoints: one set of weights for every scorer that names the same one. Facts in shared/rewards.md, section 2.
+"""CLIP checkpoints: one set of weights for every scorer that names the same one. Facts in docs/rewards.md, section 2.
 
 Reads ``openai/clip-vit-large-patch14``, ``yuvalkirstain/PickScore_v1`` and the demo's small ones alike: a CLIPModel, a
 tokenizer and an image processor's numbers, from a directory or the hub; and HPSv2's original file. Features are fp32, without

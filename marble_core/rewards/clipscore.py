@@ -1,4 +1,4 @@
-"""CLIPScore: the cosine of an image and its prompt, as logits / 100 of CLIP ViT-L/14. See shared/rewards.md, section 2c."""
+"""CLIPScore: the cosine of an image and its prompt, as logits / 100 of CLIP ViT-L/14. See docs/rewards.md, section 2c."""
 
 from __future__ import annotations
 

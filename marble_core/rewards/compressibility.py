@@ -1,4 +1,4 @@
-"""JPEG compressibility (DDPO, arXiv 2305.13301): needs no weights and is easily hacked. See shared/rewards.md, section 10."""
+"""JPEG compressibility (DDPO, arXiv 2305.13301): needs no weights and is easily hacked. See docs/rewards.md, section 10."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HPSv2.1 (arXiv 2306.09341): a CLIP ViT-H/14 trained on human preferences. See shared/rewards.md, section 2b."""
+"""HPSv2.1 (arXiv 2306.09341): a CLIP ViT-H/14 trained on human preferences. See docs/rewards.md, section 2b."""
 
 from __future__ import annotations
 

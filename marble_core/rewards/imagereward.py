@@ -1,4 +1,4 @@
-"""ImageReward (arXiv 2304.05977): BLIP reads prompt and picture together. See shared/rewards.md, section 6."""
+"""ImageReward (arXiv 2304.05977): BLIP reads prompt and picture together. See docs/rewards.md, section 6."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OCR: how much of the wanted text can be read, with PP-OCR's weights from rapidocr's wheel. See shared/rewards.md, section 3."""
+"""OCR: how much of the wanted text can be read, with PP-OCR's weights from rapidocr's wheel. See docs/rewards.md, section 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UnifiedReward: a vision-language model marks each picture, behind any OpenAI-compatible endpoint. See shared/rewards.md, 7.
+"""UnifiedReward: a vision-language model marks each image, behind an OpenAI-compatible endpoint. See docs/rewards.md, section 7.
 
 For evaluation: a picture costs a generation of an 8 B model. No torch.
 """

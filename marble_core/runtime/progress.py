@@ -1,6 +1,6 @@
 """What a stage is doing, for whoever watches: JSON lines in the file named by MARBLE_PROGRESS.
 
-A local runner pipes a stage's output, so the stages write events and the parent draws them (design.md section 4). Without
+A local runner pipes a stage's output, so the stages write events and the parent draws them (docs/architecture.md, section 6). Without
 the variable, on a cluster, nothing is written. Keys of an event: time, stage, and of the rest what there is: done, total,
 note, metrics, state ("started" or "finished"), error (a sentence for the user) or traceback, result (what the stage found).
 """

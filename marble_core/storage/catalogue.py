@@ -1,6 +1,6 @@
 """Known checkpoints: where they lie, their licences and sizes, and what a configuration needs of them. No torch.
 
-Facts: shared/rewards.md, table 1. "unknown" is written where no licence was seen, which is not a permission.
+Facts: docs/rewards.md, section 1. "unknown" is written where no licence was seen, which is not a permission.
 """
 
 from __future__ import annotations

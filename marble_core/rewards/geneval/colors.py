@@ -1,4 +1,4 @@
-"""GenEval's colours: CLIP ViT-L/14, zero-shot, on each object cut out by its mask. See shared/rewards.md, section 4.
+"""GenEval's colours: CLIP ViT-L/14, zero-shot, on each object cut out by its mask. See docs/rewards.md, section 4.
 
 It shares the weights of the other scorers that name the same CLIP. In fp32, where GenEval's script has fp16.
 """

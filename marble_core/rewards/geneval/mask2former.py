@@ -1,4 +1,4 @@
-"""GenEval's detector: Mask2Former with a Swin backbone, instances of COCO's 80 classes, by transformers. shared/rewards.md, section 5.
+"""GenEval's detector: Mask2Former with a Swin backbone, instances of COCO's 80 classes, by transformers. docs/rewards.md, section 5.
 
 Nothing to compile: its deformable attention is plain torch. Scores, masks and boxes are those of mmdet's instance head; they
 were checked against mmdet 3.3 itself.

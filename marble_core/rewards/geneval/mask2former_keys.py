@@ -1,6 +1,6 @@
 """mmdet's Mask2Former with a Swin backbone as transformers' class: key names of mmdet 2.x and 3.x, and the sizes they imply.
 
-The map was checked against mmdet 3.3 itself (shared/rewards.md, section 5). Of the file one kind of key is not used:
+The map was checked against mmdet 3.3 itself (docs/rewards.md, section 5). Of the file one kind of key is not used:
 ``relative_position_index``, which the class computes. Of the class two are not in the file and play no part in a forward pass:
 ``swin.layernorm`` and ``criterion.empty_weight``.
 """

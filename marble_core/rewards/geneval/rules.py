@@ -1,4 +1,4 @@
-"""GenEval: are the wanted objects there, so many, of that colour, in that place? Rules of shared/rewards.md, section 4.
+"""GenEval: are the wanted objects there, so many, of that colour, in that place? Rules of docs/rewards.md, section 4.
 
 The rules see objects, not pictures: a detector (a seam: the demo's shapes, or Mask2Former) finds them and a colour classifier
 names their colours. ``partial`` is what flow_grpo, DiffusionNFT and MARBLE train on; ``strict`` and ``official`` are 0 or 1.

@@ -1,4 +1,4 @@
-"""The five linear layers that the aesthetic predictor and ImageReward end in. See shared/rewards.md, sections 2d and 6."""
+"""The five linear layers that the aesthetic predictor and ImageReward end in. See docs/rewards.md, sections 2d and 6."""
 
 from __future__ import annotations
 

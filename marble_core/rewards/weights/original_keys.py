@@ -1,6 +1,6 @@
 """From the names of published checkpoints to those of transformers' classes. Names that are unknown stay as they are.
 
-Facts: shared/rewards.md, section 2b (open_clip, as HPSv2 publishes it) and 6 (ImageReward's BLIP).
+Facts: docs/rewards.md, section 2b (open_clip, as HPSv2 publishes it) and 6 (ImageReward's BLIP).
 """
 
 from __future__ import annotations

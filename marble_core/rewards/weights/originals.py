@@ -1,6 +1,6 @@
 """Reward checkpoints as their authors published them. The only file that reads pickled tensors, with weights_only=True.
 
-Facts: shared/rewards.md, sections 2b, 2d and 6. Every file is mapped strictly: a tensor that is missing, unknown or of another
+Facts: docs/rewards.md, sections 2b, 2d and 6. Every file is mapped strictly: a tensor that is missing, unknown or of another
 shape is an error, and those that no reward uses are named in original_keys.py.
 """
 
