@@ -9,13 +9,13 @@ from pathlib import Path
 from marble_core.evaluation.results import Estimate
 from marble_core.report.curves import NARROW, WIDE, Line, panel
 from marble_core.report.drawing import DASHES, Figure, to_svg
-from marble_core.report.finished import Finished, has_pictures
 from marble_core.report.page import cost_of
 from marble_core.report.pictures import SHOWN, Case, Score, Shot, encode, pictured
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import Axis, Span, in_base_stds
 from marble_core.report.words import effect, signed
+from marble_core.tracking.finished_runs import FinishedRun, has_pictures
 from marble_core.types import SOURCES, MarbleError
 
 NOT_WORTH_SAYING = ("storage.", "train.samples_every")  # settings that change no number
@@ -32,7 +32,7 @@ class Result:
     span: Span
 
 
-def write_comparison(path: Path, runs: Sequence[Finished], pair: tuple[str, str] | None = None) -> None:
+def write_comparison(path: Path, runs: Sequence[FinishedRun], pair: tuple[str, str] | None = None) -> None:
     """Write the page, at most 3 MB. ``pair`` are the rewards of the scatter; by default those whose gradients agree least.
 
     Raises MarbleError where the runs have no reward in common, or not those of ``pair``.
@@ -77,7 +77,7 @@ def write_comparison(path: Path, runs: Sequence[Finished], pair: tuple[str, str]
     path.write_text(page, encoding="utf-8")
 
 
-def headline(runs: Sequence[Finished]) -> str:
+def headline(runs: Sequence[FinishedRun]) -> str:
     """Which run gained most, and whether the intervals tell it from the next."""
     first, second = sorted(runs, key=lambda run: -run.evaluation.mean_gain.mean)[:2]
     a, b = first.evaluation.mean_gain, second.evaluation.mean_gain
@@ -87,7 +87,7 @@ def headline(runs: Sequence[Finished]) -> str:
     return f"{said}; its interval overlaps that of {second.name} ({signed(b.mean)}), so the order may be chance."
 
 
-def differences_in_measuring(runs: Sequence[Finished], names: Sequence[str]) -> list[str]:
+def differences_in_measuring(runs: Sequence[FinishedRun], names: Sequence[str]) -> list[str]:
     """Why the runs' numbers cannot be held against each other, a sentence each; none where they can."""
     said, first = [], runs[0].evaluation
     for key, what in (
@@ -109,21 +109,21 @@ def differences_in_measuring(runs: Sequence[Finished], names: Sequence[str]) -> 
     return said
 
 
-def differing_settings(runs: Sequence[Finished]) -> dict[str, list[str]]:
+def differing_settings(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     """Every setting in which the runs differ, with each run's value; empty where a run does not have it."""
     keys = dict.fromkeys(key for run in runs for key in run.params if not key.startswith(NOT_WORTH_SAYING))
     values = {key: [run.params.get(key, "") for run in runs] for key in keys}
     return {key: own for key, own in values.items() if len(set(own)) > 1}
 
 
-def _gains(run: Finished, names: Sequence[str]) -> dict[str, Estimate]:
+def _gains(run: FinishedRun, names: Sequence[str]) -> dict[str, Estimate]:
     """In base stds, by reward; a reward in which the base has no spread is left out."""
     measured = run.evaluation.measured
     found = {n: in_base_stds(measured[n].difference, measured[n]) for n in names}
     return {"Mean gain": run.evaluation.mean_gain} | {n: e for n, e in found.items() if e}
 
 
-def _results(runs: Sequence[Finished], name: str, axis: Axis) -> list[Result]:
+def _results(runs: Sequence[FinishedRun], name: str, axis: Axis) -> list[Result]:
     found = []
     for k, run in enumerate(runs):
         if gain := _gains(run, [name] if name in run.evaluation.measured else []).get(name):
@@ -133,18 +133,18 @@ def _results(runs: Sequence[Finished], name: str, axis: Axis) -> list[Result]:
     return found
 
 
-def _images(run: Finished) -> int:
+def _images(run: FinishedRun) -> int:
     """Pictures a step."""
     return int(run.params.get("rollout.prompts", 0)) * int(run.params.get("rollout.images_per_prompt", 0))
 
 
-def _points(runs: Sequence[Finished], pair: tuple[str, str]) -> list[Point]:
+def _points(runs: Sequence[FinishedRun], pair: tuple[str, str]) -> list[Point]:
     own = [(run.evaluation.measured[pair[0]], run.evaluation.measured[pair[1]]) for run in runs]
     base = Point("base", own[0][0].base, own[0][1].base, None, 2, "base", hollow=True)
     return [base, *(trained_point(run.name, *xy, k, k, run.name) for k, (run, xy) in enumerate(zip(runs, own, strict=True)))]
 
 
-def _overlay(runs: Sequence[Finished], title: str, metric: str, what: str, zero: bool = False) -> Figure | None:
+def _overlay(runs: Sequence[FinishedRun], title: str, metric: str, what: str, zero: bool = False) -> Figure | None:
     histories = {k: run.history.thinned() for k, run in enumerate(runs)}
     lines = [Line(h.steps, values, k, k) for k, h in histories.items() if (values := h.get(metric)) is not None]
     if not lines:
@@ -154,7 +154,7 @@ def _overlay(runs: Sequence[Finished], title: str, metric: str, what: str, zero:
     return Figure(title, "", to_svg(drawn, metric, said))
 
 
-def _galleries(runs: Sequence[Finished]) -> dict[str, list[Case]]:
+def _galleries(runs: Sequence[FinishedRun]) -> dict[str, list[Case]]:
     """By source, the first prompts that every run has pictures of: the base's, and each run's."""
     shown = [run for run in runs if has_pictures(run)]
     if len(shown) < 2:

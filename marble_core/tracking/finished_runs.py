@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """``params`` is the configuration by dotted names; ``images`` the directory of scores.jsonl, or one that is not there."""
 
     name: str
@@ -35,7 +35,7 @@ class Finished:
         return self.params.get("reward_names", "").split(",")
 
 
-def local_run(name: str, runs: Path) -> Finished | None:
+def local_run(name: str, runs: Path) -> FinishedRun | None:
     """The run of this name below ``runs``, or the directory of this path; None where there is neither.
 
     Raises MarbleError where it is there, but was not evaluated (yet).
@@ -53,10 +53,10 @@ def local_run(name: str, runs: Path) -> Finished | None:
     params = {key: redact_urls(value) for key, value in config.flat().items()}
     verdict = decide(evaluation, config.registry).summary
     own = name if directory == runs / name else "/".join(directory.resolve().parts[-2:])  # of a study: ARM/seed-N
-    return Finished(own, params, evaluation, History.load(history), here / "images", verdict)
+    return FinishedRun(own, params, evaluation, History.load(history), here / "images", verdict)
 
 
-def tracked_run(name: str, client: MlflowClient, scratch: Path) -> Finished:
+def tracked_run(name: str, client: MlflowClient, scratch: Path) -> FinishedRun:
     """The newest run of this name, or the run of this id, with its files brought into ``scratch``.
 
     Raises MarbleError where MLflow has none, or it was not evaluated.
@@ -73,7 +73,7 @@ def tracked_run(name: str, client: MlflowClient, scratch: Path) -> Finished:
         client.download_artifacts(run.info.run_id, path, str(scratch))
     evaluation, history = Evaluation.load(scratch / "evaluation.json"), History.load(scratch / "history.jsonl")
     verdict = run.data.tags.get("marble.decision", "not decided")
-    return Finished(str(run.info.run_name), run.data.params, evaluation, history, scratch / "evaluation", verdict)
+    return FinishedRun(str(run.info.run_name), run.data.params, evaluation, history, scratch / "evaluation", verdict)
 
 
 def _find(name: str, client: MlflowClient) -> Run | None:
@@ -90,5 +90,5 @@ def _find(name: str, client: MlflowClient) -> Run | None:
         return None
 
 
-def has_pictures(run: Finished) -> bool:
+def has_pictures(run: FinishedRun) -> bool:
     return (run.images / SCORES_FILE).is_file()
