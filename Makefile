@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv lock demo test test-faults test-containers images bench lint
+.PHONY: help venv lock demo test test-faults test-containers images bench lint map
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,7 +59,11 @@ test-containers: $(READY)  ## the images, and the whole pipeline in them; starts
 bench: $(READY)  ## what exact balancing costs, counted and measured (ROUNDS=5; 0 counts only)
 	$(BIN)/marble bench $(if $(ROUNDS),--rounds $(ROUNDS))
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+map: $(READY)  ## the packages as they import each other: levels, boxes, arrows, circles
+	$(BIN)/python docs/map.py

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from marble_core.cli import app
 from marble_core.evaluation.results import Estimate, Evaluation
-from marble_core.report import Finished, local_run, tracked_run, write_comparison
+from marble_core.report import write_comparison
 from marble_core.report.compare import differences_in_measuring, headline
+from marble_core.tracking.finished_runs import FinishedRun, local_run, tracked_run
 from marble_core.tracking.tracker import Tracker, run_params
 from marble_core.types import MarbleError
 from test_report import Page, a_config, an_evaluation, write_history, write_pictures
@@ -40,7 +41,7 @@ def lay_out(runs: Path, name: str, evaluation: Evaluation, method: str = "marble
     write_pictures(here / "images", per_source=7)
 
 
-def three_runs(runs: Path) -> list[Finished]:
+def three_runs(runs: Path) -> list[FinishedRun]:
     lay_out(runs, "monday", evaluated(0.5))
     lay_out(runs, "tuesday", evaluated(0.1, ocr=(-0.1, -0.2, -0.05)), "weighted_sum", skipped=(2, 3, 5))
     lay_out(runs, "wednesday", evaluated(0.15), "equal")
@@ -70,7 +71,7 @@ def test_the_page_says_who_gained_most_and_what_was_set_otherwise(page: Page) ->
 
 
 def test_who_gained_most_may_be_chance() -> None:
-    runs = [Finished(n, {}, evaluated(g), None, Path(), "") for n, g in (("a", 0.1), ("b", 0.2))]  # type: ignore[arg-type]
+    runs = [FinishedRun(n, {}, evaluated(g), None, Path(), "") for n, g in (("a", 0.1), ("b", 0.2))]  # type: ignore[arg-type]
     assert headline(runs).startswith("Run b gained most") and headline(runs).endswith("so the order may be chance.")
 
 

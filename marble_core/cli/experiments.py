@@ -12,7 +12,7 @@ import typer
 from marble_core.cli.options import ROOT
 
 if TYPE_CHECKING:
-    from marble_core.report import Finished
+    from marble_core.tracking.finished_runs import FinishedRun
 
 
 def bench(
@@ -63,12 +63,12 @@ def compare(
     typer.echo(f"Comparison: {out}")
 
 
-def _finished(runs: list[str], scratch: Path) -> list[Finished]:
+def _finished(runs: list[str], scratch: Path) -> list[FinishedRun]:
     """From the disk where all are there; else MLflow is asked for those that are not."""
     import os
 
-    from marble_core.report import local_run, tracked_run
     from marble_core.services.local import addresses, embedded
+    from marble_core.tracking.finished_runs import local_run, tracked_run
     from marble_core.tracking.tracker import client_of
 
     found = {name: local_run(name, ROOT / "runs") for name in runs}

@@ -7,6 +7,5 @@ alike. How they look is in the templates (``*.html.j2``); figures are SVG whose 
 from marble_core.report.compare import write_comparison
 from marble_core.report.page import write_report
 from marble_core.report.pictures import shown_files
-from marble_core.tracking.finished_runs import FinishedRun, local_run, tracked_run
 
-__all__ = ["Finished", "local_run", "shown_files", "tracked_run", "write_comparison", "write_report"]
+__all__ = ["shown_files", "write_comparison", "write_report"]
