@@ -2,12 +2,18 @@
 
 Shape suffixes, used on every tensor and array of the project:
 
-    N  images in one optimizer step        K  rewards                 M  prompts in one optimizer step
-    B  images in a micro-batch             T  training timesteps of an image
-    S  timesteps of the rollout's solver   C  channels    H, W  height, width (of latents or pixels)
+    N  images in one optimizer step        K  rewards                        M  prompts in one optimizer step
+    B  images in a micro-batch             T  training timesteps per image   S  timesteps of the rollout's solver
+    J  accumulated gradients: a reward, a reward over half of the prompts, the KL
+    Q  linear constraints on alpha_K       I  images per prompt              V  values compared, or reported beside a reward
+    U  resamples of the bootstrap          E  distinct texts among prompts
+    C  channels    H, W  height, width (of latents or pixels)    L  text tokens    D  features    P  pooled features
 
-So ``R_NK`` is a table of rewards, ``A_NK`` of advantages, ``G_KK`` a Gram matrix, ``x0_NCHW`` clean latents. In a
-reward or advantage table NaN means "this reward does not apply to this prompt" and nothing else.
+A letter behind the underscore is an axis and means one thing. What stands before it is the value: ``R_NK`` rewards, ``A_NK``
+advantages, ``G_KK`` a Gram matrix, ``x0_NCHW`` clean latents, ``v`` a velocity, ``q`` a cotangent of it, ``t`` a time. Of the
+balance (docs/algorithm.md): ``alpha_star_K`` is the min-norm point of this step, ``alpha_K`` the share of the update that each
+reward steers, ``w_K`` the weights of the raw gradients. In a reward or advantage table NaN means "this reward does not apply to
+this prompt" and nothing else.
 """
 
 from __future__ import annotations
@@ -142,7 +148,7 @@ class Scorer(Protocol):
     ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N finite numbers (float64). ``self_check``
     scores an image with a known answer and raises MarbleError where the answer is wrong.
 
-    A scorer may also have ``side``, the names of S values that it reports beside its reward: ``score`` then returns (N, 1 + S)
+    A scorer may also have ``side``, the names of V values that it reports beside its reward: ``score`` then returns (N, 1 + V)
     numbers, the reward first. It may have ``settings``, a mapping that the evaluation's record states with its numbers. And it may
     have ``modules``, torch modules that may wait in the host's memory between two calls of ``score`` (``model.offload``).
     """

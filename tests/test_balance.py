@@ -30,7 +30,7 @@ def gram(seed=0, scales=(1.0, 1.0, 1.0), size=3):
 def test_multiplying_a_reward_by_1000_changes_neither_alpha_nor_the_direction():
     (g, G), (h, H) = gram(), gram(scales=(1000.0, 1.0, 1.0))
     one, other = (weigh(balancer(), x) for x in (G, H))
-    assert np.allclose(one.share_K, other.share_K, atol=1e-6)
+    assert np.allclose(one.alpha_K, other.alpha_K, atol=1e-6)
     d, e = one.w_K @ g, other.w_K @ h
     assert np.allclose(d / np.linalg.norm(d), e / np.linalg.norm(e), atol=1e-6)
 
@@ -39,14 +39,14 @@ def test_the_update_is_the_mean_norm_times_the_min_norm_point():
     g, G = gram(scales=(3.0, 1.0, 0.2))
     done = weigh(balancer(rho=0.0), G)
     norms = np.linalg.norm(g, axis=1)
-    assert np.allclose(done.w_K @ g, norms.mean() * (done.share_K @ (g / norms[:, None])))
+    assert np.allclose(done.w_K @ g, norms.mean() * (done.alpha_K @ (g / norms[:, None])))
 
 
 def test_alpha_is_blended_over_steps_and_the_first_value_is_taken_as_it_is():
     marble = balancer(rho=0.7)
-    first = weigh(marble, gram(0)[1]).share_K
-    alone = weigh(balancer(rho=0.7), gram(5)[1]).share_K
-    assert np.allclose(weigh(marble, gram(5)[1]).share_K, 0.7 * first + 0.3 * alone)
+    first = weigh(marble, gram(0)[1]).alpha_K
+    alone = weigh(balancer(rho=0.7), gram(5)[1]).alpha_K
+    assert np.allclose(weigh(marble, gram(5)[1]).alpha_K, 0.7 * first + 0.3 * alone)
 
 
 @pytest.mark.parametrize("kind", ["no advantage", "no gradient", "vanishing gradient", "not finite"])
@@ -60,7 +60,7 @@ def test_a_dead_reward_gets_weight_0_is_named_and_leaves_the_average_alone(kind)
         G[2] *= factor
         G[:, 2] *= factor
     done = weigh(marble, G, signal)
-    assert done.w_K[2] == 0 and done.share_K[2] == 0 and np.isclose(done.share_K.sum(), 1)
+    assert done.w_K[2] == 0 and done.alpha_K[2] == 0 and np.isclose(done.alpha_K.sum(), 1)
     assert any("ocr is inactive" in note for note in done.notes)
     assert marble.memory.alpha_K[2] == before[2]
     assert np.isfinite(done.w_K).all()
@@ -78,14 +78,14 @@ def test_opposite_gradients_are_pareto_stationary_and_no_update_is_made():
 
 def test_a_failing_solver_falls_back_to_the_last_weights_and_says_so(monkeypatch):
     marble = balancer()
-    last = weigh(marble, gram(0)[1]).share_K
+    last = weigh(marble, gram(0)[1]).alpha_K
 
     def fail(*_):
         raise ArithmeticError("no luck")
 
     monkeypatch.setattr(balance_module, "min_norm", fail)
     done = weigh(marble, gram(1)[1])
-    assert np.allclose(done.share_K, last) and done.failed and any("no luck" in note for note in done.notes)
+    assert np.allclose(done.alpha_K, last) and done.failed and any("no luck" in note for note in done.notes)
 
 
 def test_the_state_survives_a_checkpoint():
@@ -112,8 +112,8 @@ def test_the_state_survives_a_checkpoint():
 )
 def test_a_wish_a_floor_a_cap_and_a_prior_bind(config, holds):
     G = np.diag([1.0, 1.0, 1.0]) + 0.1
-    assert not holds(weigh(balancer(), G).share_K)
-    assert holds(weigh(balancer(**config), G).share_K)
+    assert not holds(weigh(balancer(), G).alpha_K)
+    assert holds(weigh(balancer(**config), G).alpha_K)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_wishes_that_cannot_be_met_or_read_are_an_error_before_anything_is_loade
 
 def test_a_wish_on_an_inactive_reward_is_dropped_for_the_step():
     done = weigh(balancer(wishes=("ocr >= 0.5",)), gram()[1], np.array([True, True, False]))
-    assert done.share_K[2] == 0 and np.isclose(done.share_K.sum(), 1)
+    assert done.alpha_K[2] == 0 and np.isclose(done.alpha_K.sum(), 1)
 
 
 def test_between_two_solved_steps_the_average_is_used_on_gradients_normalised_by_their_average_norms():
@@ -160,13 +160,13 @@ def test_on_a_solved_step_the_paper_uses_alpha_itself_and_every_1_its_average():
         marble = balancer(every=every)
         weigh(marble, gram(0)[1])
         done = weigh(marble, gram(5)[1])
-        assert np.allclose(done.share_K, done.solved_K) == same
+        assert np.allclose(done.alpha_K, done.alpha_star_K) == same
 
 
 def test_mgda_balances_the_gradients_as_they_are():
     _, G = gram(scales=(5.0, 1.0, 0.2))
     done = weigh(balancer(method="mgda", rho=0.0), G)
-    assert np.allclose(done.w_K, done.solved_K)
+    assert np.allclose(done.w_K, done.alpha_star_K)
     assert (G @ done.w_K).min() >= (done.w_K @ G @ done.w_K) * (1 - 1e-6)
 
 

@@ -140,9 +140,9 @@ def test_one_backward_of_the_weighted_advantage_is_the_weighted_sum_of_the_gradi
     config, policy, rollout = setting
     N, T, K = len(rollout.batch), 3, 4
     advantages, w_K = random_advantages(N, K), np.array([0.1, 0.5, 0.0, 0.4])
-    rows, w_R = reward_rows(advantages, split(rollout.batch), T), np.concatenate([w_K, w_K])
-    separate = backward.per_reward(policy, rollout, rows, config.loss).gradients.combine(np.append(w_R, 1.0))
-    one = backward.weighted_sum(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
+    rows, w_J = reward_rows(advantages, split(rollout.batch), T), np.concatenate([w_K, w_K])
+    separate = backward.per_reward(policy, rollout, rows, config.loss).gradients.combine(np.append(w_J, 1.0))
+    one = backward.weighted_sum(policy, rollout, rows, w_J, config.loss).gradients.combine(np.ones(1))
     assert relative_error(one, separate) < 1e-5
 
 

@@ -49,9 +49,9 @@ def test_one_backward_is_the_weighted_sum_to_1e_10_in_float64():
     rollout = small_rollout(policy, config)
     rows = backward.reward_rows(random_advantages(len(rollout.batch), K), split(rollout.batch), config.loss.timesteps)
     w_K = np.array([0.0, 0.7, 0.0, 0.3, 0.0])
-    w_R = np.concatenate([w_K, w_K])
-    apart = backward.per_reward(policy, rollout, rows, config.loss).gradients.combine(np.append(w_R, 1.0))
-    together = backward.weighted_sum(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
+    w_J = np.concatenate([w_K, w_K])
+    apart = backward.per_reward(policy, rollout, rows, config.loss).gradients.combine(np.append(w_J, 1.0))
+    together = backward.weighted_sum(policy, rollout, rows, w_J, config.loss).gradients.combine(np.ones(1))
     assert next(iter(apart.values())).dtype == torch.float64
     assert relative_error(together, apart) < 1e-10
 

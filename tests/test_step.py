@@ -224,10 +224,10 @@ def test_subtracting_the_common_part_leaves_the_one_backward_form_exact():
     rollout = collect(policy, batch, config.rollout)
     table = score_all(one.scorers, rollout.images_NHWC, list(batch.prompts_of(rollout.index_N)))
     rows = backward.reward_rows(estimate(table, batch.group_N, "batch"), np.arange(24) % 2, config.loss.timesteps, True)
-    w_R = np.array([0.2, 0.5, 0.3] * 2)
+    w_J = np.array([0.2, 0.5, 0.3] * 2)
     apart = backward.per_reward(policy, rollout, rows, config.loss)
-    together = backward.weighted_sum(policy, rollout, rows, w_R, config.loss).gradients.combine(np.ones(1))
-    assert relative_error(apart.gradients.combine(np.append(w_R, 1.0)), together) < 1e-9
+    together = backward.weighted_sum(policy, rollout, rows, w_J, config.loss).gradients.combine(np.ones(1))
+    assert relative_error(apart.gradients.combine(np.append(w_J, 1.0)), together) < 1e-9
     micro_batches = 24 // config.loss.micro_batch * config.loss.timesteps
     assert apart.backwards == 2 * micro_batches, "the common part rides with the KL"
 

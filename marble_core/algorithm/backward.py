@@ -21,21 +21,21 @@ from marble_core.types import Conditioning, Rollout
 
 @dataclass(frozen=True)
 class Rows:
-    """R weightings of the step's images: row r's gradient is sum_i weight_RN[r, i] times that of image i at A_RN[r, i].
+    """J weightings of the step's images: row j's gradient is sum_i weight_JN[j, i] times that of image i at A_JN[j, i].
 
     ``common_N`` says what every image adds to the last, unbalanced row beside the KL: the part of the loss that no advantage
     weighs, once for all rewards. Where it is not zero the rows leave that part out (``subtract_common``).
     """
 
-    weight_RN: np.ndarray
-    A_RN: np.ndarray
+    weight_JN: np.ndarray
+    A_JN: np.ndarray
     common_N: np.ndarray
 
     def weigh(self, phi: Phi) -> np.ndarray:
-        """Weights (R + 1, N) of a term of the loss; the last row is the unbalanced one."""
+        """Weights (J + 1, N) of a term of the loss; the last row is the unbalanced one."""
         common = phi(np.zeros(1))
         left = common if self.common_N.any() else 0.0
-        return np.vstack([self.weight_RN * (phi(self.A_RN) - left), self.common_N * common])
+        return np.vstack([self.weight_JN * (phi(self.A_JN) - left), self.common_N * common])
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def reward_rows(
     A_KN, N = advantages.A_NK.T, len(advantages.A_N)
     if with_mixed:
         mean = mean_row(advantages.A_N, timesteps)
-        weight_KN, A_KN = np.concatenate([weight_KN, mean.weight_RN]), np.concatenate([A_KN, mean.A_RN])
+        weight_KN, A_KN = np.concatenate([weight_KN, mean.weight_JN]), np.concatenate([A_KN, mean.A_JN])
     common_N = np.full(N, 1 / (N * timesteps)) if subtract_common else np.zeros(N)
     if half_N is None:
         return Rows(weight_KN, A_KN, common_N)
@@ -74,22 +74,22 @@ def mean_row(A_N: np.ndarray, timesteps: int) -> Rows:
 
 
 def per_reward(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) -> Passes:
-    """The gradients of all R rows, and as the last row the KL's, from one backward pass a term of the loss.
+    """The gradients of all J rows, and as the last row the KL's, from one backward pass a term of the loss.
 
-    For NFT that is two passes whatever R, one where ``old`` equals ``default``, and the KL's share of a third. A term that
+    For NFT that is two passes whatever J, one where ``old`` equals ``default``, and the KL's share of a third. A term that
     only the last row wants rides with the KL.
     """
-    alone = torch.zeros(len(rows.weight_RN) + 1, 1, dtype=torch.float64)
+    alone = torch.zeros(len(rows.weight_JN) + 1, 1, dtype=torch.float64)
     alone[-1] = 1.0
 
     def plan(images_B: np.ndarray, terms: Sequence[Term], last_BCHW: torch.Tensor | None) -> list[Pass]:
         passes = []
         for term in terms:
-            weights_RB = torch.as_tensor(rows.weigh(term.phi)[:, images_B])
-            if weights_RB[:-1].any():
-                passes.append(Pass(term.q_BCHW, weights_RB))
-            elif weights_RB.any():
-                ridden = _times(weights_RB[-1], term.q_BCHW)
+            weights_JB = torch.as_tensor(rows.weigh(term.phi)[:, images_B])
+            if weights_JB[:-1].any():
+                passes.append(Pass(term.q_BCHW, weights_JB))
+            elif weights_JB.any():
+                ridden = _times(weights_JB[-1], term.q_BCHW)
                 last_BCHW = ridden if last_BCHW is None else last_BCHW + ridden
         if last_BCHW is not None:
             passes.append(Pass(last_BCHW, alone.expand(-1, len(images_B))))
@@ -98,11 +98,11 @@ def per_reward(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig)
     return _accumulate(policy, rollout, len(alone), plan, config)
 
 
-def weighted_sum(policy: Policy, rollout: Rollout, rows: Rows, w_R: np.ndarray, config: LossConfig) -> Passes:
+def weighted_sum(policy: Policy, rollout: Rollout, rows: Rows, w_J: np.ndarray, config: LossConfig) -> Passes:
     """The gradient of sum_r w_r row_r, of the common part and of the KL as one row, from one backward pass (Prop. 1)."""
 
     def plan(images_B: np.ndarray, terms: Sequence[Term], kl_BCHW: torch.Tensor | None) -> list[Pass]:
-        weighed = [_times(torch.as_tensor(np.append(w_R, 1.0) @ rows.weigh(t.phi)[:, images_B]), t.q_BCHW) for t in terms]
+        weighed = [_times(torch.as_tensor(np.append(w_J, 1.0) @ rows.weigh(t.phi)[:, images_B]), t.q_BCHW) for t in terms]
         q_BCHW = sum(weighed if kl_BCHW is None else [*weighed, kl_BCHW], start=torch.zeros_like(terms[0].q_BCHW))
         return [Pass(q_BCHW, torch.ones(1, len(images_B)))]
 

@@ -26,15 +26,15 @@ from marble_core.config.balance import BalanceConfig, StageConfig
 class Balance:
     """Weights w_K of the raw gradients, the shares a_K they stand for, alpha*_K where it was solved, and what was odd.
 
-    ``star_K`` are the weights of the raw gradients that alpha*_K stands for. ``stationary``: no direction improves every reward;
+    ``w_star_K`` are the weights of the raw gradients that alpha*_K stands for. ``stationary``: no direction improves every reward;
     ``failed``: the QP has no solution and the last weights are used. Both are counted in the log.
     """
 
     w_K: np.ndarray
-    share_K: np.ndarray
+    alpha_K: np.ndarray
     active_K: np.ndarray
-    solved_K: np.ndarray | None = None
-    star_K: np.ndarray | None = None
+    alpha_star_K: np.ndarray | None = None
+    w_star_K: np.ndarray | None = None
     stationary: bool = False
     failed: bool = False
     notes: tuple[str, ...] = ()
@@ -120,5 +120,5 @@ class Sequential(Balancer):
 
 
 def _uniform(chosen_K: np.ndarray, has_signal_K: np.ndarray) -> Balance:
-    share_K = chosen_K / chosen_K.sum()
-    return Balance(share_K, share_K, chosen_K & has_signal_K)
+    alpha_K = chosen_K / chosen_K.sum()
+    return Balance(alpha_K, alpha_K, chosen_K & has_signal_K)

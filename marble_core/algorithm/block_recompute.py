@@ -58,11 +58,11 @@ class Tape:
         return tuple(outputs) if isinstance(result, tuple) else outputs[0]
 
     def backward(
-        self, v: torch.Tensor, passes: Sequence[tuple[torch.Tensor, AbstractContextManager[None]]], gate: torch.Tensor
+        self, v: torch.Tensor, passes: Sequence[tuple[torch.Tensor, AbstractContextManager[None]]], grad_anchor: torch.Tensor
     ) -> None:
         """Send each cotangent of ``v`` back through all blocks, within its own context, for the layers that look on.
 
-        ``gate`` is what those layers' own gradients end in; the first block has no other input that asks for one.
+        ``grad_anchor`` is what those layers' own gradients end in; the first block has no other input that asks for one.
         """
         flowing = [_send([v], self.calls[-1].outputs, [cotangent]) for cotangent, _ in passes]
         for call in reversed(self.calls):
@@ -75,7 +75,7 @@ class Tape:
                 outputs = _as_tuple(call.block(*args))
             for n, (_, context) in enumerate(passes):
                 with context:
-                    sent = _send(outputs, [*(args[i] for i in call.wanted), gate], flowing[n])[:-1]
+                    sent = _send(outputs, [*(args[i] for i in call.wanted), grad_anchor], flowing[n])[:-1]
                 if call.origins:
                     by_origin = dict(zip(call.origins, sent, strict=True))
                     flowing[n] = [by_origin.get(j) for j in range(max(call.origins) + 1)]

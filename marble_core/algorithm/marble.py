@@ -56,46 +56,50 @@ class MinNorm(Balancer):
         if not active.any():
             return Balance(np.zeros(len(active)), np.zeros(len(active)), active, notes=notes)
 
-        S_KK, unit_K = self._signal(G_KK, norm_K, active) if self.config.gram == "full" else self._cross(halves, norm_K, active)
-        C_KK = np.where(np.outer(active, active), S_KK / np.outer(unit_K, unit_K), 0.0)
-        solved_K = star_K = None
+        signal_KK, unit_K = (
+            self._signal(G_KK, norm_K, active) if self.config.gram == "full" else self._cross(halves, norm_K, active)
+        )
+        cosine_KK = np.where(np.outer(active, active), signal_KK / np.outer(unit_K, unit_K), 0.0)
+        alpha_star_K = w_star_K = None
         try:
-            solved_K = self._solve(C_KK, active)
+            alpha_star_K = self._solve(cosine_KK, active)
         except ArithmeticError as error:
             notes += (f"the QP failed ({error}), the last weights are used",)
         else:
-            star_K = solved_K / unit_K
-            self.memory.alpha_K = _blend(self.memory.alpha_K, solved_K, active, self.config.rho)
+            w_star_K = alpha_star_K / unit_K
+            self.memory.alpha_K = _blend(self.memory.alpha_K, alpha_star_K, active, self.config.rho)
             self.memory.norm_K = _blend(self.memory.norm_K, unit_K, active, self.config.rho)
-        latest_K = self.memory.alpha_K if solved_K is None or self.ema_on_solved else solved_K
-        share_K = self._share(latest_K, active)
-        length = np.sqrt(max(share_K @ C_KK @ share_K, 0.0))
+        latest_K = self.memory.alpha_K if alpha_star_K is None or self.ema_on_solved else alpha_star_K
+        alpha_K = self._share(latest_K, active)
+        length = np.sqrt(max(alpha_K @ cosine_KK @ alpha_K, 0.0))
         if length < STATIONARY * (1.0 if self.normalise else norm_K[active].mean()):
             notes += ("Pareto-stationary: no direction improves every reward, the update is the KL's alone",)
             w_K = np.zeros(len(active))
-            return Balance(w_K, share_K, active, solved_K, star_K, stationary=True, failed=solved_K is None, notes=notes)
-        w_K = _rescale(share_K, unit_K, active)
-        return Balance(w_K, share_K, active, solved_K, star_K, failed=solved_K is None, notes=notes)
+            return Balance(
+                w_K, alpha_K, active, alpha_star_K, w_star_K, stationary=True, failed=alpha_star_K is None, notes=notes
+            )
+        w_K = _rescale(alpha_K, unit_K, active)
+        return Balance(w_K, alpha_K, active, alpha_star_K, w_star_K, failed=alpha_star_K is None, notes=notes)
 
     def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
         """Between two QPs: abar on gradients normalised by the EMA of their norms, or on raw ones. At the end: uniform [P]."""
         known = has_signal_K & np.isfinite(self.memory.alpha_K)
         if step >= self.steps - self.config.final_uniform_steps or not known.any():
             return super().between(step, has_signal_K)
-        share_K = self._share(self.memory.alpha_K, known)
+        alpha_K = self._share(self.memory.alpha_K, known)
         unit_K = self.memory.norm_K if self.config.normalise_between and self.normalise else np.ones(len(known))
-        return Balance(_rescale(share_K, unit_K, known), share_K, known)
+        return Balance(_rescale(alpha_K, unit_K, known), alpha_K, known)
 
     def rethink(self, G_KK: np.ndarray, balance: Balance) -> np.ndarray:
-        if balance.solved_K is None:
+        if balance.alpha_star_K is None:
             return balance.w_K
         active = balance.active_K & (np.diag(G_KK) > 0)
-        S_KK, unit_K = self._signal(G_KK, np.sqrt(np.diag(G_KK)), active)
-        return _rescale(self._share(self._solve(S_KK / np.outer(unit_K, unit_K), active), active), unit_K, active)
+        signal_KK, unit_K = self._signal(G_KK, np.sqrt(np.diag(G_KK)), active)
+        return _rescale(self._share(self._solve(signal_KK / np.outer(unit_K, unit_K), active), active), unit_K, active)
 
-    def _solve(self, C_KK: np.ndarray, active: np.ndarray) -> np.ndarray:
+    def _solve(self, cosine_KK: np.ndarray, active: np.ndarray) -> np.ndarray:
         alpha_K = np.zeros(len(active))
-        alpha_K[active] = min_norm(C_KK[np.ix_(active, active)], self.limits.of(active))
+        alpha_K[active] = min_norm(cosine_KK[np.ix_(active, active)], self.limits.of(active))
         return alpha_K
 
     def _signal(self, G_KK: np.ndarray, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,17 +111,17 @@ class MinNorm(Balancer):
         assert halves is not None  # the configuration sees to it
         config, both = self.config, np.outer(active, active)
         self.memory.cross_KK = _blend(self.memory.cross_KK, halves.cross, both, config.cross_rho)
-        S_KK = np.where(both, self.memory.cross_KK, 0.0)
-        unit_K = np.where(active, np.sqrt(np.maximum(np.diag(S_KK), (config.cross_floor * norm_K) ** 2)), 1.0)
-        values, vectors = np.linalg.eigh(S_KK / np.outer(unit_K, unit_K))
-        C_KK = (vectors * np.clip(values, 0, None)) @ vectors.T + config.cross_ridge * np.diag(active)
-        return C_KK * np.outer(unit_K, unit_K), unit_K
+        signal_KK = np.where(both, self.memory.cross_KK, 0.0)
+        unit_K = np.where(active, np.sqrt(np.maximum(np.diag(signal_KK), (config.cross_floor * norm_K) ** 2)), 1.0)
+        values, vectors = np.linalg.eigh(signal_KK / np.outer(unit_K, unit_K))
+        cosine_KK = (vectors * np.clip(values, 0, None)) @ vectors.T + config.cross_ridge * np.diag(active)
+        return cosine_KK * np.outer(unit_K, unit_K), unit_K
 
     def _share(self, alpha_K: np.ndarray, active: np.ndarray) -> np.ndarray:
         alpha_K = np.where(active & np.isfinite(alpha_K), alpha_K, 0.0)
         kept = self.config.kappa * (alpha_K / alpha_K.sum() if alpha_K.sum() > 0 else active / active.sum())
-        share_K = np.where(active, (1 - self.config.kappa) * self.prior_K + kept, 0.0)
-        return share_K / share_K.sum() if share_K.sum() > 0 else active / active.sum()
+        alpha_K = np.where(active, (1 - self.config.kappa) * self.prior_K + kept, 0.0)
+        return alpha_K / alpha_K.sum() if alpha_K.sum() > 0 else active / active.sum()
 
     def state(self) -> dict[str, Any]:
         return {name: np.where(np.isnan(ema), np.array(None), ema).tolist() for name, ema in vars(self.memory).items()}
@@ -141,9 +145,9 @@ def read_limits(config: BalanceConfig, names: tuple[str, ...]) -> Limits:
     return limits
 
 
-def _rescale(share_K: np.ndarray, unit_K: np.ndarray, active: np.ndarray) -> np.ndarray:
+def _rescale(alpha_K: np.ndarray, unit_K: np.ndarray, active: np.ndarray) -> np.ndarray:
     """w_k = a_k nbar / n_k over the active rewards."""
-    return np.where(active, share_K * unit_K[active].mean() / np.where(active, unit_K, 1.0), 0.0)
+    return np.where(active, alpha_K * unit_K[active].mean() / np.where(active, unit_K, 1.0), 0.0)
 
 
 def _by_name(values: Mapping[str, float], names: tuple[str, ...], default: float, where: str) -> np.ndarray:

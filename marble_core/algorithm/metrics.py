@@ -10,7 +10,7 @@ import numpy as np
 from marble_core.algorithm.balancers import Balance, Balancer
 from marble_core.algorithm.min_norm import min_norm
 from marble_core.algorithm.split_half import cosines, images_for_half
-from marble_core.algorithm.update import GradientStats
+from marble_core.algorithm.update import GradientStats, Update
 from marble_core.types import PromptBatch, RewardTable
 
 
@@ -29,8 +29,22 @@ def reward_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
     return out
 
 
+def step_metrics(table: RewardTable, batch: PromptBatch, update: Update, balancer: Balancer, clock: Clock) -> dict[str, float]:
+    """Everything that a step which was not skipped tells the log, but for what the optimizer says of it."""
+    balance = update.balance
+    metrics = reward_metrics(table, batch) | clock.metrics(len(batch))
+    metrics |= {"passes/forward": update.forwards, "passes/backward": update.backwards}
+    if not balancer.mixing:
+        metrics |= {f"alpha/{n}": float(a) for n, a in zip(table.names, balance.alpha_K, strict=True)}
+    metrics |= {"stationary": float(balance.stationary), "qp_failed": float(balance.failed)}
+    metrics["inactive"] = float((~balance.active_K).sum())
+    if update.stats:
+        metrics |= gradient_metrics(table.names, update.stats, balance, balancer, len(batch))
+    return metrics
+
+
 def gradient_metrics(
-    names: tuple[str, ...], seen: GradientStats, balance: Balance, balancer: Balancer, images: int
+    names: tuple[str, ...], stats: GradientStats, balance: Balance, balancer: Balancer, images: int
 ) -> dict[str, float]:
     """Of every reward whose gradient counts: norm, cosines with the others and with the update, self-consistency, held-out cosines.
 
@@ -39,36 +53,40 @@ def gradient_metrics(
     prompts and gradients of the other, which is what says something of the next batch. ``consistency/NAME`` is near 1 for
     signal and near 0 for noise; ``images_needed/NAME`` would bring it to .5.
     """
-    G_KK = seen.G_KK
+    G_KK = stats.G_KK
     counts_K = np.isfinite(np.diag(G_KK)) & (np.diag(G_KK) > 0)
-    on = np.flatnonzero(balance.active_K & counts_K[: len(names)] if balance.solved_K is not None else counts_K[: len(names)])
+    on = np.flatnonzero(
+        balance.active_K & counts_K[: len(names)] if balance.alpha_star_K is not None else counts_K[: len(names)]
+    )
     if not len(on):
         return {}
     norm_K = np.sqrt(np.where(counts_K, np.diag(G_KK), 1.0))
-    C_KK = np.where(np.outer(counts_K, counts_K), G_KK / np.outer(norm_K, norm_K), 0.0)
+    cosine_KK = np.where(np.outer(counts_K, counts_K), G_KK / np.outer(norm_K, norm_K), 0.0)
     out = {f"grad_norm/{names[k]}": norm_K[k] for k in on}
-    out |= {f"cosine/{names[j]}:{names[k]}": C_KK[j, k] for k in on for j in on if j < k}
+    out |= {f"cosine/{names[j]}:{names[k]}": cosine_KK[j, k] for k in on for j in on if j < k}
 
-    if seen.w_K.any():
-        out |= _cosines("cosine", "update:", names, on, cosines(seen.w_K * norm_K, C_KK))
+    if stats.w_K.any():
+        out |= _cosines("cosine", "update:", names, on, cosines(stats.w_K * norm_K, cosine_KK))
     with suppress(ArithmeticError):  # the balance has said so
-        alpha_on, star_K = balance.solved_K, balance.star_K
-        if alpha_on is None or star_K is None:
-            alpha_on, star_K = np.zeros(len(names)), np.zeros(len(names))
-            alpha_on[on] = min_norm(C_KK[np.ix_(on, on)])
-            star_K[on] = alpha_on[on] / norm_K[on]
+        alpha_on, w_star_K = balance.alpha_star_K, balance.w_star_K
+        if alpha_on is None or w_star_K is None:
+            alpha_on, w_star_K = np.zeros(len(names)), np.zeros(len(names))
+            alpha_on[on] = min_norm(cosine_KK[np.ix_(on, on)])
+            w_star_K[on] = alpha_on[on] / norm_K[on]
         out |= {f"alpha_star/{names[k]}": alpha_on[k] for k in on}
-        star_K = np.append(star_K, np.zeros(len(G_KK) - len(star_K)))
-        out["cosine/worst_star"] = cosines(star_K * norm_K, C_KK)[on].min()
+        w_star_K = np.append(w_star_K, np.zeros(len(G_KK) - len(w_star_K)))
+        out["cosine/worst_star"] = cosines(w_star_K * norm_K, cosine_KK)[on].min()
 
-    if seen.halves:
-        consistency_K = seen.halves.consistency()
+    if stats.halves:
+        consistency_K = stats.halves.consistency()
         for k in on:
             out[f"consistency/{names[k]}"] = consistency_K[k]
             out[f"images_needed/{names[k]}"] = images_for_half(consistency_K[k], images)
         with suppress(ArithmeticError):  # limits that the active rewards alone cannot meet; the balance has said so
-            weigh = (lambda G_KK: balancer.rethink(G_KK, balance)) if balance.solved_K is not None else (lambda _: seen.w_K)
-            out |= _cosines("held_out", "", names, on, seen.halves.held_out(weigh))
+            weigh = (
+                (lambda G_KK: balancer.rethink(G_KK, balance)) if balance.alpha_star_K is not None else (lambda _: stats.w_K)
+            )
+            out |= _cosines("held_out", "", names, on, stats.halves.held_out(weigh))
     return {name: float(value) for name, value in out.items()}
 
 

@@ -15,12 +15,12 @@ TIE_BREAK = 1e-11  # among optima (duplicates, K > rank) prefer the one of least
 
 @dataclass(frozen=True)
 class Limits:
-    """floor_K <= alpha <= cap_K, and the wishes W_JK alpha <= u_J."""
+    """floor_K <= alpha <= cap_K, and the wishes wish_QK alpha <= bound_Q."""
 
     floor_K: np.ndarray
     cap_K: np.ndarray
-    W_JK: np.ndarray
-    u_J: np.ndarray
+    wish_QK: np.ndarray
+    bound_Q: np.ndarray
 
     @classmethod
     def none(cls, size: int) -> Limits:
@@ -28,8 +28,8 @@ class Limits:
 
     def of(self, active_K: np.ndarray) -> Limits:
         """The limits of the active rewards, the others being 0; a wish on an inactive reward is dropped with it."""
-        kept_J = ~(self.W_JK[:, ~active_K] != 0).any(1)
-        return Limits(self.floor_K[active_K], self.cap_K[active_K], self.W_JK[kept_J][:, active_K], self.u_J[kept_J])
+        kept_Q = ~(self.wish_QK[:, ~active_K] != 0).any(1)
+        return Limits(self.floor_K[active_K], self.cap_K[active_K], self.wish_QK[kept_Q][:, active_K], self.bound_Q[kept_Q])
 
 
 def min_norm(G_KK: np.ndarray, limits: Limits | None = None) -> np.ndarray:
@@ -41,7 +41,7 @@ def min_norm(G_KK: np.ndarray, limits: Limits | None = None) -> np.ndarray:
     limits = limits or Limits.none(size)
     if size == 1:
         return np.ones(1)
-    problem = _problem(size, len(limits.u_J))
+    problem = _problem(size, len(limits.bound_Q))
     eigenvalues, vectors = np.linalg.eigh((G_KK + G_KK.T) / 2)
     scale = max(eigenvalues[-1], np.finfo(float).tiny)
     problem.root.value = np.sqrt(np.clip(eigenvalues / scale, 0, None) + TIE_BREAK)[:, None] * vectors.T
@@ -57,7 +57,7 @@ def feasible(limits: Limits) -> bool:
         min_norm(np.eye(size), limits)
     except ArithmeticError:
         return False
-    return size > 1 or bool((limits.cap_K >= 1).all() and (limits.W_JK.sum(1) <= limits.u_J).all())
+    return size > 1 or bool((limits.cap_K >= 1).all() and (limits.wish_QK.sum(1) <= limits.bound_Q).all())
 
 
 @dataclass
@@ -84,7 +84,7 @@ class _Problem:
     def solve(self, limits: Limits) -> np.ndarray:
         self.floor.value, self.cap.value = limits.floor_K, limits.cap_K
         if self.wishes:
-            self.W.value, self.u.value = limits.W_JK, limits.u_J
+            self.W.value, self.u.value = limits.wish_QK, limits.bound_Q
         try:
             self.problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
         except cp.SolverError as error:

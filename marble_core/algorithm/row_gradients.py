@@ -6,7 +6,7 @@ vector-Jacobian products, weighted by that reward's own numbers:
     g_k = sum_i  phi0_ki J_i^T q0_i  +  phi1_ki J_i^T q1_i
 
 A LoRA layer's share of J_i^T q_i is the product of its input and of its output gradient for image i, tiny next to the
-backward through the frozen weights; so the layers weight it R ways themselves while one backward pass goes by. A row r
+backward through the frozen weights; so the layers weight it J ways themselves while one backward pass goes by. A row j
 of the accumulators is any weighting of images that is wanted: a reward, a reward over half of the prompts, the KL.
 """
 
@@ -29,14 +29,14 @@ SMALLEST_SCALE = 2.0**-60
 
 @dataclass
 class Pass:
-    """One backward pass: the cotangent q_BCHW of the velocity, and the weight of each image in each row, weights_RB.
+    """One backward pass: the cotangent q_BCHW of the velocity, and the weight of each image in each row, weights_JB.
 
     The cotangent is sent scaled by a power of two that brings its largest entry to about 1, and the layers undo it in their
     wide accumulators: in float16 NFT's q1 (4e-6 on SD3.5-Medium) would be imprecise, its q0 flushed to zero.
     """
 
     q_BCHW: torch.Tensor
-    weights_RB: torch.Tensor
+    weights_JB: torch.Tensor
     scale: float = field(init=False)
     collected: set[str] = field(default_factory=set)  # layers that have added their share
     overflowed: bool = False
@@ -73,7 +73,7 @@ class _Collecting:
 
 
 class RowGradients:
-    """R weighted sums of per-image gradients of LoRA layers, as accumulators (R, *shape) by parameter name.
+    """J weighted sums of per-image gradients of LoRA layers, as accumulators (J, *shape) by parameter name.
 
     They are float32, whatever the autocast, or float64 where the LoRA is. With ``checkpointed``, that transformer's blocks keep
     only their inputs in the forward and are recomputed once for all passes of a micro-batch.
@@ -84,7 +84,7 @@ class RowGradients:
         self.rows = rows
         self.sums = {n: torch.zeros(rows, *m.weight.shape, device=m.weight.device, dtype=_wide(m)) for n, m in layers.items()}
         self.backwards = 0
-        self.gate = torch.zeros((), requires_grad=True)  # the only thing that asks for gradients: see _Tap
+        self.grad_anchor = torch.zeros((), requires_grad=True)  # the only thing that asks for gradients: see _Tap
         self._tape = Tape(checkpointed) if checkpointed is not None else None
         self._pass: Pass | None = None
 
@@ -101,18 +101,18 @@ class RowGradients:
                 del layer.forward
 
     def backward(self, v_BCHW: torch.Tensor, passes: Sequence[Pass]) -> None:
-        """Add sum_b weights[r, b] J_b^T q_b to every row r, for each pass. To be called within ``capturing``, once a forward.
+        """Add sum_b weights[j, b] times image b's vector-Jacobian product with q to every row j, for each pass. To be called within ``capturing``, once a forward.
 
         Where float16 overflows, the layers that saw it get their share from a repeated pass at half the scale.
         """
         while passes:
             self.backwards += len(passes)
             if self._tape:
-                self._tape.backward(v_BCHW, [(one.cotangent, self._collecting(one)) for one in passes], self.gate)
+                self._tape.backward(v_BCHW, [(one.cotangent, self._collecting(one)) for one in passes], self.grad_anchor)
             else:
                 for one in passes:
                     with self._collecting(one):
-                        torch.autograd.grad(v_BCHW, self.gate, one.cotangent, retain_graph=True, allow_unused=True)
+                        torch.autograd.grad(v_BCHW, self.grad_anchor, one.cotangent, retain_graph=True, allow_unused=True)
             failed = [one for one in passes if one.overflowed]
             passes = [one.again() for one in failed if one.scale > SMALLEST_SCALE and one.is_finite]
             if len(passes) < len(failed):  # no scale helps: what is not a number must show, or the step would not be skipped
@@ -133,21 +133,21 @@ class RowGradients:
             return
         images, total = len(x), self.sums[name]
         x, d = (a.reshape(images, -1, a.shape[-1]).to(total.dtype) for a in (x, d))
-        weights_RB = self._pass.weights_RB.to(total) / self._pass.scale
-        total.view(self.rows, -1).addmm_(weights_RB, torch.bmm(d.mT, x).view(images, -1))
+        weights_JB = self._pass.weights_JB.to(total) / self._pass.scale
+        total.view(self.rows, -1).addmm_(weights_JB, torch.bmm(d.mT, x).view(images, -1))
         self._pass.collected.add(name)
 
     def gram(self) -> np.ndarray:
-        """Inner products of the rows, (R, R) in float64, one layer at a time: one float32 product is off by 1e-4."""
-        G_RR = torch.zeros(self.rows, self.rows, dtype=torch.float64)
+        """Inner products of the rows, (J, J) in float64, one layer at a time: one float32 product is off by 1e-4."""
+        G_JJ = torch.zeros(self.rows, self.rows, dtype=torch.float64)
         for total in self.sums.values():
             flat = total.flatten(1).double()
-            G_RR += (flat @ flat.mT).cpu()
-        return G_RR.numpy()
+            G_JJ += (flat @ flat.mT).cpu()
+        return G_JJ.numpy()
 
-    def combine(self, w_R: np.ndarray) -> dict[str, torch.Tensor]:
-        """sum_r w_r g_r by parameter name; a row of weight 0 may hold what is not a number."""
-        used, w = np.flatnonzero(w_R), torch.as_tensor(w_R[np.flatnonzero(w_R)])
+    def combine(self, w_J: np.ndarray) -> dict[str, torch.Tensor]:
+        """sum_j w_j g_j by parameter name; a row of weight 0 may hold what is not a number."""
+        used, w = np.flatnonzero(w_J), torch.as_tensor(w_J[np.flatnonzero(w_J)])
         rows = slice(None) if len(used) == self.rows else torch.as_tensor(used)
         return {n: torch.tensordot(w.to(total), total[rows], 1) for n, total in self.sums.items()}
 
@@ -156,12 +156,12 @@ class _CapturingLinear(torch.autograd.Function):
     """A linear layer that shows its input and output gradient on the way back.
 
     It keeps its input through save_for_backward, not by a hook's closure, so gradient checkpointing can drop it. The weights
-    are frozen, so something else must ask for gradients, or none would reach a layer: the ``gate``, a number that nothing is
+    are frozen, so something else must ask for gradients, or none would reach a layer: the ``grad_anchor``, a number that nothing is
     computed from. What lies before the first layers then asks for none, and nothing is spent on it.
     """
 
     @staticmethod
-    def forward(ctx, x, gate, weight, rows, name):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, grad_anchor, weight, rows, name):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
         ctx.rows, ctx.name = rows, name
         return F.linear(x, weight)
@@ -180,4 +180,4 @@ def _wide(layer: torch.nn.Linear) -> torch.dtype:
 def _forward(layer: torch.nn.Linear, rows: RowGradients, name: str, x: torch.Tensor) -> torch.Tensor:
     if not torch.is_grad_enabled():
         return F.linear(x, layer.weight)
-    return _CapturingLinear.apply(x, rows.gate, layer.weight, rows, name)
+    return _CapturingLinear.apply(x, rows.grad_anchor, layer.weight, rows, name)

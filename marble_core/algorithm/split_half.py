@@ -29,25 +29,25 @@ def split(batch: PromptBatch) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SplitHalf:
-    """Gram matrix H (2K, 2K) of (g_1^a .. g_K^a, g_1^b .. g_K^b), where g_k = g_k^a + g_k^b."""
+    """Gram matrix G_JJ of the J = 2K rows (g_1^a .. g_K^a, g_1^b .. g_K^b), where g_k = g_k^a + g_k^b."""
 
-    H: np.ndarray
+    G_JJ: np.ndarray
 
     @property
     def K(self) -> int:
-        return len(self.H) // 2
+        return len(self.G_JJ) // 2
 
     @property
     def aa(self) -> np.ndarray:
-        return self.H[: self.K, : self.K]
+        return self.G_JJ[: self.K, : self.K]
 
     @property
     def bb(self) -> np.ndarray:
-        return self.H[self.K :, self.K :]
+        return self.G_JJ[self.K :, self.K :]
 
     @property
     def ab(self) -> np.ndarray:
-        return self.H[: self.K, self.K :]
+        return self.G_JJ[: self.K, self.K :]
 
     @property
     def whole(self) -> np.ndarray:
@@ -56,7 +56,7 @@ class SplitHalf:
 
     @property
     def cross(self) -> np.ndarray:
-        """S = 2 (<g_k^a, g_j^b> + <g_j^a, g_k^b>): an unbiased estimate of the Gram matrix of the signal, not PSD."""
+        """2 (<g_k^a, g_j^b> + <g_j^a, g_k^b>): an unbiased estimate of the Gram matrix of the signal, not PSD."""
         return 2 * (self.ab + self.ab.T)
 
     def consistency(self) -> np.ndarray:

@@ -79,8 +79,8 @@ class Probe:
         if rows not in self._gradients:
             self._gradients[rows] = RowGradients(self.policy.layers_of("default"), rows)
         gradients = self._gradients[rows]
-        weights_RB = torch.ones(rows, len(self.q_BCHW))
-        planned = [Pass(self.q_BCHW, weights_RB) for _ in range(passes)]
+        weights_JB = torch.ones(rows, len(self.q_BCHW))
+        planned = [Pass(self.q_BCHW, weights_JB) for _ in range(passes)]
         for one in planned:
             one.q_BCHW = self.q_BCHW.to(self.x_BCHW.device)
         with gradients.capturing():

@@ -192,10 +192,10 @@ def picture_name(role: str, index: int) -> str:
     return f"{role}-{index:03d}.png"
 
 
-def mean_distances(features_MGD: np.ndarray) -> np.ndarray:
+def mean_distances(features_MID: np.ndarray) -> np.ndarray:
     """Of each group of G unit vectors, the mean of 1 - cosine over its G (G - 1) / 2 pairs."""
-    G = features_MGD.shape[1]
-    similar_M = (np.square(features_MGD.sum(axis=1)).sum(axis=-1) - G) / (G * (G - 1))
+    count = features_MID.shape[1]
+    similar_M = (np.square(features_MID.sum(axis=1)).sum(axis=-1) - count) / (count * (count - 1))
     return np.maximum(1 - similar_M, 0)  # equal pictures, but for rounding
 
 

@@ -100,19 +100,19 @@ class Bootstrap:
     """The resamples of N prompts, the same for every reward. Columns (N,) are NaN where a reward does not apply."""
 
     def __init__(self, prompts: Sequence[Prompt], resamples: int, seed: int) -> None:
-        """W_RN: how often resample r drew prompt i; every source keeps its number of distinct texts.
+        """counts_UN: how often resample r drew prompt i; every source keeps its number of distinct texts.
 
         A text that was asked for several times is drawn with all its pictures, for they say little more than one does.
         """
         rng = np.random.default_rng(derive(seed, "bootstrap"))
         texts = {text: c for c, text in enumerate(dict.fromkeys((p.source, p.text) for p in prompts))}
         sources = np.array([source for source, _ in texts])
-        W_RC = np.zeros((resamples, len(texts)))
+        counts_UE = np.zeros((resamples, len(texts)))
         for source in np.unique(sources):
             own = np.flatnonzero(sources == source)
-            W_RC[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
+            counts_UE[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
         self.prompts = prompts
-        self.W_RN = W_RC[:, [texts[p.source, p.text] for p in prompts]]
+        self.counts_UN = counts_UE[:, [texts[p.source, p.text] for p in prompts]]
 
     def result(self, b_N: np.ndarray, t_N: np.ndarray) -> RewardResult:
         """Of the prompts on which ``b_N`` is finite."""
@@ -124,9 +124,9 @@ class Bootstrap:
         """Trained against another model, of the prompts on which ``among_N`` (or the other) is finite."""
         use_N = ~np.isnan(other_N if among_N is None else among_N)
         d = (t_N - other_N)[use_N]
-        (d_R,) = self._means(d[None], use_N)
+        (d_U,) = self._means(d[None], use_N)
         wins = float(np.mean((d > 0) + 0.5 * (d == 0)))
-        return Versus(float(other_N[use_N].mean()), self._estimate(float(d.mean()), d_R, use_N), wins)
+        return Versus(float(other_N[use_N].mean()), self._estimate(float(d.mean()), d_U, use_N), wins)
 
     def mean_gain(self, differences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Estimate:
         """Mean over rewards of mean(d_N) / std(b_N), for pairs (d_N, b_N); a base without spread has no unit and is left out."""
@@ -135,34 +135,34 @@ class Bootstrap:
         ]
         if not found:
             return Estimate(0.0, 0.0, 0.0)
-        means, draws_KR = zip(*found, strict=True)
-        return self._estimate(float(np.mean(means)), np.nanmean(draws_KR, axis=0), np.ones(len(self.prompts), bool))
+        means, draws_KU = zip(*found, strict=True)
+        return self._estimate(float(np.mean(means)), np.nanmean(draws_KU, axis=0), np.ones(len(self.prompts), bool))
 
     def change(self, b_N: np.ndarray, t_N: np.ndarray) -> Estimate:
         """mean(t_N) / mean(b_N) - 1 of positive columns that apply to every prompt; 0 where the base's mean is 0."""
         everywhere = np.ones(len(b_N), bool)
         if not b_N.mean():
             return Estimate(0.0, 0.0, 0.0)
-        b_R, t_R = self._means(np.stack([b_N, t_N]), everywhere)
+        b_U, t_U = self._means(np.stack([b_N, t_N]), everywhere)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self._estimate(float(t_N.mean() / b_N.mean() - 1), t_R / b_R - 1, everywhere)
+            return self._estimate(float(t_N.mean() / b_N.mean() - 1), t_U / b_U - 1, everywhere)
 
     def _gains(self, d_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
         """mean(d) / std(b) of every resample, NaN where it drew none."""
         use_N = ~np.isnan(b_N)
         b = b_N[use_N]
         centred = b - b.mean()
-        d_R, b_R, b2_R = self._means(np.stack([d_N[use_N], centred, centred**2]), use_N)
+        d_U, b_U, b2_U = self._means(np.stack([d_N[use_N], centred, centred**2]), use_N)
         # A resample of a rarely met reward can be nearly constant; its unit is kept from collapsing.
-        return d_R / np.sqrt(np.maximum(b2_R - b_R**2, (b.std() / 2) ** 2))
+        return d_U / np.sqrt(np.maximum(b2_U - b_U**2, (b.std() / 2) ** 2))
 
-    def _means(self, X_CN: np.ndarray, use_N: np.ndarray) -> np.ndarray:
-        """Means (C, R) of columns over the prompts in use, for every resample; NaN where it drew none."""
-        W_RN = self.W_RN[:, use_N]
+    def _means(self, values_VN: np.ndarray, use_N: np.ndarray) -> np.ndarray:
+        """Means (V, U) of columns over the prompts in use, for every resample; NaN where it drew none."""
+        counts_UN = self.counts_UN[:, use_N]
         with np.errstate(invalid="ignore"):
-            return X_CN @ W_RN.T / W_RN.sum(axis=1)
+            return values_VN @ counts_UN.T / counts_UN.sum(axis=1)
 
-    def _estimate(self, mean: float, draws_R: np.ndarray, use_N: np.ndarray) -> Estimate:
+    def _estimate(self, mean: float, draws_U: np.ndarray, use_N: np.ndarray) -> Estimate:
         """Percentiles of the resamples, with tails expanded for the source that has fewest distinct texts, n.
 
         Plain percentiles are too short by about sqrt((n - 1) / n) and know the normal for Student's t, here approximated by
@@ -175,7 +175,7 @@ class Bootstrap:
         normal, free = NormalDist(), max(n - 1, 1)
         z = normal.inv_cdf((1 + CONFIDENCE) / 2)
         tail = normal.cdf(-((n / free) ** 0.5) * (z + (z**3 + z) / (4 * free)))
-        low, high = np.nanquantile(draws_R, [tail, 1 - tail])
+        low, high = np.nanquantile(draws_U, [tail, 1 - tail])
         return Estimate(mean, float(low), float(high))
 
 

@@ -20,7 +20,7 @@ _MANY = 60  # from so many steps on, a running mean is drawn over the single val
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: ``values`` (S,) at ``steps`` (S,). Ink None is the colour of the text; ``style`` counts kinds of dashes."""
+    """One curve: ``values`` at ``steps``, one each. Ink None is the colour of the text; ``style`` counts kinds of dashes."""
 
     steps: np.ndarray
     values: np.ndarray

@@ -95,7 +95,7 @@ def _scored(scorer: Scorer, call: Call[np.ndarray], images: int) -> np.ndarray:
 
 
 def _columns(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    """One reward's column of the table, and those of its side values: (N, 1 + S)."""
+    """One reward's column of the table, and those of its side values: (N, 1 + V)."""
     found = np.full((len(prompts), 1 + len(_side(scorer))), np.nan)
     rows = [i for i, prompt in enumerate(prompts) if scorer.applies(prompt)]
     if rows:
@@ -105,7 +105,7 @@ def _columns(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt])
 
 
 def _score(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    """(N, 1 + S)."""
+    """(N, 1 + V)."""
     try:
         values = np.asarray(scorer.score(images_NHWC, prompts), dtype=np.float64)
     except MarbleError:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-HISTORY, CONFIG, TENSORS = "history.jsonl", "config.json", "state.safetensors"
+HISTORY = "history.jsonl"
 
 
 def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -28,7 +28,7 @@ _POINTS = 400  # of a curve; longer histories are drawn by the means of blocks o
 
 @dataclass(frozen=True)
 class History:
-    """Training by step: ``steps`` (S,) without holes, and each metric (S,) with NaN where a step does not have it."""
+    """Training by step: ``steps`` without holes, and each metric at every one of them, NaN where a step does not have it."""
 
     steps: np.ndarray
     metrics: Mapping[str, np.ndarray]
