@@ -17,8 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core.config.loading import load_config, read_config
-from marble_core.config.prepared import check_run_id, new_run_id, read_prepared
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import (
+    CONFIG,
+    DATA_REPORT,
+    EVALUATION,
+    HELD_OUT_PROMPTS,
+    HISTORY,
+    IMAGES,
+    REPORT,
+    RUN,
+    TRAIN_PROMPTS,
+    check_run_id,
+    new_run_id,
+    read_prepared,
+)
 from marble_core.runtime import progress
 from marble_core.runtime.files import atomic_directory
 from marble_core.tracking.step_history import trained_steps
@@ -76,11 +89,11 @@ def prepare(
         prompts, said = beginning.prompts(data.train, data.evaluation)
         with atomic_directory(out):
             out.mkdir(parents=True, exist_ok=True)
-            (out / "config.json").write_text(config.to_json())
-            (out / "run.json").write_text(json.dumps({"run_id": run_id, "notes": said}))
-            write_jsonl(out / "train.jsonl", prompts)
-            write_jsonl(out / "evaluation.jsonl", data.evaluation)
-            (out / "data_report.json").write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
+            (out / CONFIG).write_text(config.to_json())
+            (out / RUN).write_text(json.dumps({"run_id": run_id, "notes": said}))
+            write_jsonl(out / TRAIN_PROMPTS, prompts)
+            write_jsonl(out / HELD_OUT_PROMPTS, data.evaluation)
+            (out / DATA_REPORT).write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
             write_page(out / "data_report.html", data.report)
             page.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "data_report.html", page)
@@ -102,7 +115,7 @@ def prepare(
 def skip(prepared: Path) -> str:
     """Record a run that had nothing to train on. Returns why, in words."""
     with progress.stage("skip") as result:
-        said = " ".join(json.loads((prepared / "run.json").read_bytes())["notes"])
+        said = " ".join(json.loads((prepared / RUN).read_bytes())["notes"])
         with _tracked(prepared, "skip") as tracker:
             tracker.set_tags({"marble.decision": "nothing to train on", "mlflow.note.content": said})
         result |= {"reason": said}
@@ -125,7 +138,7 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
             elif (count := processes_wanted(config)) > 1:
                 train_on(count, prepared, out)
             else:
-                run_training(config, run_id, read_prompts(prepared / "train.jsonl"), out)
+                run_training(config, run_id, read_prompts(prepared / TRAIN_PROMPTS), out)
         history = read_history(out)
         metrics = history[-1]["metrics"] if history else {}
         result |= {"adapter": str(out)}
@@ -163,23 +176,23 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         tracker.watch_machine()
         config, run_id = read_prepared(prepared)
         out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(prepared / "config.json", out / "config.json")  # for the gate
+        shutil.copyfile(prepared / CONFIG, out / CONFIG)  # for the gate
         incumbent = fetch_champion(config, adapter, Path(scratch))
-        run_evaluation(config, read_prompts(prepared / "evaluation.jsonl"), adapter, out, incumbent)
+        run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
         evaluation, decision, _ = _judge(out)
-        history, past = adapter / "history.jsonl", tracker.past_runs(config.registry.model)
-        write_report(out / "report.html", evaluation, decision, history, out / "images", config, past, run_id)
+        history, past = adapter / HISTORY, tracker.past_runs(config.registry.model)
+        write_report(out / REPORT, evaluation, decision, history, out / IMAGES, config, past, run_id)
         report.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(out / "report.html", report)
+        shutil.copyfile(out / REPORT, report)
         step = trained_steps(adapter)
         RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
         metrics = evaluation_metrics(evaluation)
         tracker.log_metrics(metrics, step)
-        for path in (out / "report.html", out / "evaluation.json"):
+        for path in (out / REPORT, out / EVALUATION):
             tracker.log_artifact(path)
-        for path in shown_files(out / "images"):
+        for path in shown_files(out / IMAGES):
             tracker.log_artifact(path, "evaluation")
-        result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
+        result |= {"evaluation": str(out / EVALUATION), "report": str(report)}
     return metrics
 
 
@@ -200,7 +213,7 @@ def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
         numbers, decision, config = _judge(evaluation)
         with _tracked(prepared, "register") as tracker:
             leads_on = successor_tags(config, read_prepared(prepared)[1])
-            version, alias = register_version(config, numbers, decision, evaluation / "images", tracker.mlflow_run_id, leads_on)
+            version, alias = register_version(config, numbers, decision, evaluation / IMAGES, tracker.mlflow_run_id, leads_on)
         result |= {"model": config.registry.model, "version": version, "alias": alias}
     return version
 
@@ -221,8 +234,8 @@ def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
     from marble_core.evaluation.gate import decide
     from marble_core.evaluation.results import Evaluation
 
-    config = read_config(evaluation / "config.json")
-    numbers = Evaluation.load(evaluation / "evaluation.json")
+    config = read_config(evaluation / CONFIG)
+    numbers = Evaluation.load(evaluation / EVALUATION)
     return numbers, decide(numbers, config.registry), config
 
 

@@ -20,8 +20,8 @@ from marble_core import stages
 from marble_core.checkpoints import CheckpointStore
 from marble_core.checkpoints.manifest import MANIFEST, name_of, seal
 from marble_core.checkpoints.start_from import downloaded
-from marble_core.config import prepared
-from marble_core.config.prepared import ADAPTER_FILE
+from marble_core.config import stage_files
+from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.models.policy import Policy
 from marble_core.rewards.images import as_images
 from marble_core.runtime import progress
@@ -243,9 +243,9 @@ def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(
         os.utime(made, (max(0.0, now + jump),) * 2)
     newest = CheckpointStore(tmp_path, None, "run").newest()
     assert newest is not None and newest.startswith("step-000004")
-    first = prepared.new_run_id()
+    first = stage_files.new_run_id()
     monkeypatch.setattr(time, "time", lambda: now)
-    assert prepared.new_run_id() != first
+    assert stage_files.new_run_id() != first
 
 
 @pytest.mark.parametrize(
@@ -264,12 +264,12 @@ def test_a_prepared_directory_that_was_spoiled_is_named(tmp_path: Path, file: st
 
     (tmp_path / "config.json").write_text(load_config("demo").to_json())
     (tmp_path / "run.json").write_text('{"run_id": "x"}')
-    assert prepared.read_prepared(tmp_path)[1] == "x"
+    assert stage_files.read_prepared(tmp_path)[1] == "x"
     if text is None:
         (tmp_path / file).unlink()
     else:
         (tmp_path / file).write_bytes(text.encode() if isinstance(text, str) else text)
-    refused(lambda: prepared.read_prepared(tmp_path), says)
+    refused(lambda: stage_files.read_prepared(tmp_path), says)
 
 
 def test_a_gate_without_its_evaluation_is_one_sentence(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from conftest import eventually
 from marble_core import stages
 from marble_core.config.loading import load_config
-from marble_core.config.prepared import ADAPTER_FILE
+from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.storage.s3 import S3
 from marble_core.training.launch import processes_wanted
 from marble_core.types import MarbleError

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from conftest import eventually
 from marble_core import stages
 from marble_core.config.loading import load_config
-from marble_core.config.prepared import ADAPTER_FILE
+from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.runtime import environment
 from marble_core.storage.s3 import S3
 from marble_core.training import trainjob

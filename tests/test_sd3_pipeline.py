@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from marble_core import stages
-from marble_core.config.prepared import ADAPTER_FILE
+from marble_core.config.stage_files import ADAPTER_FILE
 from tiny_models import save_sd3
 
 REWARDS = """rewards=[

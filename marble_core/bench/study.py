@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from marble_core.config.errors import sentence
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import CONFIG, EVALUATION, HISTORY
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.estimate import resolve_batch_sizes
 from marble_core.tracking import step_history
@@ -70,7 +71,7 @@ def run(study: Study, out: Path, console: Console) -> dict[str, Any]:
     for seed in study.seeds:
         for arm in study.arms:
             directory = out / arm / f"seed-{seed}"
-            if not (directory / "evaluation.json").is_file():
+            if not (directory / EVALUATION).is_file():
                 console.print(f"{arm}, seed {seed}")
                 config = study.config(arm, seed)
                 _train_and_evaluate(config, prepare_data(config).train, held_out, directory, console)
@@ -88,7 +89,7 @@ def _train_and_evaluate(
     from marble_core.training import loop
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(config.to_json())  # for marble compare
+    (directory / CONFIG).write_text(config.to_json())  # for marble compare
 
     def report(done: StepReport) -> None:
         if done.step % 8 == 0 or done.notes:
@@ -100,7 +101,7 @@ def _train_and_evaluate(
     learner = loop.start(config)
     loop.train(learner, prompts, CheckpointStore(directory / "checkpoints", None, "study"), report)
     learner.policy.save_adapter(directory / "adapter", learner.policy.ema)
-    step_history.write_history(learner.history, directory / step_history.HISTORY)
+    step_history.write_history(learner.history, directory / HISTORY)
     run_evaluation(config, held_out, directory / "adapter", directory)
 
 
@@ -109,7 +110,7 @@ def _add(arm: dict[str, Any], directory: Path) -> None:
     from marble_core.evaluation.results import Evaluation
     from marble_core.tracking.step_history import read_history
 
-    evaluation = Evaluation.load(directory / "evaluation.json")
+    evaluation = Evaluation.load(directory / EVALUATION)
     history = [line["metrics"] for line in read_history(directory)]
     numbers = {"mean": evaluation.mean_gain.mean}
     numbers |= {name: r.difference.mean / r.base_std for name, r in evaluation.rewards.items() if r.base_std > 0}

@@ -13,6 +13,7 @@ from marble_core.checkpoints.manifest import Broken, is_name
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.config.resume_rules import require_same_run
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import CONFIG
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
@@ -68,7 +69,7 @@ def check_beginning(config: RunConfig, s3: S3, run_id: str) -> None:
 def config_of_latest(run: RunCheckpoints) -> RunConfig | None:
     """The configuration in the run's latest checkpoint. Not verified: what is broken here, training names and skips."""
     name = run.latest()
-    found = run.s3.get(f"{run.prefix}/{name}/config.json") if name else None
+    found = run.s3.get(f"{run.prefix}/{name}/{CONFIG}") if name else None
     with contextlib.suppress(ValueError):
         return RunConfig.model_validate_json(found[0]) if found else None
     return None

@@ -77,7 +77,7 @@ def prune(
 def _store(run: str, bucket: str, local: Path) -> Iterator[CheckpointStore]:
     """Raises MarbleError where the run has no checkpoint at all."""
     from marble_core.checkpoints import CheckpointStore
-    from marble_core.config.prepared import check_run_id
+    from marble_core.config.stage_files import check_run_id
     from marble_core.services.local import reachable_s3
     from marble_core.storage.s3 import S3
     from marble_core.types import MarbleError

@@ -54,7 +54,7 @@ def submit(
     json_: AsJson = False,
 ) -> None:
     """Start one run of the pipeline on a cluster. The same pipeline file is uploaded once."""
-    from marble_core.config.prepared import check_run_id, new_run_id
+    from marble_core.config.stage_files import check_run_id, new_run_id
     from marble_kubeflow.pipelines.package import Package
 
     compiled = Package.read(package)

@@ -36,7 +36,7 @@ def run(
     images = _images(registry, tag) if containers else None
     from rich.console import Console
 
-    from marble_core.config.prepared import check_run_id, new_run_id
+    from marble_core.config.stage_files import check_run_id, new_run_id
     from marble_core.services.local import embedded
 
     name = check_run_id(run_id or new_run_id())

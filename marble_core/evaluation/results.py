@@ -19,7 +19,6 @@ from pydantic import TypeAdapter, ValidationError
 from marble_core.types import MarbleError
 
 ROLES = ("base", "champion", "trained")
-SCORES_FILE = "scores.jsonl"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marble_core.config.schema import RunConfig
-from marble_core.evaluation.results import ROLES, SCORES_FILE, Evaluation, Incumbent
+from marble_core.config.stage_files import EVALUATION, IMAGES, SCORES
+from marble_core.evaluation.results import ROLES, Evaluation, Incumbent
 from marble_core.evaluation.statistics import CONFIDENCE, alarms, compare, diversity
 from marble_core.runtime import progress
 from marble_core.runtime.seeding import derive
@@ -50,7 +51,7 @@ def run_evaluation(
         config,
         prompts,
         load_scorers(config.measured, config.model.offloads_scorers),
-        Path(out) / "images",
+        Path(out) / IMAGES,
         [r for r in ROLES if r in adapters],
     )
     tables, distances = {}, {}
@@ -64,7 +65,7 @@ def run_evaluation(
     evaluation = replace(
         evaluation, alarms=alarms(evaluation), settings=_settings(config, prompts, Path(adapter), work.scorers)
     )
-    evaluation.save(Path(out) / "evaluation.json")
+    evaluation.save(Path(out) / EVALUATION)
     return evaluation
 
 
@@ -84,7 +85,7 @@ def measure(
         policy.load_adapter(adapter)
         adapters["trained"] = "default"
     scorers = load_scorers(config.measured, config.model.offloads_scorers)
-    work = _Evaluator(config, prompts, scorers, Path(out) / "images", list(adapters))
+    work = _Evaluator(config, prompts, scorers, Path(out) / IMAGES, list(adapters))
     tables = {}
     for role, name in adapters.items():
         with policy.using(name) as model:
@@ -175,7 +176,7 @@ class _Evaluator:
             if i in self.pictured:
                 row["pictures"] = {role: picture_name(role, i) for role in tables}
             lines.append(json.dumps(row, ensure_ascii=False))
-        (self.directory / SCORES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (self.directory / SCORES).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _sample(self, role: str, model: DiffusionModel, prompts: Sequence[Prompt], seeds: Sequence[int]) -> np.ndarray:
         from marble_core.models.sampling import sample

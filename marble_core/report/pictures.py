@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from marble_core.evaluation.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.config.stage_files import SCORES
+from marble_core.evaluation.results import ROLES, Evaluation
 from marble_core.types import SOURCES
 
 PICTURE_BYTES = 1_900_000  # of encoded pictures; of the page's 3 MB the rest is for curves and text
@@ -88,7 +89,7 @@ def galleries(directory: Path, evaluation: Evaluation) -> list[Gallery]:
 
 def pictured(directory: Path) -> list[Line]:
     """The lines of scores.jsonl that have pictures; none where there is no such file."""
-    scores = directory / SCORES_FILE
+    scores = directory / SCORES
     lines = scores.read_text(encoding="utf-8").split("\n") if scores.is_file() else []
     return [line for text in lines if text.strip() and "pictures" in (line := json.loads(text))]
 
@@ -97,7 +98,7 @@ def shown_files(directory: Path) -> list[Path]:
     """scores.jsonl and the pictures of each source's first prompts: what a later comparison of runs shows."""
     lines = pictured(directory)
     first = [line for s in SOURCES for line in [line for line in lines if line["source"] == s][:SHOWN]]
-    return [directory / SCORES_FILE, *(directory / name for line in first for name in line["pictures"].values())]
+    return [directory / SCORES, *(directory / name for line in first for name in line["pictures"].values())]
 
 
 def _choose(lines: Sequence[Line], evaluation: Evaluation) -> tuple[list[Line], ...]:

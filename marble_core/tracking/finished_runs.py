@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core.config.loading import read_config
+from marble_core.config.stage_files import CONFIG, EVALUATION, HISTORY, IMAGES, SCORES
 from marble_core.evaluation.gate import decide
-from marble_core.evaluation.results import SCORES_FILE, Evaluation
+from marble_core.evaluation.results import Evaluation
 from marble_core.tracking.provenance import redact_urls
 from marble_core.tracking.step_history import History
 from marble_core.types import MarbleError
@@ -44,16 +45,16 @@ def local_run(name: str, runs: Path) -> FinishedRun | None:
     if directory is None:
         return None
     newest = sorted(directory.glob("artifacts/*/evaluate/evaluation/evaluation.json"), key=lambda p: p.stat().st_mtime)
-    found = newest[-1] if newest else directory / "evaluation.json"
+    found = newest[-1] if newest else directory / EVALUATION
     if not found.is_file():
         raise MarbleError(f"The run {name} has no evaluation in {directory}: let it finish (marble run --run-id {name}).")
     here = found.parent
-    config, evaluation = read_config(here / "config.json"), Evaluation.load(found)
-    history = here.parents[1] / "train" / "adapter" / "history.jsonl" if newest else here / "history.jsonl"
+    config, evaluation = read_config(here / CONFIG), Evaluation.load(found)
+    history = here.parents[1] / "train" / "adapter" / HISTORY if newest else here / HISTORY
     params = {key: redact_urls(value) for key, value in config.flat().items()}
     verdict = decide(evaluation, config.registry).summary
     own = name if directory == runs / name else "/".join(directory.resolve().parts[-2:])  # of a study: ARM/seed-N
-    return FinishedRun(own, params, evaluation, History.load(history), here / "images", verdict)
+    return FinishedRun(own, params, evaluation, History.load(history), here / IMAGES, verdict)
 
 
 def tracked_run(name: str, client: MlflowClient, scratch: Path) -> FinishedRun:
@@ -67,11 +68,11 @@ def tracked_run(name: str, client: MlflowClient, scratch: Path) -> FinishedRun:
             f"There is no run {name!r}, neither below .marble/runs nor in MLflow; marble ui shows the runs there are."
         )
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
-    if "evaluation.json" not in files:
+    if EVALUATION not in files:
         raise MarbleError(f"The run {name} has no evaluation in MLflow: let it finish (marble run --run-id {name}).")
-    for path in sorted(files & {"evaluation.json", "history.jsonl", "evaluation"}):
+    for path in sorted(files & {EVALUATION, HISTORY, "evaluation"}):
         client.download_artifacts(run.info.run_id, path, str(scratch))
-    evaluation, history = Evaluation.load(scratch / "evaluation.json"), History.load(scratch / "history.jsonl")
+    evaluation, history = Evaluation.load(scratch / EVALUATION), History.load(scratch / HISTORY)
     verdict = run.data.tags.get("marble.decision", "not decided")
     return FinishedRun(str(run.info.run_name), run.data.params, evaluation, history, scratch / "evaluation", verdict)
 
@@ -91,4 +92,4 @@ def _find(name: str, client: MlflowClient) -> Run | None:
 
 
 def has_pictures(run: FinishedRun) -> bool:
-    return (run.images / SCORES_FILE).is_file()
+    return (run.images / SCORES).is_file()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import SCORES
 from marble_core.evaluation.gate import Decision
-from marble_core.evaluation.results import ROLES, SCORES_FILE, Evaluation
+from marble_core.evaluation.results import ROLES, Evaluation
 from marble_core.evaluation.statistics import interval
 from marble_core.storage.catalogue import assets_of
 from marble_core.types import SOURCES
@@ -146,7 +147,7 @@ def _licences(config: RunConfig) -> str:
 
 
 def _examples(images: Path) -> list[dict[str, Any]]:
-    lines = (images / SCORES_FILE).read_text(encoding="utf-8").splitlines() if (images / SCORES_FILE).is_file() else []
+    lines = (images / SCORES).read_text(encoding="utf-8").splitlines() if (images / SCORES).is_file() else []
     rows = [row for line in lines if "pictures" in (row := json.loads(line))]
     return [row for source in SOURCES for row in [r for r in rows if r["source"] == source][:EXAMPLES]]
 

@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marble_core.config.prepared import ADAPTER_DIRECTORY, ADAPTER_FILE
 from marble_core.config.schema import CHAMPION, RunConfig
+from marble_core.config.stage_files import ADAPTER_DIRECTORY, ADAPTER_FILE
 from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation, Incumbent
 from marble_core.tracking import metric_glossary
@@ -263,7 +263,7 @@ def fetch_adapter(uri: str, directory: str) -> Path:
 
     Raises MarbleError where MLflow has no such version, or there is no LoRA.
     """
-    from marble_core.config.prepared import ADAPTER_DIRECTORY, ADAPTER_FILE
+    from marble_core.config.stage_files import ADAPTER_DIRECTORY, ADAPTER_FILE
 
     place = Path(uri)
     if uri.startswith("models:/"):

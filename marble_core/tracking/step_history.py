@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-HISTORY = "history.jsonl"
+from marble_core.config.stage_files import HISTORY
 
 
 def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -20,6 +21,7 @@ def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def read_history(directory: Path) -> list[dict[str, Any]]:
+    """Every line of a whole file, as a checkpoint has it. Raises ValueError for one that is not JSON."""
     return [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
 
 
@@ -41,14 +43,7 @@ class History:
 
         A file that is not there is an empty history, and a last line that a killed run left unfinished is dropped.
         """
-        lines: dict[int, Mapping[str, Any]] = {}
-        text = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
-        for line in text.splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            lines[int(row["step"])] = row
+        lines = _by_step(path)
         if not lines:
             return cls(np.arange(0), {})
         first = min(lines)
@@ -94,7 +89,16 @@ class History:
 
 
 def trained_steps(adapter: Path) -> int:
-    """The step of the last line of train's history; 0 where there is none."""
-    history = adapter / "history.jsonl"
-    lines = history.read_text().splitlines() if history.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    """The last step of the history that train left beside its adapter; 0 where there is none."""
+    return max(_by_step(adapter / HISTORY), default=0)
+
+
+def _by_step(path: Path | None) -> dict[int, Mapping[str, Any]]:
+    """The file's rows; of a step that was trained twice the later one, without a last line that was left unfinished."""
+    rows: dict[int, Mapping[str, Any]] = {}
+    text = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
+    for line in text.splitlines():
+        with suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            rows[int(row["step"])] = row
+    return rows

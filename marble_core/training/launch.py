@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import TRAIN_PROMPTS
 from marble_core.training.process_errors import ERRORS, in_s3, record_error
 from marble_core.types import MarbleError
 
@@ -67,7 +68,7 @@ def _sigterm_goes_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def main(prepared: str, out: str) -> None:
     """One of the processes. ``prepared`` and ``out`` are directories, or s3:// prefixes, as several nodes have them."""
-    from marble_core.config.prepared import read_prepared
+    from marble_core.config.stage_files import read_prepared
     from marble_core.prompts import read_prompts
     from marble_core.runtime import distributed
     from marble_core.training.loop import run_training
@@ -76,7 +77,7 @@ def main(prepared: str, out: str) -> None:
         with _here(prepared, out) as (source, adapter):
             config, run_id = read_prepared(source)
             with distributed.processes():
-                run_training(config, run_id, read_prompts(source / "train.jsonl"), adapter)
+                run_training(config, run_id, read_prompts(source / TRAIN_PROMPTS), adapter)
     except MarbleError as error:
         record_error(error, out)
         print(error, file=sys.stderr)

@@ -16,6 +16,7 @@ from marble_core.algorithm.methods import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore
 from marble_core.checkpoints.start_from import downloaded
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import HISTORY
 from marble_core.models.policy import Policy
 from marble_core.rewards.registry import load_scorers
 from marble_core.runtime import distributed
@@ -23,7 +24,7 @@ from marble_core.runtime.offload import resident_bytes
 from marble_core.step import Learner, optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
-from marble_core.tracking.step_history import HISTORY, write_history
+from marble_core.tracking.step_history import write_history
 from marble_core.training.state import load_state, load_weights, save_state
 from marble_core.types import MarbleError, Prompt, StepReport
 

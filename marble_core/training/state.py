@@ -15,9 +15,12 @@ from safetensors.torch import load_file, save_file
 from marble_core import __version__
 from marble_core.config.loading import read_config
 from marble_core.config.resume_rules import require_same_run
+from marble_core.config.stage_files import CONFIG, HISTORY
 from marble_core.step import Learner
-from marble_core.tracking.step_history import CONFIG, HISTORY, TENSORS, read_history, write_history
+from marble_core.tracking.step_history import read_history, write_history
 from marble_core.types import MarbleError
+
+TENSORS = "state.safetensors"
 
 
 def save_state(learner: Learner, directory: Path) -> None:

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from marble_core.config.prepared import SHARED
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import SHARED
 from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3

@@ -1,0 +1,50 @@
+"""What the stages hand on: the names of its files, the run's id, and the reader of the directory that prepare writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from pathlib import Path
+
+from marble_core.config.loading import read_config
+from marble_core.config.schema import RunConfig
+from marble_core.types import MarbleError
+
+# Written by prepare.
+CONFIG = "config.json"  # the whole configuration; in a checkpoint and beside an evaluation too
+RUN = "run.json"  # the run's id, and what prepare had to say
+TRAIN_PROMPTS = "train.jsonl"
+HELD_OUT_PROMPTS = "evaluation.jsonl"
+DATA_REPORT = "data_report.json"  # and as a page, .html
+SHARED = (CONFIG, RUN, TRAIN_PROMPTS)  # what each process of a training reads
+# Written by train.
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+ADAPTER_DIRECTORY = "adapter_weights"  # of a model that mlflow.diffusers logged
+HISTORY = "history.jsonl"  # one line per step
+# Written by evaluate.
+EVALUATION = "evaluation.json"
+IMAGES = "images"
+SCORES = "scores.jsonl"  # below IMAGES, one line per prompt
+REPORT = "report.html"
+
+
+def new_run_id() -> str:
+    """A name for a run that sorts by time: 20261124-093000-3fa9c1."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+
+
+def check_run_id(run_id: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", run_id):
+        raise MarbleError(f"The run id {run_id!r} must be 1 to 64 letters, digits, dots, dashes or underscores.")
+    return run_id
+
+
+def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
+    """The configuration and the run id that ``prepare`` wrote."""
+    config = read_config(prepared / CONFIG)
+    try:
+        return config, check_run_id(json.loads((prepared / RUN).read_bytes())["run_id"])
+    except (OSError, ValueError, TypeError, LookupError):
+        raise MarbleError(f"{prepared / RUN} is not what prepare wrote; run the prepare stage again.") from None
