@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv lock demo test test-faults test-containers images bench lint map
+.PHONY: help venv lock demo test test-faults test-containers test-deep images bench lint map
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,9 @@ test: $(READY)  ## all tests, no network needed (ARGS="-k pipeline -x")
 
 test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers, some ten minutes (ARGS="-k kills")
 	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+
+test-deep: $(READY)  ## what is too slow for every day, by hand (ARGS="-k name")
+	$(BIN)/python -m pytest -m deep tests $(ARGS)
 
 images: $(READY)  ## the stages' container images on this machine's engine (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=...)
 	$(BIN)/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' --torch '$(TORCH)' \

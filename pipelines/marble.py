@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).with_suffix(".yaml")
 
 
 def build(settings: Settings) -> Any:
-    """The pipeline with these settings."""
+    """The pipeline with these settings; over 60 lines because KFP compiles one function, whose parameters are the form."""
 
     @dsl.pipeline(name="marble", description="Fine-tune a model on several rewards at once; register it if none was lost.")
     def marble(

@@ -5,18 +5,28 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from marble_core.services.local import embedded
 from marble_core.storage.s3 import S3
+from paths import ROOT, TESTS, write_files
+from stub_hub import StubHub, serving
 
-ROOT = Path(__file__).resolve().parents[1]
+pytest.register_assert_rewrite(
+    "cluster_commands",
+    "commands",
+    "engine",
+    "killable_training",
+    "pages",
+    "pods",
+    "prompt_files",
+    "report_builders",
+    "train_pod",
+)
 
 # Nothing of the user's own servers, and processes that the tests start find the packages.
 for name in [n for n in os.environ if n.startswith(("AWS_", "MLFLOW_", "MARBLE_"))]:
@@ -77,27 +87,34 @@ def bucket(services: dict[str, str]) -> S3:
 @pytest.fixture(scope="session")
 def medium_step() -> dict:
     """What a step of SD3.5-Medium's real shape did (real_shape.py), with its ``peak_bytes`` and those ``before`` the model was there."""
-    command = [sys.executable, str(ROOT / "tests" / "real_shape.py")]
+    command = [sys.executable, str(TESTS / "real_shape.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Whether the condition comes true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.05)
-    return True
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of models, and the hub's settings as its environment variables would make them."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "home" / "assets"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return tmp_path / "home"
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie that nobody has waited for does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{pid}/status")
-    return not status.exists() or "State:\tZ" not in status.read_text()
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubHub]:
+    """A hub with the repository ``org/clip``."""
+    from huggingface_hub import constants
+
+    stub = StubHub(tmp_path / "served")
+    clip = ("config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "flax_model.msgpack")
+    write_files(stub.root / "org/clip", *clip)
+    monkeypatch.setattr(constants, "ENDPOINT", stub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", stub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    with serving(stub.server):
+        yield stub

@@ -21,8 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from paths import ROOT
+
 PATH = ":".join([str(Path(sys.executable).parent), *map(str, Path("/usr/lib/postgresql").glob("*/bin")), os.environ["PATH"]])
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = sorted({str(ROOT), sys.prefix, sys.base_prefix})
 Manifest = dict[str, Any]
 

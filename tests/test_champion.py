@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import ROOT
 from marble_core import __version__, stages
 from marble_core.evaluation.results import Evaluation
 from marble_core.types import MarbleError, Prompt
+from paths import ROOT
 
 TINY = [
     "train.steps=1", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",

@@ -12,14 +12,10 @@ import boto3
 import pytest
 from mlflow import MlflowClient
 
-from conftest import ROOT
+from commands import TINY
 from marble_core import stages
 from marble_core.tracking.metric_glossary import GLOSSARY, as_markdown
-
-TINY = [
-    "train.steps=2", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
-    "loss.timesteps=2", "data.train_size=30", "data.evaluation_size=4", "evaluation.steps=3", "evaluation.resamples=200",
-]  # fmt: skip
+from paths import ROOT
 
 # Marked, so that they are found wherever they went. The real server's keys are a mark of their own.
 SECRETS = {

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from paths import ROOT, TESTS
 
 SOURCES = [path for package in ("marble_core", "pipelines", "components") for path in sorted((ROOT / package).rglob("*.py"))]
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
-
-# docs/architecture.md, section 2: a later row may import an earlier one, never the reverse, and never sideways within a set.
-ROWS = (
-    ("types", "config"),
-    ("advantages", "loss", "minnorm", "balance", "halves", "gradients"),
-    ("models", "rewards", "policy", "rollout", "prompts"),
-    ("passes", "direction"),
-    ("step",),
-    ("train", "evaluate", "registry"),
-    ("stages",),
-    ("cli",),
-)
-APART = ({"models", "rewards"}, {"models", "prompts"}, {"rewards", "policy"}, {"train", "evaluate"})
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
@@ -37,38 +29,11 @@ def imports(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def part(module: str) -> str:
-    """``marble_core.rewards.clip`` -> ``rewards``."""
-    package, _, rest = module.partition(".")
-    return rest.partition(".")[0] if package == "marble_core" else ""
-
-
 def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
     """Every call of a dotted name: ("torch.load", the call)."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
-
-
-def test_imports_go_one_way() -> None:
-    row_of = {name: row for row, names in enumerate(ROWS) for name in names}
-    wrong = []
-    for file, tree in TREES.items():
-        own = part(file.removesuffix(".py").replace("/", "."))
-        for other in {part(module) for module in imports(tree)} - {own}:
-            later = own in row_of and row_of.get(other, -1) > row_of[own]
-            sideways = any({own, other} <= apart for apart in APART)
-            if later or sideways:
-                wrong.append(f"{file} imports {other}")
-    assert wrong == []
-
-
-def test_only_the_command_line_knows_the_pipelines_and_only_these_know_kfp() -> None:
-    for file, tree in TREES.items():
-        roots = {module.partition(".")[0] for module in imports(tree)}
-        if file.startswith("marble_core/"):
-            assert "kfp" not in roots, file
-            assert file.startswith("marble_core/cli/") or not roots & {"marble_kubeflow"}, file
 
 
 def test_pickled_tensors_are_read_in_one_file_as_weights_only() -> None:
@@ -107,7 +72,25 @@ def test_these_rules_see_what_breaks_them() -> None:
     assert {"kfp", "marble_core.training.loop"} <= set(imports(tree)) and {"torch.load", "yaml.load"} == {
         name for name, _ in calls(tree)
     }
-    assert part("marble_core.rewards.clip") == "rewards" and part("torch.load") == ""
+
+
+def imports_of_tests(tree: ast.Module) -> set[str]:
+    """The test modules and conftest files that a file imports, wherever they lie."""
+    parts = {part for module in imports(tree) for part in module.split(".")}
+    return {part for part in parts if part.startswith("test_") or part == "conftest"}
+
+
+def test_what_tests_share_lies_in_modules_that_are_no_tests() -> None:
+    files = sorted(TESTS.rglob("*.py"))
+    found = {path.relative_to(TESTS).as_posix(): imports_of_tests(ast.parse(path.read_text("utf-8"))) for path in files}
+    assert {file: names for file, names in found.items() if names} == {}
+    for line in (
+        "from test_step import learner",
+        "import test_step",
+        "from tests.cli import test_step",
+        "from a.conftest import b",
+    ):
+        assert imports_of_tests(ast.parse(f"def f():\n    {line}")), line
 
 
 def test_what_is_installed_is_what_is_pinned_every_file_by_its_hash() -> None:
@@ -121,3 +104,92 @@ def test_what_is_installed_is_what_is_pinned_every_file_by_its_hash() -> None:
 
     assert names(pinned) - names([pin for pin, _ in locked]) == {"torch==2.13.0"}, "run: make lock"
     assert names([pin for pin, _ in locked]) <= names(pinned), "run: make lock"
+
+
+OVER = "over {} lines because"  # what a docstring says where a file or a function cannot be shorter
+FILES = {
+    **TREES,
+    **{path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in TESTS.rglob("*.py")},
+}
+
+
+def test_no_file_is_over_300_lines_and_no_function_over_60_without_a_sentence_why() -> None:
+    long = []
+    for file, tree in FILES.items():
+        lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())
+        if lines > 300 and OVER.format(300) not in (ast.get_docstring(tree) or ""):
+            long.append(f"{file}: {lines}")
+        todo: list[ast.AST] = [tree]
+        while todo:
+            node = todo.pop()
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                if OVER.format(60) in (ast.get_docstring(node) or ""):
+                    continue  # what is nested in it is excused too
+                if (count := (node.end_lineno or 0) - node.lineno + 1) > 60:
+                    long.append(f"{file}: {node.name} {count}")
+            todo += ast.iter_child_nodes(node)
+    assert long == []
+
+
+BREACHES = [  # a module, an import that it must not have, the contract that forbids it
+    ("report/words.py", "from marble_core.rewards import registry", "report reads results"),
+    ("tracking/metric_glossary.py", "from marble_core.prompts import mixing", "tracking knows what was configured"),
+    ("algorithm/losses.py", "from marble_core.storage import s3", "algorithm is mathematics"),
+    ("rewards/clip.py", "from marble_core.models import policy", "rewards score images"),
+    ("prompts/mixing.py", "from marble_core.training import loop", "the house"),
+    ("heap.py", "import json", "the house"),
+]
+
+
+@pytest.mark.parametrize(("module", "line", "contract"), BREACHES, ids=[module for module, _, _ in BREACHES])
+def test_an_import_against_the_grain_fails_the_contracts(module: str, line: str, contract: str, tmp_path: Path) -> None:
+    for package in ("marble_core", "marble_kubeflow"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    shutil.copytree(ROOT / "marble_core/rewards/weights", tmp_path / "marble_core/rewards/weights", dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    file = tmp_path / "marble_core" / module
+    old = file.read_text(encoding="utf-8") if file.exists() else '"""A module at the root."""\n'
+    file.write_text(f"{old}\n{line}\n", encoding="utf-8")
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
+    broken = [said for said in done.stdout.splitlines() if said.endswith("BROKEN")]
+    assert done.returncode == 1 and any(said.startswith(contract) for said in broken), done.stdout + done.stderr
+
+
+TORCH_FREE = ("prepare", "gate", "register", "reject", "skip", "cleanup")
+
+
+def test_no_stage_but_train_and_evaluate_imports_torch() -> None:
+    """What each of these stages imports, with the functions of stages.py that it calls, in a process of its own."""
+    functions = {node.name: node for node in TREES["marble_core/stages.py"].body if isinstance(node, ast.FunctionDef)}
+    for stage in TORCH_FREE:
+        called, todo = set(), [stage]
+        while todo:
+            called.add(name := todo.pop())
+            todo += {n.id for n in ast.walk(functions[name]) if isinstance(n, ast.Name)} & functions.keys() - called
+        lines = [ast.unparse(n) for name in called for n in ast.walk(functions[name]) if isinstance(n, ast.ImportFrom)]
+        code = "\n".join(["import sys", "from marble_core import stages", *lines, "assert 'torch' not in sys.modules"])
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert lines, stage
+        assert done.returncode == 0, f"{stage}: {done.stderr}"
+
+
+def test_no_setting_loses_its_comment() -> None:
+    """``marble init`` takes them from the source: one that leaves its field's line is lost."""
+    from marble_core.config.schema import RunConfig
+    from marble_core.config.template import _comments
+
+    sections = [field.annotation for field in RunConfig.model_fields.values()]
+    without = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        if isinstance(section, type) and hasattr(section, "model_fields")
+        for name in section.model_fields
+        if name not in _comments(section)
+    ]
+    assert len(without) <= NAMED_IN_FULL, without
+
+
+NAMED_IN_FULL = 12  # settings such as train.steps

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from conftest import ROOT
-from test_demo import TINY
+from commands import TINY
+from paths import ROOT
 
 README = (ROOT / "README.md").read_text()
 HEAVY = {

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from conftest import ROOT
+from paths import ROOT
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 READ = [name for name in TRACKED if name.endswith((".py", ".md", ".yaml")) or Path(name).name in ("Makefile", "Dockerfile")]

@@ -6,26 +6,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, eventually
+from engine import MARKS, STAGES, TAG
 from marble_core.runtime.child_process import ChildProcess
-
-TAG = "tested"
-STAGES = ("prepare", "register", "train", "evaluate")
-# In the environment and in pip's settings of the build; they must be in no image.
-MARKS = {"HF_TOKEN": "hf_MarkedTokenOfTheBuild", "PIP_TRUSTED_HOST": "marked-host-of-the-build"}
+from paths import ROOT
+from waiting import eventually
 
 
 def pytest_configure() -> None:
     """Whoever stops the tests wants the engine stopped as well."""
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("stopped", returncode=143))
-
-
-def docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +65,3 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     done = subprocess.run(build, env=os.environ | MARKS, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:]
     return {stage: f"marble-{stage}:{TAG}" for stage in STAGES}
-
-
-def in_image(image: str, script: str) -> str:
-    """What a Python program says in a container that has nothing but a read-only root and a place to write."""
-    options = ["--rm", "--network=none", "--read-only", "--tmpfs=/scratch:mode=1777", "--user=12345:12345"]
-    return docker("run", *options, image, "python3", "-c", script)
-
-
-def files_under(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()]

@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from conftest import ROOT
-from containers.conftest import MARKS, STAGES, docker, in_image
+from engine import MARKS, STAGES, docker, in_image
 from marble_core import __version__
+from paths import ROOT
 
 pytestmark = pytest.mark.containers
 

@@ -18,10 +18,11 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from safetensors.numpy import load_file
 
-from conftest import eventually
-from containers.conftest import TAG, docker, files_under
+from engine import TAG, docker
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.storage.s3 import S3
+from paths import files_under
+from waiting import eventually
 
 pytestmark = pytest.mark.containers
 

@@ -121,7 +121,7 @@ def test_beside_a_users_pipelines_and_components_run_shows_its_help(marble: Call
 
 
 def test_every_module_of_the_pipeline_is_the_wheels(environment: Path, users_folder: Path) -> None:
-    """Among them pipelines.local, which ``marble run`` starts as a process in the user's folder."""
+    """Among them marble_kubeflow.pipelines.local, which ``marble run`` starts as a process in the user's folder."""
     files = call(environment / "bin" / "python", "-c", IMPORT_EVERY_MODULE, cwd=users_folder).stdout.splitlines()
     assert any(file.endswith("marble_kubeflow/pipelines/local.py") for file in files)
     assert [file for file in files if not file.startswith(f"{environment}/lib/")] == []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load
-from training import PATIENCE, Left, Training, random_moments
+
+from killable_training import PATIENCE, Left, Training, random_moments
 
 pytestmark = pytest.mark.faults
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from training import PATIENCE, Left, Training
 
+from killable_training import PATIENCE, Left, Training
 from marble_core.services.mlflow_server import MLflow
 from marble_core.services.seaweedfs import SeaweedFS
 from marble_core.services.server import Service

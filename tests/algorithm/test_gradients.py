@@ -1,0 +1,117 @@
+"""Two backward passes against the slow and obvious road: one autograd backward of the written-out loss for each reward."""
+
+import numpy as np
+import pytest
+import torch
+from torchjd.autojac import jac
+
+from builders import random_advantages, small_config, small_policy, small_rollout
+from marble_core.algorithm import backward
+from marble_core.algorithm.backward import reward_rows
+from marble_core.algorithm.split_half import split
+from oracles import autograd_gradient, relative_error, written_out_loss
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.05], ids=["old equals default", "old far behind default"])
+def setting(request):
+    config = small_config("loss.timesteps=3")
+    policy = small_policy(config, request.param)
+    return config, policy, small_rollout(policy, config)
+
+
+@pytest.mark.parametrize("K", [1, 2, 5, 17])
+def test_two_backward_passes_give_every_reward_gradient(setting, K):
+    config, policy, rollout = setting
+    N, T = len(rollout.batch), config.loss.timesteps
+    advantages = random_advantages(N, K)
+    done = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), T), config.loss)
+    for k in {0, 1, 2, K - 1} & set(range(K)):
+        pick = np.zeros(2 * K + 1)
+        pick[[k, K + k]] = 1
+        ours = done.gradients.combine(pick)
+        if not advantages.mask_NK[:, k].any():
+            assert all((g == 0).all() for g in ours.values())
+            continue
+        weight_N = advantages.mask_NK[:, k] / advantages.count_K[k] / T
+        theirs = autograd_gradient(policy, rollout, config, weight_N, advantages.A_NK[:, k])
+        assert relative_error(ours, theirs) < 1e-5
+
+
+def test_torchjd_finds_the_same_gradients(setting):
+    """Its Jacobian of the K written-out losses: another library's way through autograd."""
+    config, policy, rollout = setting
+    N, T, K = len(rollout.batch), config.loss.timesteps, 5
+    advantages, default = random_advantages(N, K), policy.parameters_of("default")
+    theirs = {n: torch.zeros(K, *p.shape) for n, p in default.items()}
+    for part in backward._micro_batches(rollout, config.loss):
+        with policy.using("old") as model, torch.no_grad():
+            v_old = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        with policy.using("default") as model:
+            for p in default.values():
+                p.requires_grad_(True)
+            v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+        at = (v, v_old, part.x_BCHW, part.x0_BCHW, part.t_B)
+        A_BK = torch.as_tensor(advantages.A_NK, dtype=v.dtype)[part.images_B]
+        weight_BK = torch.as_tensor(advantages.mask_NK / np.maximum(advantages.count_K, 1) / T, dtype=v.dtype)[part.images_B]
+        losses = [
+            (weight_BK[:, k] * written_out_loss(*at, A_BK[:, k], config.loss.beta, config.loss.advantage_max)).sum()
+            for k in range(K)
+        ]
+        jacobian = jac(losses, list(default.values()), parallel_chunk_size=1)
+        for n, J in zip(default, jacobian, strict=True):
+            theirs[n] += J
+    for p in default.values():
+        p.requires_grad_(False)
+    ours = backward.per_reward(policy, rollout, reward_rows(advantages, None, T), config.loss).gradients
+    for k in range(K):
+        if advantages.mask_NK[:, k].any():
+            assert relative_error(ours.combine(np.eye(K + 1)[k]), {n: J[k] for n, J in theirs.items()}) < 1e-5
+
+
+def test_the_kl_has_a_row_of_its_own_that_no_reward_enters(setting):
+    config, policy, rollout = setting
+    advantages = random_advantages(len(rollout.batch), 2)
+    done = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss)
+    ours = done.gradients.combine(np.eye(5)[4])
+    theirs = autograd_gradient(policy, rollout, config, np.zeros(6), np.zeros(6), kl=True)
+    assert all((g == 0).all() for g in theirs.values()) or relative_error(ours, theirs) < 1e-4
+
+
+def test_one_backward_of_the_weighted_advantage_is_the_weighted_sum_of_the_gradients(setting):
+    config, policy, rollout = setting
+    N, T, K = len(rollout.batch), 3, 4
+    advantages, w_K = random_advantages(N, K), np.array([0.1, 0.5, 0.0, 0.4])
+    rows, w_J = reward_rows(advantages, split(rollout.batch), T), np.concatenate([w_K, w_K])
+    separate = backward.per_reward(policy, rollout, rows, config.loss).gradients.combine(np.append(w_J, 1.0))
+    one = backward.weighted_sum(policy, rollout, rows, w_J, config.loss).gradients.combine(np.ones(1))
+    assert relative_error(one, separate) < 1e-5
+
+
+def test_backward_passes_do_not_grow_with_the_number_of_rewards(setting):
+    config, policy, rollout = setting
+    counts = set()
+    for K in (1, 5, 64):
+        advantages = random_advantages(len(rollout.batch), K)
+        done = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss)
+        counts.add((done.forwards, done.backwards))
+    micro_batches = 2 * 3
+    expected = (2, 2) if policy.old_is_default else (3, 3)  # with the KL on every micro-batch
+    assert counts == {tuple(micro_batches * n for n in expected)}
+
+
+def test_a_row_of_weight_0_may_hold_what_is_not_a_number(setting):
+    config, policy, rollout = setting
+    advantages = random_advantages(len(rollout.batch), 3)
+    gradients = backward.per_reward(policy, rollout, reward_rows(advantages, None, 3), config.loss).gradients
+    before = gradients.combine(np.array([0.5, 0.0, 0.0, 1.0]))
+    for total in gradients.sums.values():
+        total[1] = torch.nan
+    assert relative_error(gradients.combine(np.array([0.5, 0.0, 0.0, 1.0])), before) < 1e-12
+
+
+def test_the_gram_matrix_is_that_of_the_gradients(setting):
+    config, policy, rollout = setting
+    advantages = random_advantages(len(rollout.batch), 3)
+    gradients = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss).gradients
+    rows = [torch.cat([g.flatten() for g in gradients.combine(e).values()]).double().numpy() for e in np.eye(gradients.rows)]
+    assert np.allclose(gradients.gram(), np.array(rows) @ np.array(rows).T, rtol=1e-9, atol=1e-20)

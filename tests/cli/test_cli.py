@@ -1,0 +1,200 @@
+"""The command line as a user meets it: what it prints, its exit codes, and what it leaves behind.
+
+The stages that need a model are stood in for by tests/stand_ins; the runner, the servers, prepare, gate and reject are real.
+"""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from mlflow import MlflowClient
+
+from commands import assert_one_sentence, environment, marble_process
+from marble_core import cli
+from marble_core.cli.examples import EXAMPLES
+from marble_core.config.loading import load_config, presets
+from marble_core.services.local import addresses
+from marble_core.tracking.tracker import RUN_ID_TAG
+from paths import ROOT
+from waiting import eventually, is_alive
+
+SMALL = ("--set", "data.train_size=30", "--set", "data.evaluation_size=6")
+
+
+def test_help_answers_without_a_heavy_import() -> None:
+    heavy = {"torch", "kfp", "mlflow", "boto3", "diffusers", "transformers", "pydantic", "cvxpy"}
+    script = f"import sys, marble_core.cli; print(*({heavy!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_an_unknown_key_is_one_sentence_with_the_nearest_key_and_exit_code_2(tmp_path: Path) -> None:
+    done = marble_process(tmp_path, "run", "--set", "train.stpes=40")
+    assert_one_sentence(done, "Unknown key 'train.stpes'", "did you mean 'steps'")
+    assert list(tmp_path.iterdir()) == []  # before anything was started
+
+
+def test_an_unknown_preset_and_a_run_id_that_is_a_path_are_one_sentence_each(tmp_path: Path) -> None:
+    assert_one_sentence(marble_process(tmp_path, "check", "--preset", "dmeo"), "no preset 'dmeo'", "demo")
+    assert_one_sentence(marble_process(tmp_path, "run", "--run-id", "../../etc"), "run id '../../etc'")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("rollout.prompts={", "not valid YAML"),
+        ("rewards=[{name: nope}]", "'nope' is not known"),
+        ('balance.wishes=["dreams >= 1"]', "'dreams'"),
+        ("balance.floor={ocr: 2}", "less than or equal to 1"),
+        ("balance={method: equal, floor: {ocr: 0.2}}", "balance.floor would say nothing"),
+        ("balance={gram: cross, halves: false}", "needs both"),
+        ("optimizer.lr=.inf", "finite number"),
+        ("storage.bucket=My_Bucket!!", "pattern"),
+    ],
+)
+def test_a_value_that_cannot_be_right_is_one_sentence_before_anything_starts(tmp_path: Path, override: str, part: str) -> None:
+    assert_one_sentence(marble_process(tmp_path, "check", "--set", override), part)
+
+
+def test_a_malformed_prompt_line_is_one_sentence_with_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a sign", "text": "CAT"}\n{"prompt": 3}\n')
+    done = marble_process(tmp_path, "check", "--set", f"data.train.ocr={tmp_path / 'bad.jsonl'}")
+    assert_one_sentence(done, "bad.jsonl", "2")
+
+
+def test_a_users_file_is_laid_over_the_preset_and_options_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("train: {steps: 7, checkpoint_every: 3}\nrewards: [{name: ocr}]\n")
+    done = marble_process(tmp_path, "check", "--config", "mine.yaml", "--set", "train.steps=8", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "8 steps, a checkpoint every 3" in done.stdout and "rewards      ocr;" in done.stdout
+
+
+def commands(group: Any = None, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command there is, by its path."""
+    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+        yield from commands(command, f"{path}{name} ") if hasattr(command, "commands") else [(path + name, command)]
+
+
+@pytest.mark.parametrize(("path", "command"), commands(), ids=[path for path, _ in commands()])
+def test_every_command_ends_its_help_with_examples_that_it_takes(path: str, command: Any) -> None:
+    assert EXAMPLES[path] and all(example in command.epilog for example in EXAMPLES[path])
+    for example in EXAMPLES[path]:
+        words = shlex.split(example.partition("  #")[0])
+        assert words[: 1 + len(path.split())] == ["marble", *path.split()]
+        command.make_context(path, words[1 + len(path.split()) :])
+
+
+def test_init_writes_a_configuration_that_changes_nothing_and_replaces_no_file(tmp_path: Path) -> None:
+    for preset in presets():
+        done = marble_process(tmp_path, "init", f"{preset}.yaml", "--preset", preset)
+        assert done.returncode == 0, done.stderr
+        assert load_config(preset, tmp_path / f"{preset}.yaml") == load_config(preset)
+        written = yaml.safe_load((tmp_path / f"{preset}.yaml").read_text())
+        assert written == load_config(preset).model_dump(mode="json"), "every key is there"
+    assert_one_sentence(marble_process(tmp_path, "init", "demo.yaml"), "demo.yaml", "there already")
+
+
+def test_an_estimate_asks_for_no_file_and_what_cannot_fit_is_refused(tmp_path: Path) -> None:
+    done = marble_process(
+        tmp_path, "check", "--estimate", "--preset", "sd35-medium-1gpu-24g", "--set", "data.train.general=not-there.txt"
+    )
+    assert done.returncode == 0 and "the peak is" in done.stdout and "is valid" not in done.stdout, done.stderr
+    done = marble_process(tmp_path, "check", "--estimate", "--preset", "sd35-medium-1gpu-24g", "--set", "model.offload=none")
+    assert_one_sentence(done, "model.offload=scorers", "sd35-medium-1gpu-24g")
+    assert done.stdout == ""
+
+
+def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
+    done = marble_process(tmp_path, "compile", "--output", "out.yaml")
+    assert done.returncode == 0 and (tmp_path / "out.yaml").read_bytes() == (ROOT / "pipelines" / "marble.yaml").read_bytes()
+
+
+def test_ui_names_the_server_that_is_there(services: dict[str, str], tmp_path: Path) -> None:
+    assert services["MLFLOW_TRACKING_URI"] in marble_process(tmp_path, "ui").stdout
+
+
+def test_a_better_model_is_registered_and_the_run_ends_with_the_table_and_the_report(
+    services: dict[str, str], tmp_path: Path
+) -> None:
+    done = marble_process(tmp_path, "run", "--run-id", "first", *SMALL, stand_in="better")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout
+    assert "train 2/2  ocr 0.7 (1.00)  worst cosine +0.250" in said  # a step on one line
+    assert re.search(r"ocr\W+96\W+0\.500\W+0\.700\W+\+0\.200\W+\+0\.150 \.\. \+0\.250\W+60%", said), said
+    assert "Gate: passed" in said and "Registered: version 7 of marble as champion" in said
+    report = tmp_path / ".marble" / "runs" / "first" / "report.html"
+    assert report.read_text().startswith("<!doctype html>") and str(report) in said
+    secrets = [services["AWS_SECRET_ACCESS_KEY"], services["AWS_ACCESS_KEY_ID"]]
+    written = b"".join(path.read_bytes() for path in (tmp_path / ".marble").rglob("*") if path.is_file())
+    assert not any(secret.encode() in written or secret in said + done.stderr for secret in secrets)
+
+
+def test_a_worse_model_is_refused_with_the_reason_and_the_command_still_succeeds(
+    services: dict[str, str], tmp_path: Path
+) -> None:
+    done = marble_process(
+        tmp_path, "run", "--run-id", "second", *SMALL, "--set", "storage.experiment=refusals", stand_in="worse"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Gate: refused" in done.stdout and "ocr is worse" in done.stdout and "Registered" not in done.stdout
+    client = MlflowClient(services["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("refusals")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`{RUN_ID_TAG}` = 'second'")
+    assert "ocr is worse" in run.data.tags["marble.reasons"]
+
+
+def test_a_stage_that_names_its_error_ends_the_command_with_that_sentence(services: dict[str, str], tmp_path: Path) -> None:
+    done = marble_process(tmp_path, "run", *SMALL, stand_in="mendable")
+    assert_one_sentence(done, "The reward 'ocr' needs a wheel: pip install it.")
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence_from_the_first_stage(services: dict[str, str], tmp_path: Path) -> None:
+    done = marble_process(tmp_path, "run", *SMALL, "--set", "storage.bucket=not-there")
+    assert_one_sentence(done, "no S3 bucket 'not-there'", services["AWS_ENDPOINT_URL"])
+
+
+def test_a_stage_that_breaks_fails_the_command_with_its_traceback_and_the_logs_path(
+    services: dict[str, str], tmp_path: Path
+) -> None:
+    done = marble_process(tmp_path, "run", "--run-id", "broken", *SMALL, stand_in="broken")
+    assert done.returncode == 1
+    assert "RuntimeError: the stage broke here" in done.stderr
+    log = tmp_path / ".marble" / "runs" / "broken" / "pipeline.log"
+    assert str(log) in done.stderr and "the stage broke here" in log.read_text()
+    assert "evaluate" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_no_server(
+    tmp_path: Path,
+    servers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    signal_number: signal.Signals,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers["MLFLOW_TRACKING_URI"])  # S3 is started, MLflow is not
+    command = [sys.executable, "-m", "marble_core.cli", "run", "--run-id", "stopped", *SMALL]
+    with (tmp_path / "output").open("wb") as output:
+        parent = subprocess.Popen(command, cwd=tmp_path, env=environment("hangs"), stdout=output, stderr=output)
+    request.addfinalizer(parent.kill)
+    events = tmp_path / ".marble" / "runs" / "stopped" / "progress.jsonl"
+    assert eventually(lambda: events.exists() and '"note": "pid' in events.read_text(), 60), (tmp_path / "output").read_text()
+    notes = [json.loads(line).get("note", "") for line in events.read_text().splitlines()]
+    stage = int(next(note for note in notes if note.startswith("pid ")).split()[1])
+    assert is_alive(stage) and addresses(tmp_path / ".marble")
+    parent.send_signal(signal_number)
+    assert parent.wait(30) != 0
+    assert eventually(lambda: not is_alive(stage))
+    assert eventually(lambda: addresses(tmp_path / ".marble") == {})  # nobody holds the lock
+    if signal_number != signal.SIGKILL:  # which leaves nobody to keep the server for the stage
+        assert '"note": "saved"' in events.read_text()

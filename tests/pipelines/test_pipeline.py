@@ -1,0 +1,201 @@
+"""The pipeline's graph as a cluster reads it, and its components as a folder each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp import components as kfp_components
+
+from marble_core import __version__, stages
+from marble_core.config.loading import load_config
+from marble_core.config.pipeline_parameters import KEYS, overrides_of
+from marble_core.runtime.environment import PIPELINE_VERSION
+from marble_core.types import MarbleError
+from marble_kubeflow.pipelines.marble import PACKAGE, compile_to
+from marble_kubeflow.pipelines.settings import IMAGE_OF, read_settings
+from paths import ROOT
+
+STAGES = ("prepare", "train", "evaluate", "gate", "register", "reject", "skip", "cleanup")
+
+
+@pytest.fixture(scope="module")
+def spec() -> dict:
+    return next(yaml.safe_load_all(PACKAGE.read_text()))
+
+
+def test_the_committed_pipeline_is_what_its_source_compiles_to(tmp_path: Path) -> None:
+    assert compile_to(tmp_path / "marble.yaml").read_bytes() == PACKAGE.read_bytes(), (
+        "run: python -m marble_kubeflow.pipelines.marble"
+    )
+
+
+def test_kfp_loads_the_pipeline_and_every_parameter_has_a_description_and_a_default_that_works(spec: dict) -> None:
+    kfp_components.load_component_from_file(str(PACKAGE))
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert {"preset", "base_model", "prompts", "rewards", "method", "steps", "gpus", "accelerator", "seed", "run_id"} < set(
+        parameters
+    )
+    assert all(p["description"] and p["isOptional"] and p["defaultValue"] is not None for p in parameters.values())
+    defaults = {name: p["defaultValue"] for name, p in parameters.items()}
+    form = {name: defaults[name] for name in (*KEYS, "prompts", "held_out", "rewards", "gpus", "config")}
+    assert load_config("demo", overrides=overrides_of("demo", **form)) == load_config("demo")
+
+
+def executors(spec: dict) -> dict[str, dict]:
+    return {n.removeprefix("exec-"): e["container"] for n, e in spec["deploymentSpec"]["executors"].items()}
+
+
+def test_every_stage_names_its_image_and_installs_nothing(spec: dict) -> None:
+    assert {s: c["image"] for s, c in executors(spec).items()} == {s: f"marble-{IMAGE_OF[s]}:{__version__}" for s in STAGES}
+    assert {s for s in STAGES if IMAGE_OF[s] == "register"} == {"register", "gate", "reject", "skip"}
+    assert "pip install" not in str([container["command"] for container in executors(spec).values()])
+
+
+def test_a_stage_refuses_a_pipeline_of_another_version(spec: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for container in executors(spec).values():
+        assert {"name": PIPELINE_VERSION, "value": __version__} in container["env"]
+    monkeypatch.setenv(PIPELINE_VERSION, "9.9")
+    with pytest.raises(MarbleError, match=f"of MARBLE 9.9 and this image of {__version__}"):
+        stages.gate(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pods(spec: dict) -> dict[str, dict]:
+    platform = list(yaml.safe_load_all(PACKAGE.read_text()))[1]
+    found = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): pod for name, pod in found.items()}
+
+
+def secrets_of(pod: dict) -> dict[str, set[str]]:
+    return {s["secretName"]: {pair["envVar"] for pair in s["keyToEnv"]} for s in pod.get("secretAsEnv", [])}
+
+
+def test_gpus_are_parameters_of_the_run_for_train_and_evaluate_alone(spec: dict, pods: dict[str, dict]) -> None:
+    asked = {s: c["resources"]["accelerator"] for s, c in executors(spec).items() if "accelerator" in c["resources"]}
+    assert {s: a["resourceCount"] for s, a in asked.items()} == {
+        "train": "{{$.inputs.parameters['pipelinechannel--gpus']}}",
+        "evaluate": "{{$.inputs.parameters['pipelinechannel--evaluation_gpus']}}",
+    }
+    # KFP's driver reads a pod's resources with GetStringValue: a number would become an empty text.
+    types = {n: p["parameterType"] for n, p in spec["root"]["inputDefinitions"]["parameters"].items()}
+    assert types["gpus"] == types["evaluation_gpus"] == types["accelerator"] == "STRING"
+    assert {s for s, pod in pods.items() if "tolerations" in pod} == {"train", "evaluate"}
+
+
+def test_every_parameter_that_a_task_takes_is_given_to_its_graph(spec: dict) -> None:
+    """kfp 2.17 forgets the ones that only a pod's resources name, inside of conditions."""
+    graphs = [c for c in spec["components"].values() if "dag" in c] + [spec["root"]]
+    assert len(graphs) > 4
+    for graph in graphs:
+        given = graph.get("inputDefinitions", {}).get("parameters", {})
+        for task in graph["dag"]["tasks"].values():
+            taken = task.get("inputs", {}).get("parameters", {}).values()
+            assert {p["componentInputParameter"] for p in taken if "componentInputParameter" in p} <= set(given)
+
+
+def test_a_stage_gets_the_secrets_that_it_needs_and_no_others(pods: dict[str, dict]) -> None:
+    aws, token = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, {"HF_TOKEN"}
+    assert secrets_of(pods["train"])["marble-s3"] == aws and secrets_of(pods["train"])["marble-hub"] == token
+    assert set(secrets_of(pods["gate"])) == set(secrets_of(pods["reject"])) == {"marble-mlflow"}
+    tracked = {name: pod for name, pod in pods.items() if name != "cleanup"}
+    assert not secrets_of(pods["cleanup"]) and all("marble-mlflow" in secrets_of(pod) for pod in tracked.values())
+    assert all(pod["configMapAsEnv"][0]["configMapName"] == "marble-defaults" for pod in tracked.values())
+
+
+def test_every_pod_has_timeout_retries_labels_and_the_workers_shared_memory(spec: dict, pods: dict[str, dict]) -> None:
+    tasks = dict(walk(spec, spec["root"]["dag"]))
+    retries = {stage: tasks[stage]["retryPolicy"] for stage in STAGES}
+    assert retries["train"] == {
+        "maxRetryCount": 8, "backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"
+    }  # fmt: skip
+    assert all(policy["maxRetryCount"] for policy in retries.values())
+    assert pods["train"]["activeDeadlineSeconds"] == str(7 * 24 * 3600) and all(
+        "activeDeadlineSeconds" in p for p in pods.values()
+    )
+    assert {pod["podMetadata"]["labels"]["marble/stage"] for pod in pods.values()} == set(STAGES)
+    shared = {s: {m["mountPath"]: m for m in pod.get("emptyDirMounts", [])}.get("/dev/shm") for s, pod in pods.items()}
+    assert {s for s, mount in shared.items() if mount} == {"train", "evaluate"} and shared["train"]["medium"] == "Memory"
+
+
+def test_a_settings_file_moves_images_pods_and_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    digest = "sha256:" + "a" * 64
+    file.write_text(f"""
+images: {{registry: registry.example/team, digests: {{train: "{digest}"}}, pull_secrets: [pull]}}
+secrets: [{{name: mine, keys: [AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY], stages: [train], optional: false}}]
+authority: {{config_map: company-ca}}
+pods: {{train: {{retries: 1, memory_limit: 400Gi}}}}
+gpu: {{node_selector: {{nvidia.com/gpu.product: H100}}, tolerations: [{{key: gpu, value: "yes", effect: NoExecute}}]}}
+volumes: {{cache_claim: models}}
+labels: {{team: vision}}
+""")
+    spec, platform = yaml.safe_load_all(compile_to(tmp_path / "p.yaml", read_settings(file, tag="7")).read_text())
+    containers, pods = executors(spec), platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert containers["train"]["image"] == f"registry.example/team/marble-train@{digest}"
+    assert containers["reject"]["image"] == "registry.example/team/marble-register:7"
+    assert containers["train"]["resources"]["resourceMemoryLimit"] == "400Gi"
+    assert containers["train"]["resources"]["resourceMemoryRequest"] == "6Gi", "the rest of a pod's settings stays"
+    train = pods["exec-train"]
+    assert dict(walk(spec, spec["root"]["dag"]))["train"]["retryPolicy"]["maxRetryCount"] == 1
+    assert secrets_of(train) == {"mine": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}} and not secrets_of(pods["exec-gate"])
+    assert train["nodeSelector"] == {"labels": {"nvidia.com/gpu.product": "H100"}} and train["tolerations"][0]["key"] == "gpu"
+    assert (
+        train["pvcMount"][0]["mountPath"] == "/cache" and {"name": "HF_HOME", "value": "/cache"} in containers["train"]["env"]
+    )
+    assert {"name": "AWS_CA_BUNDLE", "value": "/etc/marble-ca/ca.crt"} in containers["register"]["env"]
+    assert train["podMetadata"]["labels"]["team"] == "vision" and train["imagePullSecret"][0]["secretName"] == "pull"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("pods: {train: {cpu: 4}}", "'pods.train.cpu'.*did you mean 'cpu_limit'"),
+        ("pods: {training: {retries: 4}}", "pods.training"),
+        ("image: {}", "'image'.*did you mean 'images'"),
+        ("gpu: {tolerations: [{key: gpu}]}", "operator Equal needs key and value"),
+        ("volumes: {shared_memory: plenty}", "volumes.shared_memory"),
+        ("- a", "must be a mapping"),
+    ],
+)
+def test_settings_that_cannot_be_right_are_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(MarbleError, match=says):
+        read_settings(tmp_path / "settings.yaml")
+
+
+def walk(spec: dict, dag: dict) -> Iterator[tuple[str, dict]]:
+    """Every task of a graph, and of the graphs inside it."""
+    for name, task in dag["tasks"].items():
+        yield name, task
+        if inner := spec["components"][task["componentRef"]["name"]].get("dag"):
+            yield from walk(spec, inner)
+
+
+def test_every_condition_has_both_its_branches(spec: dict) -> None:
+    """kfp.local skips a lone If on a named output without a word."""
+    assert spec["components"]["comp-gate"]["outputDefinitions"] == {"parameters": {"Output": {"parameterType": "BOOLEAN"}}}
+    graphs = [component["dag"]["tasks"] for component in spec["components"].values() if "dag" in component]
+    choices = [list(tasks.values()) for tasks in graphs if all("triggerPolicy" in task for task in tasks.values())]
+    branches = [[set(spec["components"][t["componentRef"]["name"]]["dag"]["tasks"]) & set(STAGES) for t in c] for c in choices]
+    assert len(branches) == 2
+    assert [{"register"}, {"reject"}] in branches and [{"train", "evaluate", "gate"}, {"skip"}] in branches
+    for first, second in choices:
+        assert second["triggerPolicy"]["condition"] == f"!({first['triggerPolicy']['condition']})"
+
+
+def test_no_task_may_be_answered_from_a_cache(spec: dict) -> None:
+    tasks = {name: task for name, task in walk(spec, spec["root"]["dag"]) if name in STAGES}
+    assert set(tasks) == set(STAGES)
+    assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks.values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_component_is_a_folder_with_one_short_file_that_calls_one_stage(stage: str) -> None:
+    folder = ROOT / "components" / stage
+    source = (folder / "component.py").read_text()
+    assert len(source.splitlines()) <= 60
+    assert f"stages.{stage}(" in source
+    metadata = yaml.safe_load((folder / "metadata.yaml").read_text())
+    assert metadata["name"] == stage and metadata["image"] == f"marble-{IMAGE_OF[stage]}"
+    assert (folder / "README.md").read_text().startswith(f"# {stage}\n")

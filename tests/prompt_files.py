@@ -1,0 +1,27 @@
+"""Prompt files of a test, and what is said of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marble_core.config.loading import load_config
+from marble_core.prompts.dataset import Data, prepare_data
+from marble_core.types import MarbleError
+
+
+def sentence(error: pytest.ExceptionInfo[MarbleError], *parts: str) -> str:
+    said = str(error.value)
+    assert all(part in said for part in parts), said
+    assert said.endswith(".") and len(said.splitlines()) == 1 and len(said) < 600, said
+    return said
+
+
+def prepared(tmp_path: Path, train: str, evaluation: str = "held out", *overrides: str) -> Data:
+    """Of a general training file and a general evaluation file with these contents."""
+    for name, text in (("train", train), ("evaluation", evaluation)):
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    spec = [f"data.{name}={{general: {tmp_path / name}.txt, ocr: demo://prompts/ocr, geneval: demo://prompts/geneval}}" for name in
+            ("train", "evaluation")]  # fmt: skip
+    return prepare_data(load_config("demo", overrides=[*spec, "data.train_size=20", "data.evaluation_size=9", *overrides]))

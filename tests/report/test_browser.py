@@ -1,0 +1,114 @@
+"""The pages in a real browser: every figure is drawn, nothing is fetched, nothing is cut off, everything can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from browser import Browser, chromium
+from report_builders import written_comparison, written_report
+
+LAYOUTS = {
+    "wide": {"width": 1200},
+    "dark": {"width": 1200, "dark": True},
+    "pane": {"width": 880},
+    "narrow pane": {"width": 760},
+    "phone": {"width": 400},
+    "dark phone": {"width": 400, "dark": True},
+    "print": {"width": 760, "media": "print"},
+}
+FIGURES = """
+(() => {
+  document.querySelectorAll("details").forEach(d => d.open = true);
+  const pictures = [...document.images], drawings = [...document.querySelectorAll("svg:not([aria-hidden])")];
+  const seen = e => { const r = e.getBoundingClientRect(); return r.width > 40 && r.height > 40; };
+  return {
+    pictures: pictures.length, drawings: drawings.length,
+    empty: pictures.filter(p => !(p.complete && p.naturalWidth > 0 && seen(p))).map(p => p.alt)
+      .concat(drawings.filter(d => !(seen(d) && d.querySelectorAll("path, use").length > 3)).map(d => d.ariaLabel)),
+    silent: pictures.filter(p => !p.alt.trim()).length + drawings.filter(d => !d.ariaLabel).length,
+  };
+})()
+"""
+CUT_OFF = """
+(() => {
+  const inner = e => e.closest("svg, .unseen, .track, pre") || (e.parentElement && e.parentElement.closest(".scroll:has(.heat)"));
+  const over = [...document.querySelectorAll("main *")].filter(e => !inner(e))
+    .filter(e => { const r = e.getBoundingClientRect(); return r.width && (r.right > innerWidth + 1 || r.left < -1); });
+  return [document.documentElement.scrollWidth > innerWidth ? "the page" : null, ...over.map(e => e.outerHTML.slice(0, 120))].filter(Boolean);
+})()
+"""
+HARD_TO_READ = """
+(() => {
+  const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1}), c = canvas.getContext("2d", {willReadFrequently: true});
+  const painted = (layers) => {
+    c.clearRect(0, 0, 1, 1);
+    for (const colour of layers) { c.fillStyle = colour; c.fillRect(0, 0, 1, 1); }
+    return [...c.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  };
+  const light = ([r, g, b]) => .2126 * r + .7152 * g + .0722 * b;
+  const walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT), low = [];
+  while (walk.nextNode()) {
+    const text = walk.currentNode.textContent.trim(), e = walk.currentNode.parentElement;
+    if (!text || e.closest(".unseen, style, desc, title") || !e.getClientRects().length) continue;
+    const grounds = [];
+    for (let up = e; up; up = up.parentElement) grounds.unshift(getComputedStyle(up).backgroundColor);
+    const ink = getComputedStyle(e)[e.closest("svg") ? "fill" : "color"];
+    const [a, b] = [light(painted(["#fff", ...grounds, ink])), light(painted(["#fff", ...grounds]))].sort((x, y) => y - x);
+    if ((a + .05) / (b + .05) < 4.5) low.push(`${text.slice(0, 30)}: ${((a + .05) / (b + .05)).toFixed(2)}`);
+  }
+  return [...new Set(low)];
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written_report(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written_comparison(tmp_path_factory.mktemp("comparison"))
+
+
+def check(browser: Browser, page: Path, layout: str, pictures: int, drawings: int) -> None:
+    browser.open(page.as_uri(), **LAYOUTS[layout])
+    assert browser.evaluate(FIGURES) == {"pictures": pictures, "drawings": drawings, "empty": [], "silent": 0}
+    assert browser.evaluate(CUT_OFF) == []
+    assert browser.evaluate(HARD_TO_READ) == []
+    assert [url for url in browser.requests if not url.startswith("data:image/")] == [page.as_uri()]
+    assert browser.errors == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_report_is_drawn_whole_and_readable(browser: Browser, report: Path, layout: str) -> None:
+    check(browser, report, layout, pictures=3 * 3 * (6 + 3 + 2), drawings=1 + 3 + 3)
+
+
+@pytest.mark.parametrize("layout", ["wide", "dark phone", "print"])
+def test_the_comparison_is_drawn_whole_and_readable(browser: Browser, comparison: Path, layout: str) -> None:
+    check(browser, comparison, layout, pictures=3 * 6 * 4, drawings=1 + 3 + 1)
+
+
+def test_these_checks_see_what_they_are_for(browser: Browser, tmp_path: Path) -> None:
+    """A picture from elsewhere, a broken one, one without words, a column that is cut off, pale letters, a script's error."""
+    page = tmp_path / "bad.html"
+    page.write_text(
+        '<main><img src="http://127.0.0.1:9/x.png"><img alt="b" src="data:image/png;base64,AAAA">'
+        '<p style="color: #aaa">pale</p><p style="width: 2000px">wide</p></main><script>nowhere()</script>'
+    )
+    browser.open(page.as_uri(), width=400)
+    found = browser.evaluate(FIGURES)
+    assert (found["pictures"], len(found["empty"]), found["silent"]) == (2, 2, 1)
+    assert any("wide" in cut for cut in browser.evaluate(CUT_OFF)) and browser.evaluate(HARD_TO_READ) == ["pale: 2.32"]
+    assert "http://127.0.0.1:9/x.png" in browser.requests
+    assert any("nowhere is not defined" in error for error in browser.errors)

@@ -1,0 +1,163 @@
+"""Several gloo processes against one: the same direction and balance, decisions made together, an end together."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from builders import SmallModel, learner, prompts, small_policy, weights
+from marble_core.checkpoints import CheckpointStore
+from marble_core.runtime import distributed
+from marble_core.step import optimizer_step
+from marble_core.training import loop
+from marble_core.types import MarbleError, Prompt, PromptBatch
+from oracles import relative_error
+from paths import TESTS
+
+METHODS = ("marble", "weighted_sum", "marble balance.subtract_common=true")
+TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-7)}  # of the direction; of alpha and the other numbers
+
+
+def launch(count, work, *arguments, seconds=55, hopeless=None):
+    """``work(*arguments)`` in ``count`` processes under the environment that torchrun gives them. Returns them, ended;
+    the ``hopeless`` one is not waited for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS / "runtime"), os.environ["PYTHONPATH"]])
+    context = multiprocessing.get_context("forkserver")  # imports torch once
+    context.set_forkserver_preload(["test_distributed"])
+    running = [context.Process(target=_begin, args=(r, count, port, work, arguments), daemon=True) for r in range(count)]
+    for process in running:
+        process.start()
+    deadline = time.monotonic() + seconds
+    try:
+        for process in (p for r, p in enumerate(running) if r != hopeless):
+            process.join(max(0, deadline - time.monotonic()))
+    finally:
+        for process in running:
+            process.kill()
+    return running
+
+
+def _begin(rank, count, port, work, arguments):
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ |= {n: str(v) for n, v in names.items()} | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    work(*arguments)
+
+
+def found_direction(method, dtype):
+    """Gradient and alpha of a step with ``old`` far behind ``default``, micro-batches across prompts, and KL on some of them."""
+    one = learner(f"balance.method={method.split()[0]}", *method.split()[1:], "loss.micro_batch=7", "loss.kl_fraction=0.3")
+    one.policy, found = small_policy(one.config, 0.05, SmallModel(dtype)), {}
+    one.policy.update = lambda _, gradient, *__: found.update(gradient) or 0.0
+    report = optimizer_step(one, prompts())
+    assert not report.skipped
+    return {"gradient": found, "metrics": dict(report.metrics)}
+
+
+def everything(directory, store):
+    """What one process saw of all claims below."""
+    with distributed.processes():
+        seen = {(method, dtype): found_direction(method, dtype) for method in METHODS for dtype in TOLERANCE}
+        faulty = learner()
+        if distributed.rank() == distributed.world() - 1:
+            faulty.scorers[1].score = lambda images, _: np.full(len(images), np.inf)
+        report, before = optimizer_step(faulty, prompts()), weights(learner())
+        untouched = all(torch.equal(a, before[n]) for n, a in weights(faulty).items())
+        seen["fault"] = {"skipped": report.skipped, "notes": report.notes, "step": faulty.step, "untouched": untouched}
+        reports = []
+        with distributed.local_main_first():
+            checkpoints = CheckpointStore(store, None, "run")
+        for steps in (1, 3):  # the second goes on where the first ended
+            one = learner(f"train.steps={steps}", "balance.every=2")
+            loop.train(one, prompts(), checkpoints, reports.append)
+        seen["run"] = {"weights": weights(one), "reports": len(reports)}
+    torch.save(seen, directory / f"{os.environ['RANK']}.pt")
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What every process saw, by the number of processes."""
+    by_count = {}
+    for count in (1, 2, 4):
+        directory = tmp_path_factory.mktemp("seen")
+        ended = launch(count, everything, directory, directory / "store")
+        assert [p.exitcode for p in ended] == [0] * count
+        by_count[count] = [torch.load(directory / f"{r}.pt", weights_only=False) for r in range(count)]
+    return by_count
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("method", METHODS)
+def test_any_number_of_processes_gives_the_same_direction_and_alpha(seen, method, dtype, count):
+    """Six prompts: on four processes their shares are uneven, and process 0 has no image that the reward ocr applies to."""
+    what, (of_direction, of_numbers) = (method, dtype), TOLERANCE[dtype]
+    alone = seen[1][0][what]
+    for one in seen[count]:
+        assert relative_error(one[what]["gradient"], alone["gradient"]) < of_direction
+        for name, value in alone["metrics"].items():
+            if name.startswith(("alpha/", "reward/", "grad_norm/", "consistency/", "cosine/")):
+                assert one[what]["metrics"][name] == pytest.approx(value, rel=of_numbers, abs=of_numbers / 10), name
+    first, *others = (one[what]["gradient"] for one in seen[count])
+    assert all(torch.equal(g, other[n]) for other in others for n, g in first.items()), "to the bit between processes"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_fault_on_one_process_skips_the_step_on_all(seen, count):
+    for one in seen[count]:
+        assert one["fault"]["skipped"] and one["fault"]["step"] == 1 and one["fault"]["untouched"]
+        assert "pickscore is not finite for the prompt" in one["fault"]["notes"][0]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_all_processes_go_on_from_the_checkpoint_that_rank_0_wrote(seen, count):
+    assert [one["run"]["reports"] for one in seen[count]] == [3] + [0] * (count - 1)
+    first, *others = (one["run"]["weights"] for one in seen[count])
+    assert all(torch.equal(w, other[n]) for other in others for n, w in first.items())
+
+
+def end_of_one(directory, how):
+    """Process 1 ends while it scores; what the others raise, and when, goes into files."""
+    one = learner()
+    with distributed.processes(silence=4.0):
+        began = time.monotonic()
+        optimizer_step(one, prompts())
+        if distributed.rank() == 1:
+            one.scorers[0].score = lambda *_: os.kill(os.getpid(), how)
+        try:
+            optimizer_step(one, prompts())
+        except MarbleError as error:
+            (directory / str(distributed.rank())).write_text(str(error))
+            assert time.monotonic() - began < 30
+            raise
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path, how):
+    began = time.monotonic()
+    ended = launch(3, end_of_one, tmp_path, how, seconds=40, hopeless=1)
+    assert time.monotonic() - began < 60
+    assert ended[0].exitcode == ended[2].exitcode == 1
+    if how == signal.SIGKILL:
+        assert "because another one ended or hung" in (tmp_path / "0").read_text()
+
+
+def test_shares_are_whole_prompts_and_too_many_processes_are_an_error(monkeypatch):
+    batch = PromptBatch(tuple(Prompt(str(m), "general") for m in range(7)), 3, 0, 0)
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share(batch))
+    assert [m for s in shares for m in s] == list(range(7)) and {len(s) for s in shares} == {1, 2}
+    monkeypatch.setattr(distributed, "world", lambda: 8)
+    with pytest.raises(MarbleError, match="7 prompts cannot be shared by 8 processes"):
+        distributed.share(batch)

@@ -1,0 +1,140 @@
+"""The embedded services are real, private, and end with the process that started them."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlparse
+
+import boto3
+import pytest
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from marble_core.services import local as module
+from marble_core.services import server
+from marble_core.services.local import addresses, embedded
+from marble_core.services.seaweedfs import SeaweedFS
+from marble_core.storage.s3 import S3
+from marble_core.types import MarbleError
+from waiting import eventually
+
+RUN = """
+import json, os, signal, sys
+from pathlib import Path
+from marble_core.services.local import embedded
+from marble_core.storage.s3 import S3
+with embedded(Path(sys.argv[1]), "marble") as environment:
+    os.environ.update(environment)
+    S3("marble").put_json("kept", {"by": "the first run"})
+    print(json.dumps(environment), flush=True)
+    signal.pause()
+"""
+
+
+def answers(url: str) -> bool:
+    parts = urlparse(url)
+    with socket.socket() as client:
+        return client.connect_ex((parts.hostname, parts.port)) == 0
+
+
+def test_the_embedded_s3_is_on_loopback_and_refuses_everybody_else(services: dict[str, str]) -> None:
+    url = services["AWS_ENDPOINT_URL"]
+    assert urlparse(url).hostname == "127.0.0.1"
+    stranger = boto3.Session().client("s3", endpoint_url=url, config=Config(signature_version=UNSIGNED))
+    with pytest.raises(ClientError, match="AccessDenied"):
+        stranger.put_object(Bucket="marble", Key="x", Body=b"")
+    thief = boto3.Session("someone", "else").client("s3", endpoint_url=url)
+    with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+        thief.list_objects_v2(Bucket="marble")
+
+
+def test_the_embedded_mlflow_answers_on_loopback(services: dict[str, str]) -> None:
+    url = services["MLFLOW_TRACKING_URI"]
+    assert urlparse(url).hostname == "127.0.0.1"
+    with urllib.request.urlopen(f"{url}/health") as answer:
+        assert answer.status == 200
+
+
+def test_the_services_that_the_environment_names_are_used_and_nothing_is_started(
+    services: dict[str, str], tmp_path: Path
+) -> None:
+    with embedded(tmp_path / "root") as environment:
+        assert environment == {}
+    assert not (tmp_path / "root").exists()
+
+
+def test_only_the_missing_service_is_started_with_keys_that_nobody_else_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with embedded(tmp_path) as environment:
+        assert "MLFLOW_TRACKING_URI" not in environment
+        assert stat.S_IMODE((tmp_path / "s3" / "keys.json").stat().st_mode) == 0o600
+        assert addresses(tmp_path) == {"AWS_ENDPOINT_URL": environment["AWS_ENDPOINT_URL"]}
+        with pytest.raises(MarbleError, match="Another marble command uses"), module._locked(tmp_path, patience=0):
+            pass
+        secret = environment["AWS_SECRET_ACCESS_KEY"]
+        readable = [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_mode & 0o077]
+        assert not any(secret.encode() in path.read_bytes() for path in readable)
+    assert addresses(tmp_path) == {}
+    assert not answers(environment["AWS_ENDPOINT_URL"])
+
+
+def test_keys_and_data_stay_from_run_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for _ in range(2):
+        with SeaweedFS(tmp_path) as server:
+            for name, value in server.environment.items():
+                monkeypatch.setenv(name, value)
+            s3 = S3("marble")
+            s3.require_bucket(create=True)
+            seen.append((server.environment["AWS_SECRET_ACCESS_KEY"], s3.get_json("kept")))
+            s3.put_json("kept", "yes")
+    (first, nothing), (second, kept) = seen
+    assert first == second and nothing is None and kept == "yes"
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_parent_leaves_no_server_and_the_next_run_finds_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    environment = json.loads(parent.stdout.readline())
+    urls = [environment["AWS_ENDPOINT_URL"], environment["MLFLOW_TRACKING_URI"]]
+    assert all(answers(url) for url in urls)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert eventually(lambda: not any(answers(url) for url in urls))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with embedded(tmp_path) as again:
+        for name, value in again.items():
+            monkeypatch.setenv(name, value)
+        assert S3("marble").get_json("kept") == {"by": "the first run"}
+
+
+def test_a_server_that_does_not_start_is_one_sentence_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "weed"
+    fake.write_text("#!/bin/sh\necho no disk\nexit 4\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(module.shutil, "which", lambda *_, **__: str(fake))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    sentence = r"^The embedded S3 server ended with code 4 as it started; see .*server\.log\.$"
+    with pytest.raises(MarbleError, match=sentence), embedded(tmp_path / "root"):
+        pass
+    assert (tmp_path / "root" / "s3" / "server.log").read_text() == "no disk\n"
+
+
+def test_a_proxy_in_the_environment_does_not_stand_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.past_proxies() == {}
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "intra")
+    assert server.past_proxies() == {"no_proxy": "intra,127.0.0.1", "NO_PROXY": "intra,127.0.0.1"}

@@ -1,0 +1,46 @@
+"""What a URI names: the package, a path, or nothing that we know."""
+
+import pytest
+from huggingface_hub import constants
+
+from commands import sentence_of
+from marble_core.storage.uri import resolve
+from marble_core.types import MarbleError
+from paths import write_files
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+# ------------------------------------------------------------------------------------------------- the package and paths
+def test_the_package_and_local_paths_are_found_without_asking_anyone(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert (resolve("demo://rewards/clip") / "config.json").is_file()
+    write_files(tmp_path, "heads/head.pth")
+    assert resolve(str(tmp_path / "heads")) == tmp_path / "heads"
+    monkeypatch.chdir(tmp_path)
+    assert resolve("heads/head.pth").read_text() == "xheads/head.pth"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/heads") == tmp_path / "heads"
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("demo://sd4", "There is no 'demo://sd4'; the demo has .*demo://sd3"),
+        ("/no/such/file.pt", "'/no/such/file.pt' does not exist"),
+        ("clip", "'clip' does not exist"),
+        ("a b/c", "'a b/c' does not exist"),
+        ("hf://onlyone", "not of the form hf://organisation/name@revision"),
+        ("hf://org/na me", "not of the form hf://organisation/name@revision"),
+        ("org/na--me", "no name of a repository on the hub"),
+        ("s3://bucket", "not of the form s3://bucket/path"),
+        ("s3:///key", "not of the form s3://bucket/path"),
+        ("ftp://host/file.pt", "'ftp://host/file.pt' does not exist"),
+        ("", "'' does not exist"),
+    ],
+)
+def test_a_name_that_is_none_is_one_sentence(uri, sentence, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MarbleError, match=sentence) as caught:
+        resolve(uri)
+    sentence_of(caught)

@@ -1,0 +1,75 @@
+"""The train stage on several processes: the same model, one run in MLflow, one sentence when it fails, a checkpoint when it is told to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from builders import prepared_run
+from marble_core import stages
+from marble_core.config.loading import load_config
+from marble_core.config.stage_files import ADAPTER_FILE
+from marble_core.storage.s3 import S3
+from marble_core.training.launch import processes_wanted
+from marble_core.types import MarbleError
+from oracles import relative_error
+from prompt_files import prepared
+from waiting import eventually
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_and_four_processes_train_the_model_that_one_trains_and_track_it_once(services, tmp_path):
+    adapters = []
+    for count in (1, 2, 4):
+        directory = tmp_path / str(count)
+        where, run_id = prepared(directory, f"train.processes={count}", "rollout.prompts=6", "rollout.images_per_prompt=2")
+        assert "reward/geneval/mean" in stages.train(where, directory / "adapter")
+        adapters.append(load_file(directory / "adapter" / ADAPTER_FILE))
+    # AdamW's first steps go by the signs of the gradient, so what is rounded otherwise near 0 shows in single weights.
+    one, *several = adapters
+    assert [relative_error(other, one) < 1e-3 for other in several] == [True, True]
+    client = MlflowClient()
+    (found,) = client.search_runs([client.get_experiment_by_name("marble").experiment_id], f"tags.`marble.run_id` = '{run_id}'")
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "alpha/geneval")] == [1, 2]
+
+
+def test_what_stops_one_of_the_processes_is_the_stages_one_sentence(services, tmp_path):
+    where, _ = prepared_run(tmp_path, "train.processes=2", "balance.wishes=['geneval >= 0.9', 'clipscore >= 0.9']")
+    with pytest.raises(MarbleError, match="No weights that add up to 1 can meet"):
+        stages.train(where, tmp_path / "adapter")
+
+
+def test_a_stage_that_is_told_to_end_saves_on_all_processes_and_leaves_none(services, tmp_path):
+    where, run_id = prepared_run(tmp_path, "train.processes=2", "train.steps=500", "train.checkpoint_every=400")
+    events = tmp_path / "progress.jsonl"
+    script = "import sys, pathlib; from marble_core import stages; stages.train(*map(pathlib.Path, sys.argv[1:]))"
+    stage = subprocess.Popen(
+        [sys.executable, "-c", script, str(where), str(tmp_path / "adapter")],
+        env={**os.environ, "MARBLE_PROGRESS": str(events)},
+        start_new_session=True,
+    )
+    try:
+        assert eventually(lambda: events.exists() and '"done": 2' in events.read_text(), 90)
+        stage.send_signal(signal.SIGTERM)  # to the stage alone, as in a container
+        assert stage.wait(40) != 0
+        with pytest.raises(ProcessLookupError):
+            os.killpg(stage.pid, 0)
+    finally:
+        if stage.poll() is None:
+            os.killpg(stage.pid, signal.SIGKILL)
+    done = max(json.loads(line).get("done", 0) for line in events.read_text().splitlines())
+    saved = S3("marble").prefixes(f"runs/{run_id}/checkpoints")
+    assert saved and max(int(name.split("-")[1]) for name in saved) >= done
+
+
+def test_a_process_that_was_started_by_torchrun_starts_no_others(monkeypatch):
+    config = load_config("demo", overrides=["train.processes=4"])
+    assert processes_wanted(config) == 4 and processes_wanted(load_config("demo", overrides=["train.processes=0"])) == 1
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert processes_wanted(config) == 1
