@@ -1,6 +1,6 @@
 """The settings put on the pipeline's tasks: image, resources, secrets, volumes, time-outs, retries.
 
-kfp.local ignores all but image, environment and retries, so tests/test_pipeline.py reads them from the compiled file.
+kfp.local ignores all but image, environment and retries, so tests/pipelines/test_pipeline.py reads them from the compiled file.
 """
 
 import json

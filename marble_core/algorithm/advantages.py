@@ -1,4 +1,4 @@
-"""One advantage estimator a reward, and the only reductions over NaN in the project."""
+"""One advantage estimator per reward. NaN means "does not apply": no reduction here lets it through."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a run needs, before it starts: memory by part and phase, work, hours, and settings that fit. Arithmetic; no torch.
 
-It is an estimate: its memory is held against measured peaks on the CPU in tests/test_estimate.py, and has not been on a GPU.
+It is an estimate: its memory is held against measured peaks on the CPU in tests/estimate/test_estimate.py, and has not been on a GPU.
 """
 
 from marble_core.estimate.fit import check_fits, resolve_batch_sizes
