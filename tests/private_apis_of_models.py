@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils.flop_counter
 from torch import nn
 
 CPU, PAIR, LENGTH = torch.device("cpu"), ["a", "b"], 9
