@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from marble_core.algorithm import balancers as balance_module
 from marble_core.algorithm.balancers import Balancer
 from marble_core.algorithm.methods import make_balancer
 from marble_core.config.balance import BalanceConfig
@@ -83,7 +82,7 @@ def test_a_failing_solver_falls_back_to_the_last_weights_and_says_so(monkeypatch
     def fail(*_):
         raise ArithmeticError("no luck")
 
-    monkeypatch.setattr(balance_module, "min_norm", fail)
+    monkeypatch.setattr("marble_core.algorithm.marble.min_norm", fail)
     done = weigh(marble, gram(1)[1])
     assert np.allclose(done.alpha_K, last) and done.failed and any("no luck" in note for note in done.notes)
 
