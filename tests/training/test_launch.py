@@ -18,7 +18,6 @@ from marble_core.storage.s3 import S3
 from marble_core.training.launch import processes_wanted
 from marble_core.types import MarbleError
 from oracles import relative_error
-from prompt_files import prepared
 from waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -28,7 +27,7 @@ def test_two_and_four_processes_train_the_model_that_one_trains_and_track_it_onc
     adapters = []
     for count in (1, 2, 4):
         directory = tmp_path / str(count)
-        where, run_id = prepared(directory, f"train.processes={count}", "rollout.prompts=6", "rollout.images_per_prompt=2")
+        where, run_id = prepared_run(directory, f"train.processes={count}", "rollout.prompts=6", "rollout.images_per_prompt=2")
         assert "reward/geneval/mean" in stages.train(where, directory / "adapter")
         adapters.append(load_file(directory / "adapter" / ADAPTER_FILE))
     # AdamW's first steps go by the signs of the gradient, so what is rounded otherwise near 0 shows in single weights.
