@@ -29,8 +29,15 @@ and free of artefacts?
 
 Explain your judgement briefly. Then end with one line of the form "Final Score: X", X being a number from 1 (bad) to 5
 (excellent), decimals allowed."""
-# A number that goes on, such as 4,5 or 1.2.3, or is out of anything but 5, is not read as something else.
-_MARK = re.compile(r"final\s+score(?:\s+is)?[\s:*_\"'\[(=]*(-?\d+(?:\.\d+)?)(?![\d.]*\d|,\d)(?:\s*/\s*(\d+))?", re.IGNORECASE)
+_SCALE = r"[(\[][^()\[\]\n]{1,60}[)\]]|(?:(?:from|on\s+a\s+scale\s+(?:of|from))\s+)?1\s*(?:-|–|to)\s*5(?=\s*[:=*])|out\s+of\s+5(?=\s*[:=*])"
+_MARK = re.compile(
+    rf"final\s+score(?:\s+is)?[\s:=*_\"']*(?P<scale>{_SCALE})?[\s:=*_\"'\[(]*(?P<mark>-?\d+(?:\.\d+)?)(?=(?P<rest>[^\n]*))",
+    re.IGNORECASE,
+)
+_ONE_TO_FIVE = re.compile(r"\D*(?:\b1(?:\.0)?\s*(?:-|–|—|to|\.\.+|/)|out\s+of|max\.?|/)\s*5(?:\.0)?\b\D*|\D+", re.IGNORECASE)
+_TOTAL = re.compile(r"[\s*_\"'\])]*(?:points?|stars?|marks?)?[\s(\[]*(?:/|(?:out\s+)?of\s)\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
+# What makes it another number: digits that go on (4,5 or 1.2.3), a unit, a range, a second number.
+_GOES_ON = re.compile(r"[.,]?\d|[\s*_\])]*(?:%|percent|±|\+|[-–—~]\s*\d|(?:to|or|and)\s+\d)|[ \t]+\d", re.IGNORECASE)
 _LOW, _HIGH = 1.0, 5.0
 _TRANSIENT = (429, 500, 502, 503, 504)
 
@@ -42,7 +49,7 @@ class UnifiedReward:
     ``key_variable`` names, and only from there. The published values were asked for in another wording of ``instruction``
     (flow_grpo's rewards.py has it), which names the caption as ``{prompt}``. Pictures are sent as PNG of ``image_size`` pixels,
     ``workers`` at once. An endpoint that cannot be reached, is silent for ``request_timeout`` seconds or answers 429 or 5xx is
-    asked ``retries`` times more, after 0, 2, 4, ... times ``backoff`` seconds. An answer without a mark is an error, never a 0.
+    asked ``retries`` times more, after 0, 2, 4, ... times ``backoff`` seconds. An answer without a mark, or with two that differ, is an error, never a 0.
     """
 
     name = "unifiedreward"
@@ -96,7 +103,7 @@ class UnifiedReward:
         if unread:
             first = unread[0]
             raise MarbleError(
-                f"{len(unread)} of {len(marks)} answers of {self.model!r} at {self.url} hold no 'Final Score' from 1 to 5, "
+                f"{len(unread)} of {len(marks)} answers of {self.model!r} at {self.url} hold no one 'Final Score' from 1 to 5, "
                 f"the first to the prompt {prompts[first].text!r}: {_short(answers[first])!r}."
             )
         return np.array(marks, dtype=np.float64) / _HIGH
@@ -156,11 +163,19 @@ class UnifiedReward:
 
 
 def read_mark(answer: str) -> float | None:
-    """The last "Final Score" of an answer, from 1 to 5; None where there is none or it is another number."""
-    found = _MARK.findall(answer)
-    if not found or found[-1][1] not in ("", "5"):
+    """The "Final Score" of an answer, from 1 to 5; None where there is none, or another number, or two that differ.
+
+    A scale beside it is not the mark: "Final Score (1-5): 4" is 4. A mark on another scale, a percentage and a range are none.
+    """
+    marks = {_checked_mark(found) for found in _MARK.finditer(answer)}
+    return marks.pop() if len(marks) == 1 else None
+
+
+def _checked_mark(found: re.Match[str]) -> float | None:
+    scale, rest, mark = found["scale"], found["rest"], float(found["mark"])
+    total = _TOTAL.match(rest)
+    if (scale and not _ONE_TO_FIVE.fullmatch(scale)) or _GOES_ON.match(rest) or (total and float(total[1]) != _HIGH):
         return None
-    mark = float(found[-1][0])
     return mark if _LOW <= mark <= _HIGH else None
 
 

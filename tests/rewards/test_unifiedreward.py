@@ -16,7 +16,7 @@ from PIL import Image
 from marble_core.config.schema import RewardConfig
 from marble_core.rewards.registry import load_scorers
 from marble_core.rewards.scoring import score_all
-from marble_core.rewards.unifiedreward import UnifiedReward, read_mark
+from marble_core.rewards.unifiedreward import UnifiedReward
 from marble_core.types import MarbleError, Prompt
 from stub_hub import serving
 from tiny_rewards import PROMPTS, noise
@@ -117,38 +117,6 @@ def test_it_checks_itself_on_squares_of_a_known_colour():
         pytest.raises(MarbleError, match="cannot tell a red square"),
     ):
         load_scorers([RewardConfig(name="unifiedreward", options={"url": url, **QUICK})])
-
-
-@pytest.mark.parametrize(
-    ("answer", "mark"),
-    [
-        ("Final Score: 4", 4),
-        ("It is good.\n\nFinal Score: 3.75", 3.75),
-        ("**Final Score:** 2.5", 2.5),
-        ("**Final Score: 5**", 5),
-        ("final score is 4.", 4),
-        ("Final Score: [3]", 3),
-        ("Final Score: 4/5", 4),
-        ('The form is "Final Score: 2". So, Final Score: 3', 3),
-        ("Final Score:\n1", 1),
-        ("Final Score: 4, since it is fine", 4),
-        ("", None),
-        ("4", None),
-        ("Final Score: X", None),
-        ("Final Score: 0", None),
-        ("Final Score: 5.5", None),
-        ("Final Score: -3", None),
-        ("Final Score: 8/10", None),
-        ("Final Score: 4/10", None),
-        ("Final Score: 4,5", None),
-        ("Final Score: 1.2.3", None),
-        ("Final Score: 45", None),
-        ("Final Score: three", None),
-        ("I am sorry, I cannot judge 5 pictures", None),
-    ],
-)
-def test_only_a_final_score_from_1_to_5_is_a_mark(answer, mark):
-    assert read_mark(answer) == mark
 
 
 def test_answers_without_a_mark_are_counted_and_named_and_never_a_0():
