@@ -145,8 +145,10 @@ def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
 class Scorer(Protocol):
     """One reward. It sees only images whose prompt it applies to.
 
-    ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N finite numbers (float64). ``self_check``
-    scores an image with a known answer and raises MarbleError where the answer is wrong.
+    ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N finite real numbers, of shape (N,) or (N, 1): a numpy
+    array, a torch tensor of any precision and on any device (its gradient is ignored), or a list of numbers; bools are 0 and 1.
+    Complex numbers, dates, strings, None, dicts, generators and (scores, info) are a MarbleError that names the reward.
+    ``self_check`` scores an image with a known answer and raises MarbleError where the answer is wrong.
 
     A scorer may also have ``side``, the names of V values that it reports beside its reward: ``score`` then returns (N, 1 + V)
     numbers, the reward first. It may have ``settings``, a mapping that the evaluation's record states with its numbers. And it may

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from marble_core.rewards.background import Call
+from marble_core.rewards.returned import as_numbers, described
 from marble_core.types import MarbleError, Prompt, RewardTable, Scorer
 
 IMAGES_PER_TIMEOUT = 1000
@@ -107,7 +108,7 @@ def _columns(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt])
 def _score(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
     """(N, 1 + V)."""
     try:
-        values = np.asarray(scorer.score(images_NHWC, prompts), dtype=np.float64)
+        returned = scorer.score(images_NHWC, prompts)
     except MarbleError:
         raise
     except Exception as error:
@@ -117,11 +118,22 @@ def _score(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -
                 _score(scorer, images_NHWC[i : i + 1], [prompt])  # raises for the image that it fails on
             where = f"{len(prompts)} images at once, from {where} on, though on none alone"
         raise MarbleError(f"The reward {scorer.name!r} failed on {where}: {type(error).__name__}: {error}.") from error
+    return _numbers(scorer, returned, len(prompts))
+
+
+def _numbers(scorer: Scorer, returned: object, count: int) -> np.ndarray:
+    """(N, 1 + V) of what the scorer returned. What it may be says Scorer in types.py."""
     side = _side(scorer)
-    if values.shape != ((len(prompts), 1 + len(side)) if side else (len(prompts),)):
+    values = as_numbers(returned)
+    if values is None:
+        shape = f"({count}, {1 + len(side)})" if side else f"({count},)"
+        raise MarbleError(
+            f"The reward {scorer.name!r} returned {described(returned)}, not numbers: its score must return an array, a tensor or a "
+            f"list of real numbers of shape {shape}."
+        )
+    if values.shape != (count, 1 + len(side)) and (side or values.shape != (count,)):
         beside = f" and {', '.join(side)} beside it" if side else ""
         raise MarbleError(
-            f"The reward {scorer.name!r} returned shape {values.shape}, not one number{beside} "
-            f"for each of {len(prompts)} images."
+            f"The reward {scorer.name!r} returned shape {values.shape}, not one number{beside} for each of {count} images."
         )
-    return values.reshape(len(prompts), -1)
+    return values.reshape(count, -1)
