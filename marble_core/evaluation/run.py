@@ -37,7 +37,7 @@ def run_evaluation(
 
     The noise of prompt i depends on (evaluation.seed, i) alone. Written are ``evaluation.json`` and ``images/`` (see results.py),
     with pictures of the first 48 prompts of each source; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
-    base's, and for a reward that fails; a champion that does not fit the base is left out, and the result says so.
+    base's, for a reward that fails, and for an image that is not finite; a champion that does not fit the base is left out, and the result says so.
     """
     from marble_core.models.policy import Policy
     from marble_core.rewards.registry import load_scorers
@@ -186,7 +186,9 @@ class _Evaluator:
             progress.emit("evaluate", done=self.done, total=self.total, note=role)
 
         e = self.config.evaluation
-        return sample(model, [p.text for p in prompts], seeds, e.solver, e.steps, e.batch_size, show)[1]
+        return sample(
+            model, [p.text for p in prompts], seeds, e.solver, e.steps, e.batch_size, show, self.config.model.precision
+        )[1]
 
 
 def picture_name(role: str, index: int) -> str:

@@ -45,4 +45,5 @@ class DiffusionModel(Protocol):
         """v_BCHW in float32 at times t in (0, 1]; differentiable in the LoRA's layers."""
 
     def decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
-        """Clean latents to images_NHWC, uint8. An image does not depend on the others."""
+        """Clean latents to images_NHWC, uint8. An image does not depend on the others. Latents whose image is not finite are set to
+        NaN, which is how their caller hears of it."""

@@ -14,7 +14,8 @@ _PREFIX = "transformer."
 
 
 def read_lora_file(path: Path, transformer: torch.nn.Module, rank: int | None = None) -> dict[str, torch.Tensor]:
-    """The file's tensors by their names in the transformer. Raises MarbleError unless the file has lora_A (r, in) and lora_B (out, r) for layers of the transformer, with their sizes.
+    """The file's tensors by their names in the transformer. Raises MarbleError unless the file has lora_A (r, in) and lora_B (out, r) for layers of the transformer, with their sizes,
+    and for a tensor with a value that is not finite.
 
     ``rank`` is the r that it must have. The transformer may carry other adapters.
     """
@@ -35,4 +36,11 @@ def read_lora_file(path: Path, transformer: torch.nn.Module, rank: int | None = 
             raise MarbleError(f"The LoRA {path} is another model's: its layer {name} with shape {shape} does not fit the base.")
         if rank is not None and shape[part == "B.weight"] != rank:
             raise MarbleError(f"The LoRA {path} has rank {shape[part == 'B.weight']}, but lora.rank is {rank}: set it so.")
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if bad := int((~tensor.isfinite()).sum()):
+            raise MarbleError(
+                f"The LoRA {path} is damaged: {bad} of the {tensor.numel()} values of its tensor {name} are not finite; "
+                "take an earlier checkpoint, or train it anew."
+            )
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}

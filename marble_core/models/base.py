@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from marble_core.config.schema import ModelConfig
+from marble_core.models.sampling import finite
 from marble_core.runtime import distributed
 from marble_core.runtime.offload import HOST, Offloaded
 from marble_core.storage.artifacts import Part
@@ -71,6 +72,7 @@ class DiffusersModel:
 
     @torch.no_grad()
     def decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
+        """Latents whose image is not finite become NaN: uint8 could not tell it from a black one."""
         at_once = max(1, DECODED_PIXELS // (self.config.height * self.config.width))
         return np.concatenate([self._decode(part) for part in x0_NCHW.split(at_once)])
 
@@ -81,6 +83,7 @@ class DiffusersModel:
     def _decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
         latents = x0_NCHW / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)
         images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
+        x0_NCHW[~finite(images)] = torch.nan
         images = self.pipeline.image_processor.postprocess(images, output_type="np")
         return (images * 255).round().astype("uint8")
 

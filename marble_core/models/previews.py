@@ -26,14 +26,15 @@ def fixed_texts(prompts: Sequence[Prompt]) -> list[list[str]]:
 def grid(policy: Policy, prompts: Sequence[Prompt], config: RunConfig) -> np.ndarray:
     """What the adapter ``default`` draws now, as the evaluation would sample it: uint8 HWC, a row a source.
 
-    Noise and solver know nothing of the training, which stays the same to the bit with and without these pictures.
+    Noise and solver know nothing of the training, which stays the same to the bit with and without these pictures. Raises
+    MarbleError for one that is not finite.
     """
     rows = fixed_texts(prompts)
     texts = [text for row in rows for text in row]
     e = config.evaluation
     seeds = [derive(e.seed, "samples", i) for i in range(len(texts))]
     with policy.using("default") as model:
-        images_NHWC = sample(model, texts, seeds, e.solver, e.steps, e.batch_size)[1]
+        images_NHWC = sample(model, texts, seeds, e.solver, e.steps, e.batch_size, precision=config.model.precision)[1]
     small = [_small(image_HWC) for image_HWC in images_NHWC]
     width = len(rows[0])
     return np.concatenate([np.concatenate(small[i : i + width], axis=1) for i in range(0, len(small), width)])

@@ -10,7 +10,7 @@ import torch
 
 from marble_core.models import DiffusionModel
 from marble_core.runtime.seeding import noise
-from marble_core.types import Conditioning
+from marble_core.types import Conditioning, MarbleError
 
 
 def make_scheduler(solver: str, steps: int, flow_shift: float) -> Any:
@@ -57,11 +57,14 @@ def sample(
     steps: int,
     batch_size: int,
     show: Callable[[np.ndarray], None] = lambda _: None,
+    precision: str | None = None,
 ) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, Conditioning]:
     """N images of M prompts, N a multiple of M (each prompt's images lie together), each prompt encoded once.
 
     Returns x0_NCHW, images_NHWC (uint8), the times t_S and the conditioning of the M prompts. The noise of an image
     depends on its seed alone, so neither batch size nor order changes it. ``show`` gets each batch's images once they are there.
+    With a ``precision``, the model's, latents or an image that is not finite is a MarbleError; without one it has latents that are
+    not finite, for which a training step is skipped.
     """
     conditioning = model.encode(list(prompts))
     owner_N = torch.arange(len(prompts)).repeat_interleave(len(seeds) // len(prompts))
@@ -72,5 +75,23 @@ def sample(
         x0, t_S = solve(model, x_T, conditioning[owner_N[part]], solver, steps)
         latents.append(x0)
         images.append(model.decode(x0))
+        if precision:
+            _require_finite(x0, [prompts[m] for m in owner_N[part]], precision)
         show(images[-1])
     return torch.cat(latents), np.concatenate(images), t_S, conditioning
+
+
+def finite(x_NCHW: torch.Tensor) -> torch.Tensor:
+    """(N,) bool: whether all values of an image, or of its latents, are finite."""
+    return x_NCHW.isfinite().flatten(1).all(1)
+
+
+def _require_finite(x0_NCHW: torch.Tensor, prompts: Sequence[str], precision: str) -> None:
+    bad = (~finite(x0_NCHW)).nonzero().flatten().tolist()
+    if bad:
+        wider = {"fp16": "set bf16 or fp32", "bf16": "set fp32, and check the LoRA and the model's files"}
+        more = f", nor are those of {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise MarbleError(
+            f"The latents or pixels of the prompt {prompts[bad[0]]!r} are not finite{more}, with model.precision {precision}: "
+            f"{wider.get(precision, 'check the LoRA and the files of the model')}."
+        )

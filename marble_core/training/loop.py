@@ -200,7 +200,10 @@ def _tracked_training(
         def show_samples() -> None:
             every, step = config.train.samples_every, learner.step
             if every and (step % every == 0 or step == config.train.steps):
-                tracker.log_image(grid(learner.policy, prompts, config), "samples", step)
+                try:
+                    tracker.log_image(grid(learner.policy, prompts, config), "samples", step)
+                except MarbleError as error:  # what is only shown ends no training
+                    progress.emit("train", note=f"No samples of step {step}: {error}")
 
         def report(done: StepReport) -> None:
             tracker.log_history(learner.history)
