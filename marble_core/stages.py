@@ -47,7 +47,7 @@ def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
     from marble_core.estimate import check_fits
     from marble_core.prompts.dataset import prepare_data
-    from marble_core.rewards.applies import check_heard, check_named
+    from marble_core.rewards.applies import check_heard, check_named, check_readable
     from marble_core.storage.artifacts import Part
     from marble_core.storage.uri import check_access
 
@@ -57,6 +57,7 @@ def checked_data(config: RunConfig) -> Data:
     data = prepare_data(config)
     data.warnings.extend([warning] if warning else [])
     check_heard(config, data.train, data.evaluation)
+    data.warnings.extend(check_readable(config, data.placed))
     return data
 
 

@@ -17,12 +17,14 @@ from marble_core.types import SOURCES, MarbleError, Prompt
 
 @dataclass(frozen=True)
 class Data:
-    """The prompts by set, the report of them (ready for JSON), and what the user should be told, a sentence each."""
+    """The prompts by set, the report of them (ready for JSON), and what the user should be told, a sentence each. ``placed`` has the
+    same prompts with their places, by the names ``train`` and ``evaluation``."""
 
     train: list[Prompt]
     evaluation: list[Prompt]
     report: dict[str, Any]
     warnings: list[str]
+    placed: dict[str, list[Placed]]
 
 
 def prepare_data(config: RunConfig) -> Data:
@@ -43,9 +45,12 @@ def prepare_data(config: RunConfig) -> Data:
     evaluation = loaded(data.evaluation, data.evaluation_size, held_out=True)
     judged_by = [prompt for own in evaluation for prompt in own.prompts]
     train = loaded(data.train, data.train_size, held_out=False, avoid=judged_by)
-    check_disjoint([p for own in train for p in own.kept], [p for own in evaluation for p in own.kept])
+    placed = {
+        name: [p for own in sources for p in own.kept] for name, sources in (("train", train), ("evaluation", evaluation))
+    }
+    check_disjoint(placed["train"], placed["evaluation"])
     report = data_report({"train": train, "evaluation": evaluation}, text_encoders(config.model))
-    return Data([p for own in train for p in own.prompts], judged_by, report, warnings(report))
+    return Data([p.prompt for p in placed["train"]], judged_by, report, warnings(report), placed)
 
 
 def _clean(source: str, uri: str, prompts: list[Placed], data: DataConfig, blocked: Sequence[str]) -> SourceData:

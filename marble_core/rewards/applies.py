@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from marble_core.config.schema import RewardConfig, RunConfig
+from marble_core.prompts.data_report import NAMED
+from marble_core.prompts.reading import Placed
+from marble_core.prompts.rows import short
+from marble_core.rewards.ocr_alphabet import Alphabet, alphabet
+from marble_core.rewards.ocr_text import as_code_points, as_read, switched, target_of
 from marble_core.rewards.registry import SCORERS, check_known, check_options
+from marble_core.storage.catalogue import OCR_LANGUAGES
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 
@@ -30,14 +36,56 @@ def check_heard(config: RunConfig, train: Sequence[Prompt], evaluation: Sequence
     _require_prompts(config.measured, evaluation, "data.evaluation")
 
 
+def check_readable(config: RunConfig, placed: Mapping[str, Sequence[Placed]]) -> list[str]:
+    """A sentence for each set (``train``, ``evaluation``) with OCR targets that the recogniser can read in part only.
+
+    Raises MarbleError, with file and line, for a target of which it can read no letter: its reward is 0 whatever is drawn. A target
+    that comes from the quotes of any prompt is not refused, for nobody asked for it.
+    """
+    said = []
+    for reward in config.measured:
+        if reward.name == "ocr" and not reward.scorer:
+            sets = {name: placed[name] for name in placed if name != "train" or reward in config.rewards}
+            try:
+                letters = alphabet(reward.options)
+            except MarbleError as error:
+                if reward.options.get("language") not in OCR_LANGUAGES:
+                    raise
+                said.append(f"It was not checked whether the OCR targets can be read: {error}")
+                continue
+            any_quote = switched(reward.options, "any_quote")
+            said += [line for name, prompts in sets.items() if (line := _unread(name, prompts, letters, any_quote))]
+    return said
+
+
+def _unread(name: str, prompts: Sequence[Placed], letters: Alphabet, any_quote: bool) -> str | None:
+    in_part = []
+    for one in prompts:
+        target = target_of(one.prompt, any_quote)
+        if not target or not (missing := letters.missing(target)):
+            continue
+        if one.prompt.target and not letters.spells(target):
+            raise MarbleError(
+                f"{one.where}: the recogniser of the reward 'ocr' can read no letter of the target {short(target)}, so it would score "
+                f"0 whatever is drawn; set the reward's option 'language' ({', '.join(OCR_LANGUAGES)}), or remove the prompt."
+            )
+        in_part.append(f"{one.where} ({short(target)} without {short(missing)}: {letters.best(target):.2f})")
+    if not in_part:
+        return None
+    more = f" and {len(in_part) - NAMED} more" if len(in_part) > NAMED else ""
+    return (
+        f"{len(in_part)} OCR targets of {name} hold characters that the recogniser cannot read, which bounds their score: "
+        f"{', '.join(in_part[:NAMED])}{more}."
+    )
+
+
 def can_use(reward: RewardConfig, prompt: Prompt) -> bool:
     """What the scorer's ``applies`` will say; True for a scorer of the user's own."""
     if reward.name == "geneval" and not reward.scorer:
         return bool(prompt.include)
     if reward.name == "ocr" and not reward.scorer:
-        any_quote = reward.options.get("any_quote")
-        quotes = reward.options.get("published") if any_quote is None else any_quote
-        return bool(prompt.target) or bool(quotes and '"' in prompt.text)
+        normal = as_code_points if switched(reward.options, "code_points") else as_read
+        return bool(normal(target_of(prompt, switched(reward.options, "any_quote"))))
     return True
 
 

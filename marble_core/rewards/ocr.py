@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from marble_core.rewards.background import Call
+from marble_core.rewards.ocr_alphabet import recogniser_uri
+from marble_core.rewards.ocr_text import as_code_points, as_read, both_as_code_points, both_as_read, target_of
+from marble_core.storage.artifacts import Part
+from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError, Prompt
 
 Reader = Callable[[Sequence[np.ndarray]], list[str]]  # pictures (H, W, C) uint8 RGB -> what is read in each
@@ -26,11 +31,13 @@ class Ocr:
     """1 - distance / len(target) in [0, 1], where text around the target costs nothing; beside it ``whole_text``, where it does.
 
     Applies to prompts that have a target. ``detection: false`` reads each picture as one line of text, cropped to its rows: for
-    small pictures of one word, ten times faster. ``workers`` threads read at once, one a CPU unless told otherwise.
+    small pictures of one word, ten times faster. ``language`` is a recogniser other than the wheel's, one of OCR_LANGUAGES in
+    storage/catalogue.py, which comes into the model cache. ``workers`` threads read at once, one a CPU unless told otherwise.
 
     ``published`` restores what MARBLE released: ``any_quote`` (a target is also what follows the first quotation mark of any
-    prompt, up to the next or the end) and ``failure_is_zero`` (a picture on which the engine fails scores 0, where ours stops
-    the run). Either can be set by itself. ``reader`` replaces the engine (tests).
+    prompt, up to the next or the end), ``failure_is_zero`` (a picture on which the engine fails scores 0, where ours stops
+    the run) and ``code_points`` (characters are the same where their code points are, but for case and blanks; ours are the same
+    where a reader takes them to be, see ocr_text.py). Each can be set by itself. ``reader`` replaces the engine (tests).
     """
 
     name = "ocr"
@@ -45,28 +52,36 @@ class Ocr:
         published: bool = False,
         any_quote: bool | None = None,
         failure_is_zero: bool | None = None,
+        code_points: bool | None = None,
+        language: str | None = None,
         reader: Reader | None = None,
     ) -> None:
-        self.reader = reader or (read_texts if detection else read_lines)
+        other = recogniser_uri({"language": language})
+        path = resolve(other, Part.FILE) if other and not reader else None
+        self.reader = reader or partial(read_texts if detection else read_lines, recogniser=path)
         self.workers = workers or _cpus()
         self.any_quote = published if any_quote is None else any_quote
         self.failure_is_zero = published if failure_is_zero is None else failure_is_zero
-        self.settings = {"detection": detection, "any_quote": self.any_quote, "failure_is_zero": self.failure_is_zero}
+        self.code_points = published if code_points is None else code_points
+        self.settings = {
+            "detection": detection,
+            "any_quote": self.any_quote,
+            "failure_is_zero": self.failure_is_zero,
+            "code_points": self.code_points,
+            "language": language,
+        }
 
     def applies(self, prompt: Prompt) -> bool:
-        return bool(_normal(self._target(prompt)))
+        return bool((as_code_points if self.code_points else as_read)(target_of(prompt, self.any_quote)))
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
         """(N, 2): the reward and ``whole_text``."""
         parts = [part for part in np.array_split(np.arange(len(prompts)), self.workers) if len(part)]
         calls = [Call(self._read, list(images_NHWC[part])) for part in parts]
         texts = [text for call in calls for text in call.result()]
-        targets = [self._target(prompt) for prompt in prompts]
-        return np.array([(similarity(*pair), whole_similarity(*pair)) for pair in zip(texts, targets, strict=True)])
-
-    def _target(self, prompt: Prompt) -> str:
-        quoted = prompt.text.split('"')[1] if self.any_quote and '"' in prompt.text else ""
-        return prompt.target or quoted
+        compared = both_as_code_points if self.code_points else both_as_read
+        pairs = [compared(text, target_of(prompt, self.any_quote)) for text, prompt in zip(texts, prompts, strict=True)]
+        return np.array([(similarity(*pair), whole_similarity(*pair)) for pair in pairs])
 
     def _read(self, images: Sequence[np.ndarray]) -> list[str]:
         try:
@@ -87,10 +102,9 @@ class Ocr:
 
 
 def similarity(text: str, target: str) -> float:
-    """The released reward: blanks and case do not count, and text around the target costs nothing."""
+    """The released formula in [0, 1], of two texts made comparable: text around the target costs nothing."""
     from rapidfuzz.distance import Levenshtein
 
-    text, target = _normal(text), _normal(target)
     distance = 0 if target in text else min(Levenshtein.distance(text, target), len(target))
     return 1 - distance / len(target)
 
@@ -99,11 +113,7 @@ def whole_similarity(text: str, target: str) -> float:
     """1 - distance / length of the longer: 1 only where nothing else is written, so that writing much is no way to it."""
     from rapidfuzz.distance import Levenshtein
 
-    return Levenshtein.normalized_similarity(_normal(text), _normal(target))
-
-
-def _normal(text: str) -> str:
-    return text.replace(" ", "").lower()
+    return Levenshtein.normalized_similarity(text, target)
 
 
 def _cpus() -> int:
@@ -112,17 +122,17 @@ def _cpus() -> int:
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def read_texts(images: Sequence[np.ndarray]) -> list[str]:
-    """Detect the lines of each picture and read them in reading order."""
-    return ["".join(_engine(True)(image[..., ::-1]).txts or ()) for image in images]
+def read_texts(images: Sequence[np.ndarray], recogniser: Path | None = None) -> list[str]:
+    """Detect the lines of each picture and read them in reading order; by the wheel's recogniser unless another is given."""
+    return ["".join(_engine(True, recogniser)(image[..., ::-1]).txts or ()) for image in images]
 
 
-def read_lines(images: Sequence[np.ndarray]) -> list[str]:
+def read_lines(images: Sequence[np.ndarray], recogniser: Path | None = None) -> list[str]:
     """Read each picture as one line, without detection."""
     from rapidocr.ch_ppocr_rec import TextRecInput
 
     lines = [np.ascontiguousarray(crop_line(image)[..., ::-1]) for image in images]
-    return list(_engine(False)._load_rec_model()(TextRecInput(img=lines)).txts)
+    return list(_engine(False, recogniser)._load_rec_model()(TextRecInput(img=lines)).txts)
 
 
 def crop_line(image_HWC: np.ndarray) -> np.ndarray:
@@ -139,7 +149,7 @@ def crop_line(image_HWC: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _engine(detection: bool) -> Any:
+def _engine(detection: bool, recogniser: Path | None) -> Any:
     try:
         from rapidocr import RapidOCR
     except ModuleNotFoundError as error:
@@ -151,6 +161,7 @@ def _engine(detection: bool) -> Any:
             "Global.use_cls": False,
             "Global.log_level": "error",
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+            **({"Rec.model_path": str(recogniser)} if recogniser else {}),
             **(
                 {"Det.limit_side_len": 960, "Det.limit_type": "max"}  # as paddleocr has it
                 if detection

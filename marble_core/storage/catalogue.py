@@ -28,6 +28,10 @@ MASK2FORMER = (
     "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth"
 )
 MASK2FORMER_META = "facebook/mask2former-swin-small-coco-instance"
+_PP_OCR = "https://www.modelscope.cn/models/RapidAI/RapidOCR/resolve/v3.10.0/onnx/PP-OCRv5/rec/{}_PP-OCRv5_rec_mobile.onnx"
+OCR_LANGUAGES = {  # recognisers beside the one in rapidocr's wheel, by their names there; arabic's order of letters is not known here
+    name: _PP_OCR.format(name) for name in ("cyrillic", "devanagari", "el", "en", "eslav", "korean", "latin", "ta", "te", "th")
+}
 UNKNOWN = "unknown"
 _SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".onnx")
 
@@ -41,7 +45,7 @@ class Known:
     note: str = ""
 
 
-KNOWN: Mapping[str, Known] = {
+KNOWN: dict[str, Known] = {
     CLIP_L: Known("MIT (OpenAI's repository)", "1.7 GB"),
     CLIP_H_PROCESSOR: Known("MIT", "3 MB", "tokenizer and image size only"),
     PICKSCORE: Known("unknown (code MIT, the model page shows none)", "3.9 GB"),
@@ -57,6 +61,7 @@ KNOWN: Mapping[str, Known] = {
     "stabilityai/stable-diffusion-3.5-medium": Known("Stability AI Community (gated)", "16 GB"),
     "stabilityai/stable-diffusion-3.5-large": Known("Stability AI Community (gated)", "28 GB"),
 }
+KNOWN |= dict.fromkeys(OCR_LANGUAGES.values(), Known("Apache-2.0", "about 8 MB", "a recogniser of PP-OCRv5"))
 _OURS = Known("this project's", UNKNOWN)
 
 
@@ -117,6 +122,8 @@ def needs(reward: RewardConfig) -> dict[str, Part]:
             found[uri] = part
     if reward.name == "pickscore" and PICKSCORE in found and not options.get("processor"):
         found[CLIP_H_PROCESSOR] = Part.PROCESSOR
+    if reward.name == "ocr" and (recogniser := OCR_LANGUAGES.get(str(options.get("language")))):
+        found[recogniser] = Part.FILE
     return found | (_of_geneval(options) if reward.name == "geneval" else {})
 
 

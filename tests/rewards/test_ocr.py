@@ -1,6 +1,6 @@
 """OCR: the released formula against its own definition, which prompts it applies to, and rapidocr reading rendered words."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import entries
-from marble_core.rewards.ocr import Ocr, similarity, whole_similarity
+from marble_core.rewards.ocr import Ocr
 from marble_core.rewards.scoring import score_all
 from marble_core.types import MarbleError, Prompt
 
@@ -42,14 +42,24 @@ WORDS = [
 ]
 
 
-def test_the_ocr_reward_is_the_released_formula():
-    assert similarity("S T O P", "stop") == 1
-    assert similarity("xxSTOPxx", "STOP") == 1
-    assert similarity("STEP", "STOP") == 0.75
-    assert similarity("sitting", "kitten") == 0.5
-    assert similarity("", "STOP") == 0
-    assert similarity("a very long other text", "STOP") == 0
-    assert similarity("S\tTOP", "STOP") == 0.75, "of white space, only the blank does not count"
+def scored(read, target, **options):
+    """(reward, whole_text) of a picture on which the engine reads that."""
+    scorer = Ocr(reader=lambda images: [read] * len(images), workers=1, **options)
+    return scorer.score(np.zeros((1, 8, 8, 3), np.uint8), [Prompt("", "ocr", target=target)])[0].tolist()
+
+
+def test_the_published_rule_is_the_released_formula():
+    released = partial(scored, published=True)
+    assert released("S T O P", "stop")[0] == 1
+    assert released("xxSTOPxx", "STOP")[0] == 1
+    assert released("STEP", "STOP")[0] == 0.75
+    assert released("sitting", "kitten")[0] == 0.5
+    assert released("", "STOP")[0] == 0
+    assert released("a very long other text", "STOP")[0] == 0
+    assert released("S\tTOP", "STOP")[0] == 0.75, "of white space, only the blank does not count"
+    assert released("It's open", "It’s open")[0] == 0.875, "nor is one apostrophe another"
+    assert scored("It's open", "It’s open", published=True, code_points=False)[0] == 1
+    assert scored("It's open", "It’s open", code_points=True)[0] == 0.875
 
 
 @cache
@@ -60,12 +70,29 @@ def edits(a, b):
     return min(edits(a[1:], b) + 1, edits(a, b[1:]) + 1, edits(a[1:], b[1:]) + (a[0] != b[0]))
 
 
+@pytest.mark.parametrize("published", [False, True])
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
-@given(st.text("aB c", max_size=7), st.text("ab C", min_size=1, max_size=6).filter(str.strip))
-def test_both_similarities_are_their_definitions(text, target):
+@given(text=st.text("aB c", max_size=7), target=st.text("ab C", min_size=1, max_size=6).filter(str.strip))
+def test_both_values_are_their_definitions(published, text, target):
     a, b = (s.replace(" ", "").lower() for s in (text, target))
-    assert similarity(text, target) == pytest.approx(1 if b in a else 1 - min(edits(a, b), len(b)) / len(b))
-    assert whole_similarity(text, target) == pytest.approx(1 - edits(a, b) / max(len(a), len(b)))
+    value, whole = scored(text, target, published=published)
+    assert value == pytest.approx(1 if b in a else 1 - min(edits(a, b), len(b)) / len(b))
+    assert whole == pytest.approx(1 - edits(a, b) / max(len(a), len(b)))
+
+
+def test_a_mark_that_a_reader_sees_costs_its_share():
+    for read, target, value in (
+        ("Cafe", "Café", 0.75),
+        ("a b", "a-b", 2 / 3),
+        ("its", "it's", 0.75),
+        ("Wait.", "Wait…", 5 / 7),
+        ("B-carotene", "β-carotene", 0.9),
+        ("10 mm", "10 µm", 0.75),
+        ("N", "ν", 1.0),
+        ("TABEPNA", "ταβέρνα", 1.0),
+        ("TABEPMA", "ΤΑΒΕΡΝΑ", 6 / 7),
+    ):
+        assert scored(read, target)[0] == pytest.approx(value), target
 
 
 def test_writing_much_is_rewarded_but_shows_beside_the_reward():
@@ -122,6 +149,39 @@ def test_a_picture_on_which_the_engine_fails_stops_the_run_or_scores_0_where_tha
     with pytest.raises(MarbleError, match="'ocr' failed on the prompt 'sign 1': RuntimeError: no memory"):
         score_all([Ocr(reader=reader)], images, prompts)
     assert score_all([Ocr(reader=reader, published=True)], images, prompts).R_NK[:, 0].tolist() == [1, 0, 1]
+
+
+# Drawn clean, PP-OCR reads them: in the mark that it has for one of that look, or in one that says the same.
+TYPOGRAPHY = (
+    *("It’s open", "rock ’n’ roll", "Hawaiʻi", "“Hello”", "«Ouvert»", "‹Prix›", "pp. 3–5", "well‑known", "Stop—now", "— No —"),
+    *("3 − 2 = 1", "Wait…", "20 °C", "ACME™", "10 µm", "A • B", "ﬁsh", "Ⅷ", "Cafe\u0301", "İstanbul", "Straße", "5′ 10″"),
+    *("No\u00a0entry", "co\u00adop", "can\u200dnot", "zero\u200bwidth", "two\nlines", "two\twords", "1\u202f000 km"),
+    *("ΤΑΒΕΡΝΑ", "ταβερνα", "ΟΔΟΣ", "ΜΟΥΣΕΙΟ", "ΚΑΦΕ"),
+)
+# (as drawn with Noto Sans CJK, what PP-OCR reads): no such font is among the packages.
+CJK = (
+    *(("ＯＰＥＮ", "OPEN"), ("２４時間", "２4時間"), ("〜10％", "～10%"), ("㈱山田", "(株)山田"), ("5００円", "500円")),
+    *(("か\u3099くせい", "がくせい"), ("東京！", "東京！"), ("北京 2026", "北京2026"), ("中文，测试", "中文，测试")),
+)
+
+
+def clean(text):
+    """Black on white, 48 pixels high, on one line."""
+    font = ImageFont.truetype(str(FONT.with_name("DejaVuSans.ttf")), 48)
+    text = text.replace("\n", " ").replace("\t", " ")
+    picture = Image.new("RGB", (int(font.getlength(text)) + 80, 256), "white")
+    ImageDraw.Draw(picture).text((picture.width / 2, 128), text, "black", font, anchor="mm")
+    return np.asarray(picture)[None]
+
+
+@pytest.mark.parametrize("text", TYPOGRAPHY)
+def test_a_target_that_is_drawn_clean_scores_1_whatever_its_typography(text):
+    assert Ocr(workers=1).score(clean(text), [Prompt("", "ocr", target=text)])[0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("target", "read"), CJK)
+def test_a_cjk_target_scores_1_for_what_is_read_where_it_is_drawn_clean(target, read):
+    assert scored(read, target) == [1, 1]
 
 
 def sign(word, side, rng):
