@@ -47,7 +47,7 @@ def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
     from marble_core.estimate import check_fits
     from marble_core.prompts.dataset import prepare_data
-    from marble_core.rewards.applies import check_heard, check_named, check_readable
+    from marble_core.rewards.applies import check_heard, check_named, check_readable, check_wishes
     from marble_core.storage.artifacts import Part
     from marble_core.storage.uri import check_access
 
@@ -57,7 +57,8 @@ def checked_data(config: RunConfig) -> Data:
     data = prepare_data(config)
     data.warnings.extend([warning] if warning else [])
     check_heard(config, data.train, data.evaluation)
-    data.warnings.extend(check_readable(config, data.placed))
+    data.warnings.extend(check_readable(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}))
+    data.warnings.extend(check_wishes(config, data.placed_train, data.placed_evaluation))
     return data
 
 
@@ -75,6 +76,8 @@ def prepare(
         from marble_core.estimate import resolve_batch_sizes
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
+        from marble_core.prompts.reading import Placed
+        from marble_core.rewards.applies import check_wishes
         from marble_core.storage.s3 import S3
         from marble_core.tracking.provenance import code_tags, datasets, redact_urls
         from marble_core.tracking.tracker import run_params
@@ -88,6 +91,7 @@ def prepare(
         check_beginning(config, s3, run_id)
         data = checked_data(config)
         prompts, said = beginning.prompts(data.train, data.evaluation)
+        check_wishes(config, [Placed(prompt, f"The prompt {prompt.text!r}") for prompt in prompts], [])  # the champion's too
         with atomic_directory(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / CONFIG).write_text(config.to_json())

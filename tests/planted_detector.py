@@ -13,6 +13,7 @@ class Planted:
     scenes = ()
     colour = MappingProxyType({})
     classes = ("cup", "dog", "cat", "blob")
+    color_names = ("red", "blue", "green")
 
     def detect(self, image_HWC):
         return self.scenes[image_HWC[0, 0, 0]]

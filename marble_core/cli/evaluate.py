@@ -58,11 +58,13 @@ def _measure(settings: RunConfig, published: bool, place: Path | None, adapter: 
     from marble_core.estimate import check_fits
     from marble_core.evaluation.paper_table import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
     from marble_core.evaluation.run import measure
-    from marble_core.rewards.applies import check_named
+    from marble_core.prompts.reading import Placed
+    from marble_core.rewards.applies import check_named, check_wishes
 
     check_named(settings.measured)
     check_fits(settings)
     prompts = read_test_sets(settings, limit)
+    check_wishes(settings, [], [Placed(prompt, f"The prompt {prompt.text!r}") for prompt in prompts])
     out.mkdir(parents=True, exist_ok=True)
     tables, found = measure(settings, prompts, place, out)
     names = {"base": "ours, base", "trained": f"ours, {adapter}"[:40]}

@@ -209,7 +209,7 @@ def _geneval() -> Iterator[tuple[str, Entry]]:
             text = f"{number} {thing.color} {thing.shape}s"
             yield "counting", _geneval_entry(text, "counting", [_wanted(thing, count)], [(thing,) * count])
     for one, other in product(_things(), _things()):
-        # GenEval counts by class, whatever the colour: two shapes of one class would be one too many of each.
+        # GenEval's own prompts name two classes, never one class twice.
         if one.color == other.color or one.shape == other.shape:
             continue
         both = [_wanted(one), _wanted(other)]

@@ -32,6 +32,9 @@ TEMPLATE_SIDE = 24
 class ShapesDetector:
     """Detector and colour classifier for 64 x 64 pictures of the synthetic world. A shape is sure (score 1) or a blob."""
 
+    classes = (*SHAPES, BLOB)
+    color_names = tuple(PALETTE)
+
     def detect(self, image_HWC: np.ndarray) -> list[Detection]:
         labels, count = ndimage.label(_foreground(image_HWC))
         found = []

@@ -17,14 +17,21 @@ from marble_core.types import SOURCES, MarbleError, Prompt
 
 @dataclass(frozen=True)
 class Data:
-    """The prompts by set, the report of them (ready for JSON), and what the user should be told, a sentence each. ``placed`` has the
-    same prompts with their places, by the names ``train`` and ``evaluation``."""
+    """The prompts by set with their places, the report of them (ready for JSON), and what the user should be told, a sentence
+    each."""
 
-    train: list[Prompt]
-    evaluation: list[Prompt]
+    placed_train: list[Placed]
+    placed_evaluation: list[Placed]
     report: dict[str, Any]
     warnings: list[str]
-    placed: dict[str, list[Placed]]
+
+    @property
+    def train(self) -> list[Prompt]:
+        return [placed.prompt for placed in self.placed_train]
+
+    @property
+    def evaluation(self) -> list[Prompt]:
+        return [placed.prompt for placed in self.placed_evaluation]
 
 
 def prepare_data(config: RunConfig) -> Data:
@@ -45,12 +52,10 @@ def prepare_data(config: RunConfig) -> Data:
     evaluation = loaded(data.evaluation, data.evaluation_size, held_out=True)
     judged_by = [prompt for own in evaluation for prompt in own.prompts]
     train = loaded(data.train, data.train_size, held_out=False, avoid=judged_by)
-    placed = {
-        name: [p for own in sources for p in own.kept] for name, sources in (("train", train), ("evaluation", evaluation))
-    }
-    check_disjoint(placed["train"], placed["evaluation"])
+    placed_train, placed_evaluation = ([p for own in sources for p in own.kept] for sources in (train, evaluation))
+    check_disjoint(placed_train, placed_evaluation)
     report = data_report({"train": train, "evaluation": evaluation}, text_encoders(config.model))
-    return Data([p.prompt for p in placed["train"]], judged_by, report, warnings(report), placed)
+    return Data(placed_train, placed_evaluation, report, warnings(report))
 
 
 def _clean(source: str, uri: str, prompts: list[Placed], data: DataConfig, blocked: Sequence[str]) -> SourceData:

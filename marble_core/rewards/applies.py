@@ -11,6 +11,8 @@ from marble_core.config.schema import RewardConfig, RunConfig
 from marble_core.prompts.data_report import NAMED
 from marble_core.prompts.reading import Placed
 from marble_core.prompts.rows import short
+from marble_core.rewards.geneval.vocabulary import vocabulary
+from marble_core.rewards.geneval.wishes import MAX_OBJECTS, unknown_name, unmeetable
 from marble_core.rewards.ocr_alphabet import Alphabet, alphabet
 from marble_core.rewards.ocr_text import as_code_points, as_read, switched, target_of
 from marble_core.rewards.registry import SCORERS, check_known, check_options
@@ -79,9 +81,36 @@ def _unread(name: str, prompts: Sequence[Placed], letters: Alphabet, any_quote: 
     )
 
 
+def check_wishes(config: RunConfig, train: Sequence[Placed], evaluation: Sequence[Placed]) -> list[str]:
+    """Raises MarbleError for the first prompt that GenEval cannot judge: a class or colour that its detector does not know, more
+    objects than it keeps, no image that is right. Returns a sentence for each thing that the detector's source does not say."""
+    unsaid: list[str] = []
+    for rewards, prompts in ((config.rewards, train), (config.measured, evaluation)):
+        for reward in filter(_is_geneval, rewards):
+            unsaid += _check_wishes(reward, [placed for placed in prompts if placed.prompt.include])
+    return list(dict.fromkeys(unsaid))
+
+
+def _check_wishes(reward: RewardConfig, prompts: Sequence[Placed]) -> list[str]:
+    known = vocabulary(reward.options)
+    most = reward.options.get("max_objects", MAX_OBJECTS)
+    most = most if isinstance(most, int) else MAX_OBJECTS  # what is no number is refused where the reward is constructed
+    asked = set()
+    for placed in prompts:
+        wrong = unknown_name(placed.prompt, known.classes, known.colors)
+        if wrong := wrong or unmeetable(placed.prompt, most, bool(reward.options.get("published"))):
+            raise MarbleError(f"{placed.where}: {wrong}.")
+        asked.update(key for wish in placed.prompt.include for key in wish)
+    return [sentence for key, sentence in known.unsaid.items() if key in asked]
+
+
+def _is_geneval(reward: RewardConfig) -> bool:
+    return (reward.scorer or SCORERS.get(reward.name)) == SCORERS["geneval"]
+
+
 def can_use(reward: RewardConfig, prompt: Prompt) -> bool:
     """What the scorer's ``applies`` will say; True for a scorer of the user's own."""
-    if reward.name == "geneval" and not reward.scorer:
+    if _is_geneval(reward):
         return bool(prompt.include)
     if reward.name == "ocr" and not reward.scorer:
         normal = as_code_points if switched(reward.options, "code_points") else as_read

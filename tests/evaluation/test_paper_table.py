@@ -18,9 +18,9 @@ from marble_core.types import MarbleError, Prompt, RewardTable
 DRAWBENCH = ["A red colored car.", "A black colored car.", "Three cats and one dog sitting on the grass.", "A red colored car."]
 OCR = ['A storefront with a sign that says "OPEN"', 'A poster with the words "Spring Sale" in bold', 'A cup printed with "TEA"']
 GENEVAL = [
-    {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
-    {"tag": "counting", "include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}], "prompt": "a photo of two cats"},
-    {"tag": "colors", "include": [{"class": "car", "count": 1, "color": "red"}], "prompt": "a photo of a red car"},
+    {"tag": "single_object", "include": [{"class": "star", "count": 1}], "prompt": "a photo of a star"},
+    {"tag": "counting", "include": [{"class": "square", "count": 2}], "exclude": [{"class": "square", "count": 3}], "prompt": "a photo of two squares"},
+    {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": "a photo of a red circle"},
 ]  # fmt: skip
 CLIP = 'rewards=[{name: clipscore, options: {checkpoint: "demo://rewards/clip"}}, {name: geneval, options: {detector: "marble_core.demo.shapes:ShapesDetector"}}]'
 

@@ -38,7 +38,8 @@ def test_prepare_writes_the_checked_prompts_the_report_and_one_page_that_fetches
 ) -> None:
     evil = '<script>alert("x")</script> & <img src=x>'
     (tmp_path / "p.txt").write_text(f"{evil}\na cat\na CAT\n{'the ' * 100}")
-    overrides = [f"model.path={model}", f"data.train.general={tmp_path / 'p.txt'}", "data.train.geneval=generate://geneval"]
+    overrides = [f"model.path={model}", f"data.train.general={tmp_path / 'p.txt'}"]
+    overrides += [f"data.{name}.geneval=generate://geneval" for name in ("train", "evaluation")]
     out, html = tmp_path / "prepared", tmp_path / "page" / "data.html"
     overrides += [
         "data.train.ocr=null",

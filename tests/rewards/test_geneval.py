@@ -7,7 +7,9 @@ import pytest
 
 from marble_core.demo.draw import draw
 from marble_core.demo.prompts import entries
-from marble_core.rewards.geneval.rules import Detection, Found, GenEval, iou, official, partial, relations, strict
+from marble_core.rewards.geneval.boxes import iou, relations
+from marble_core.rewards.geneval.rules import Detection, GenEval, official, partial, strict
+from marble_core.rewards.geneval.sharing import Found
 from marble_core.rewards.scoring import score_all
 from marble_core.types import MarbleError, Prompt
 from planted_detector import PLANTED, Planted, cups, scored
@@ -133,12 +135,16 @@ def test_the_rules_that_are_not_trained_on_are_reported_beside_the_reward():
         np.testing.assert_array_equal(table.side["geneval/strict"], [1, 0, np.nan])
 
 
-def test_a_class_that_the_detector_cannot_find_is_an_error_and_no_0():
-    prompt = Prompt("a photo of a mug", "geneval", include=({"class": "cups", "count": 1},))
-    with pytest.raises(
-        MarbleError, match="'a photo of a mug' wants 'cups', which the detector of 'geneval' does not know: did"
-    ):
-        scored([], prompt)
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ({"class": "cups"}, r"'a photo': include\[0\].class is 'cups', a class that .* does not know; the nearest is 'cup'\."),
+        ({"class": "cup", "color": "gray"}, r"include\[0\].color is 'gray', a colour that .*; it knows red, blue, green\."),
+    ],
+)
+def test_a_class_or_colour_that_cannot_be_found_is_an_error_and_no_0(wish, says):
+    with pytest.raises(MarbleError, match=says):
+        scored([], Prompt("a photo", "geneval", include=({"count": 1} | wish,)))
 
 
 def test_geneval_is_one_on_ground_truth_and_low_on_other_pictures():

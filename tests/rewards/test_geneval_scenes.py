@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marble_core.rewards.geneval.rules import Detection, relations
+from marble_core.rewards.geneval.boxes import relations
+from marble_core.rewards.geneval.rules import Detection
 from marble_core.types import Prompt
 from planted_detector import Planted, scored
 

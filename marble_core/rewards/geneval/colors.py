@@ -30,6 +30,8 @@ GROUND = (153, 153, 153)  # around the object
 class ClipColors:
     """The likeliest of GenEval's ten colours. ``quick_gelu: false`` puts GELU in its place, as open_clip from 2.29 on does."""
 
+    color_names = COLORS
+
     def __init__(
         self, checkpoint: str = CLIP_L, device: str | None = None, dtype: str = "fp32", quick_gelu: bool = True
     ) -> None:

@@ -6,7 +6,6 @@ names their colours. ``partial`` is what flow_grpo, DiffusionNFT and MARBLE trai
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,17 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from marble_core.config.imports import import_class
+from marble_core.rewards.geneval.boxes import Box, iou, relations
+from marble_core.rewards.geneval.sharing import Found, Handed, Objects, Wishes, each_alone, shared_out, totals
+from marble_core.rewards.geneval.vocabulary import CLIP_COLORS, MASK2FORMER
+from marble_core.rewards.geneval.wishes import MAX_OBJECTS, unknown_name
 from marble_core.rewards.registry import construct
 from marble_core.types import MarbleError, Prompt
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-
 RULES = ("partial", "strict", "official")
-MASK2FORMER, CLIP_COLORS = (
-    "marble_core.rewards.geneval.mask2former:Mask2Former",
-    "marble_core.rewards.geneval.colors:ClipColors",
-)
-POSITION_SLACK = 0.1
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ class Detection:
 
 
 class Detector(Protocol):
-    """It may also have ``detect_many`` (images_NHWC -> an iterable of each picture's objects), which is then used, and
-    ``classes``, all that it knows: a prompt that wants another is refused."""
+    """It may also have ``detect_many`` (images_NHWC -> an iterable of each picture's objects), which is then used, and the class
+    attribute ``classes``, all that it knows: a prompt that wants another is refused, already by prepare (vocabulary.py)."""
 
     def detect(self, image_HWC: np.ndarray) -> list[Detection]:
         """Objects of every class it knows in a uint8 RGB picture; what fits no class may come as a class of its own."""
@@ -51,6 +47,8 @@ class Detector(Protocol):
 
 
 class ColorClassifier(Protocol):
+    """It may also have the class attribute ``color_names``, all that it knows, likewise."""
+
     def colors(self, image_HWC: np.ndarray, detections: Sequence[Detection]) -> list[str]:
         """The colour of each detection, all of one class."""
         ...
@@ -58,32 +56,55 @@ class ColorClassifier(Protocol):
     def self_check(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class Found:
-    """A detection as the rules see it."""
-
-    box: Box
-    color: str | None = None
-
-
-Objects = Mapping[str, Sequence[Found]]  # by class, best first
-Wishes = Sequence[Mapping[str, Any]]  # include or exclude of a prompt
-
-
-def partial(include: Wishes, objects: Objects, exclude: Wishes = (), clip: bool = True, fix_position: bool = True) -> float:
+def partial(
+    include: Wishes,
+    objects: Objects,
+    exclude: Wishes = (),
+    clip: bool = True,
+    fix_position: bool = True,
+    share: bool = True,
+) -> float:
     """Mean over the conditions of all wanted objects: at most 1; at least 0 with ``clip``, else -14 for one object.
 
     ``clip`` keeps a count's term 1 - |wanted - found| / wanted from going below 0. ``fix_position`` gives a wrong position 0; the
-    released rules give 0 and 1, so that it costs half. An excluded class that is not also wanted (the demo's clutter; GenEval's
-    own metadata has none) adds a condition that failed where it is found, and nothing where it is not.
+    released rules give 0 and 1, so that it costs half. With ``share`` wishes of one class share out its objects, in the best of
+    all ways; the released rules hand every wish all of them, so that two wishes of one class cannot both be met. An excluded
+    class that is not also wanted (the demo's clutter; GenEval's own metadata has none) adds a condition that failed where it is
+    found, and nothing where it is not.
     """
-    terms: list[float] = []
-    matched: list[Sequence[Found] | None] = []
+    wanted = totals(include)
+    counts = []
     for wish in include:
-        count, found = wish["count"], objects.get(wish["class"], ())
-        term = 1 - abs(count - len(found)) / count
-        terms.append(max(0.0, term) if clip else term)
-        if len(found) != count:
+        count = wanted[wish["class"]] if share else wish["count"]
+        term = 1 - abs(count - len(objects.get(wish["class"], ()))) / count
+        counts.append(max(0.0, term) if clip else term)
+    failed = [0.0 for wish in exclude if wish["class"] not in wanted and _too_many(wish, objects)]
+    values = []
+    for handed in (shared_out if share else each_alone)(include, objects, exact=True):
+        terms = _terms(include, handed, counts, fix_position) + failed
+        values.append(float(np.mean(terms)) if terms else 0.0)
+    return max(values)
+
+
+def strict(include: Wishes, objects: Objects, share: bool = True) -> float:
+    """1 where every count is exact and every colour and position right. ``exclude`` is not looked at."""
+    return float(_fulfilled(include, objects, exact=True, share=share))
+
+
+def official(include: Wishes, exclude: Wishes, objects: Objects, share: bool = True) -> float:
+    """GenEval's ``correct``: at least the wanted objects (the best ones are judged), and nothing excluded."""
+    return float(
+        _fulfilled(include, objects, exact=False, share=share) and not any(_too_many(wish, objects) for wish in exclude)
+    )
+
+
+def _terms(include: Wishes, handed: Handed, counts: Sequence[float], fix_position: bool) -> list[float]:
+    """The conditions of one way to hand out the objects, given each wish's count term."""
+    terms: list[float] = []
+    matched: Handed = []
+    for wish, found, count_term in zip(include, handed, counts, strict=True):
+        terms.append(count_term)
+        if found is None:
             if "color" in wish or "position" in wish:
                 terms.append(0.0)
             matched.append(None)
@@ -91,8 +112,8 @@ def partial(include: Wishes, objects: Objects, exclude: Wishes = (), clip: bool 
         right = True
         if "color" in wish:
             colored = sum(item.color == wish["color"] for item in found)
-            terms.append(1 - abs(count - colored) / count)
-            right = colored == count
+            terms.append(1 - abs(wish["count"] - colored) / wish["count"])
+            right = colored == wish["count"]
         if "position" in wish and right:
             relation, index = wish["position"]
             right = _all_stand(found, relation, matched[index])
@@ -101,33 +122,22 @@ def partial(include: Wishes, objects: Objects, exclude: Wishes = (), clip: bool 
             else:
                 terms.extend([1.0] if right else [0.0, 1.0])
         matched.append(found if right else None)
-    wanted = {wish["class"] for wish in include}
-    terms += [0.0 for wish in exclude if wish["class"] not in wanted and _too_many(wish, objects)]
-    return float(np.mean(terms)) if terms else 0.0
+    return terms
 
 
-def strict(include: Wishes, objects: Objects) -> float:
-    """1 where every count is exact and every colour and position right. ``exclude`` is not looked at."""
-    return float(_fulfilled(include, objects, exact=True))
+def _fulfilled(include: Wishes, objects: Objects, exact: bool, share: bool) -> bool:
+    return any(_all_right(include, handed) for handed in (shared_out if share else each_alone)(include, objects, exact))
 
 
-def official(include: Wishes, exclude: Wishes, objects: Objects) -> float:
-    """GenEval's ``correct``: at least the wanted objects (the best ones are judged), and nothing excluded."""
-    return float(_fulfilled(include, objects, exact=False) and not any(_too_many(wish, objects) for wish in exclude))
-
-
-def _fulfilled(include: Wishes, objects: Objects, exact: bool) -> bool:
-    matched: list[Sequence[Found] | None] = []
-    for wish in include:
-        count, everything = wish["count"], objects.get(wish["class"], ())
-        found = everything[:count]
-        right = len(everything) == count if exact else len(everything) >= count
-        right = right and all("color" not in wish or item.color == wish["color"] for item in found)
-        if right and "position" in wish:
+def _all_right(include: Wishes, handed: Handed) -> bool:
+    for wish, found in zip(include, handed, strict=True):
+        if found is None or any("color" in wish and item.color != wish["color"] for item in found):
+            return False
+        if "position" in wish:
             relation, index = wish["position"]
-            right = _all_stand(found, relation, matched[index])
-        matched.append(found if right else None)
-    return all(found is not None for found in matched)
+            if not _all_stand(found, relation, handed[index]):
+                return False
+    return True
 
 
 def _too_many(wish: Mapping[str, Any], objects: Objects) -> bool:
@@ -138,29 +148,6 @@ def _all_stand(found: Sequence[Found], relation: str, others: Sequence[Found] | 
     return others is not None and all(relation in relations(item.box, other.box) for item in found for other in others)
 
 
-def relations(box: Box, other: Box) -> set[str]:
-    """Where ``box`` stands as seen from ``other``; the centres must differ by more than a tenth of both sizes together."""
-    box_array, other_array = (np.asarray(b, dtype=float).reshape(2, 2) for b in (box, other))
-    offset = box_array.mean(0) - other_array.mean(0)
-    sizes = np.abs(np.diff(box_array, axis=0)[0]) + np.abs(np.diff(other_array, axis=0)[0])
-    revised = np.sign(offset) * np.maximum(np.abs(offset) - POSITION_SLACK * sizes, 0)
-    if np.all(np.abs(revised) < 1e-3):
-        return set()
-    dx, dy = revised / np.linalg.norm(offset)
-    found = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {relation for relation, holds in found.items() if holds}
-
-
-def iou(box: Box, other: Box) -> float:
-    """Intersection over union as GenEval counts it, with a pixel more on each side's length."""
-
-    def area(left: float, top: float, right: float, bottom: float) -> float:
-        return max(right - left + 1, 0.0) * max(bottom - top + 1, 0.0)
-
-    shared = area(max(box[0], other[0]), max(box[1], other[1]), min(box[2], other[2]), min(box[3], other[3]))
-    return shared / (area(*box) + area(*other) - shared)
-
-
 class GenEval:
     """Partial score, in [0, 1] with ``clip``, and beside it ``strict`` and ``official``; applies to prompts that have ``include``.
 
@@ -168,8 +155,8 @@ class GenEval:
     named by ``colors``, else by the detector where it can, else by CLIP. ``rule`` makes another of the three the reward.
 
     ``published`` restores what flow_grpo, DiffusionNFT and MARBLE released: no ``clip``, no ``fix_position``, ``swap_channels``
-    (their detector sees red as blue), no ``quick_gelu`` in the colours' CLIP, and clutter that costs nothing; the first three,
-    and ClipColors' ``quick_gelu``, can also be set one by one. Objects count above ``threshold`` (``counting_threshold`` under the tag counting), the best
+    (their detector sees red as blue), no ``quick_gelu`` in the colours' CLIP, clutter that costs nothing, and wishes of one class
+    that do not share its objects; the first three, and ClipColors' ``quick_gelu``, can also be set one by one. Objects count above ``threshold`` (``counting_threshold`` under the tag counting), the best
     ``max_objects`` of a class, without those that overlap a better one by an IoU of ``max_overlap`` (1: all stay).
     """
 
@@ -188,7 +175,7 @@ class GenEval:
         swap_channels: bool | None = None,
         threshold: float = 0.3,
         counting_threshold: float = 0.9,
-        max_objects: int = 16,
+        max_objects: int = MAX_OBJECTS,
         max_overlap: float = 1.0,
     ) -> None:
         if rule not in RULES:
@@ -224,7 +211,7 @@ class GenEval:
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
         """(N, 3): the reward, and the two other rules' values."""
         for prompt in prompts:
-            self._check_classes(prompt)
+            self._check_names(prompt)
         seen_NHWC = images_NHWC[..., ::-1] if self.swap_channels else images_NHWC
         many = getattr(self.detector, "detect_many", None)
         detected = many(seen_NHWC) if many else map(self.detector.detect, seen_NHWC)
@@ -264,24 +251,20 @@ class GenEval:
         return kept
 
     def _values(self, prompt: Prompt, objects: Objects) -> list[float]:
+        share = not self.published
         clutter = () if self.published else prompt.exclude
         values = {
-            "partial": partial(prompt.include, objects, clutter, self.clip, self.fix_position),
-            "strict": strict(prompt.include, objects),
-            "official": official(prompt.include, prompt.exclude, objects),
+            "partial": partial(prompt.include, objects, clutter, self.clip, self.fix_position, share),
+            "strict": strict(prompt.include, objects, share),
+            "official": official(prompt.include, prompt.exclude, objects, share),
         }
         return [values[rule] for rule in (self.rule, *self.side)]
 
-    def _check_classes(self, prompt: Prompt) -> None:
-        """A class that the detector cannot find would score 0 for ever."""
-        classes = getattr(self.detector, "classes", None)
-        wanted = [wish["class"] for wish in prompt.include]
-        if classes is not None and (unknown := [name for name in wanted if name not in classes]):
-            near = difflib.get_close_matches(unknown[0], classes, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(list(classes)[:3])}, ..."
-            raise MarbleError(
-                f"The prompt {prompt.text!r} wants {unknown[0]!r}, which the detector of {self.name!r} does not know: {hint}"
-            )
+    def _check_names(self, prompt: Prompt) -> None:
+        """A class or a colour that cannot be found would score 0 for ever."""
+        known = getattr(self.detector, "classes", None), getattr(self.colors, "color_names", None)
+        if wrong := unknown_name(prompt, *known):
+            raise MarbleError(f"The prompt {prompt.text!r}: {wrong}.")
 
 
 def _plugin(path: str, options: Mapping[str, Any] | None, field: str) -> Any:
