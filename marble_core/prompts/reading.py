@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from marble_core.prompts.rows import KEYS, fail, prompt_of, short
+from marble_core.prompts.rows import KEYS, fail, prompt_of, short, without_stray
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")  # not splitlines, which also splits at characters such as U+2028 inside a prompt
@@ -79,13 +79,13 @@ def lines(path: str | Path, name: str | None = None) -> Iterator[tuple[str, str]
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise MarbleError(f"The file {name} cannot be read: {reason}.") from None
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8", errors="replace")
         fail(f"{name}, line {len(_NEWLINE.findall(before)) + 1}", "not valid UTF-8; save the file in that encoding")
     for number, line in enumerate(_NEWLINE.split(text), 1):
-        if line.strip():
-            yield f"{name}, line {number}", line.strip()
+        if stripped := without_stray(line):
+            yield f"{name}, line {number}", stripped
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
@@ -126,12 +126,22 @@ def _table(path: str | Path, name: str) -> Iterator[tuple[dict[str, Any], str]]:
             for batch in table.iter_batches(_BATCH, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _without_nulls({"prompt": row.pop(prompt), **row}), f"{name}, row {number}"
+                    where = f"{name}, row {number}"
+                    row |= {key: _from_json(row[key], where) for key in ("include", "exclude") if key in row}
+                    yield _without_nulls({"prompt": row.pop(prompt), **row}), where
     except UnicodeDecodeError:
         fail(f"{name}, after row {number}", "not valid UTF-8; save its texts in that encoding")
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()).rstrip(".")[:160]
         fail(f"{name}, after row {number}", f"the file cannot be read as parquet ({reason}); check that it is whole")
+
+
+def _from_json(value: Any, where: str) -> Any:
+    """Many tables hold GenEval's lists as JSON text."""
+    try:
+        return json.loads(value, object_pairs_hook=partial(_unique, where)) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value  # prompt_of says what is wrong with it
 
 
 def _without_nulls(value: Any) -> Any:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from marble_core.types import SOURCES, MarbleError, Prompt
@@ -15,7 +16,14 @@ from marble_core.types import SOURCES, MarbleError, Prompt
 KEYS = ("prompt", "source", "text", "tag", "include", "exclude")
 RELATIONS = ("left of", "right of", "above", "below")
 MAX_CHARACTERS = 10_000  # several times what a text encoder reads: more is a missing line break
-_QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
+# Kinds of quotes, the first that a text has counts: their marks as a pattern, the pairs that they make, and those that open one.
+# A ’ inside a word is an apostrophe.
+_QUOTES = (
+    (re.compile('["“”„＂]'), ('""', "“”", "„“", "„”", '„"', "””", "＂＂"), '"“”„＂'),
+    (re.compile("[«»‹›「」『』〝〞〟]"), ("«»", "»«", "»»", "‹›", "›‹", "››", "「」", "『』", "〝〞", "〝〟"), "«»‹›「『〝"),
+    (re.compile(r"[‘‚]|’(?!\w)"), ("‘’", "‚‘", "‚’"), "‘‚"),
+)
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters by their category, with nothing to see
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _REPR = reprlib.Repr()
@@ -58,7 +66,7 @@ def _string(row: Mapping[str, Any], key: str, where: str) -> str | None:
 
 
 def _checked(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not _visible(value):
         fail(where, f"{field} must be a string with something in it, not {short(value)}")
     if len(value) > MAX_CHARACTERS:
         fail(where, f"{field} has {len(value)} characters, more than {MAX_CHARACTERS}; is a line break missing?")
@@ -66,50 +74,76 @@ def _checked(value: Any, field: str, where: str) -> str:
         fail(where, f"{field} holds a NUL character; remove it, or save the file as UTF-8 if it is UTF-16")
     if _SURROGATE.search(value):
         fail(where, f"{field} holds half of a surrogate pair, which is no character; write the character itself")
-    return value.strip()
+    return without_stray(value)
+
+
+def without_stray(text: str) -> str:
+    """The text without what may stand around it: white space, and the byte order marks of files that were joined."""
+    while (shorter := text.strip().strip("\ufeff")) != text:
+        text = shorter
+    return text
+
+
+def _visible(text: str) -> bool:
+    """Whether there is something to see, and not only white space, control, format and combining characters."""
+    return any(unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "Me") and c not in _BLANK for c in text)
 
 
 def _quoted(text: str, where: str) -> str:
-    """The OCR target: what stands in the only pair of double quotes, straight or curly (docs/rewards.md, section 3)."""
-    marks = sum(text.count(mark) for mark in '"“”')
-    if marks == 1:
+    """The OCR target: what stands in the only pair of quotes of the text's kind (docs/rewards.md, section 3)."""
+    found = ((marks, pairs, opening) for pattern, pairs, opening in _QUOTES if (marks := list(pattern.finditer(text))))
+    marks, pairs, opening = next(found, ([], (), ""))
+    if len(marks) == 1 and marks[0][0] in opening:
         fail(where, "the quote in 'prompt' is never closed; put the words to be drawn in one pair of quotes")
-    found = _QUOTED.search(text) if marks == 2 else None
-    target = "".join(filter(None, found.groups())).strip() if found else ""
-    if not target:
+    target = ""
+    if len(marks) == 2 and marks[0][0] + marks[1][0] in pairs:
+        target = without_stray(text[marks[0].end() : marks[1].start()])
+    if not _visible(target):
         fail(where, "an ocr prompt needs the words to be drawn in exactly one pair of quotes, or in the key 'text'")
     return target
 
 
 def _objects(row: Mapping[str, Any], key: str, where: str) -> tuple[Mapping[str, Any], ...]:
-    """GenEval's list of {class, count, color?, position? = [relation, index of an earlier entry]}."""
+    """GenEval's list of {class, count, color?, position? = [relation, index of an earlier entry]}; of ``exclude`` class and count."""
     entries = row.get(key)
     if entries is None:
         return ()
     if not isinstance(entries, list):
         fail(where, f'{key!r} must be a list of objects such as {{"class": "bench", "count": 1}}')
-    return tuple(_wish(entry, i, f"{key}[{i}]", where) for i, entry in enumerate(entries))
+    known = ("class", "count", "color", "position") if key == "include" else ("class", "count")
+    return tuple(_wish(entry, i, f"{key}[{i}]", known, where) for i, entry in enumerate(entries))
 
 
-def _wish(entry: Any, i: int, at: str, where: str) -> dict[str, Any]:
+def _wish(entry: Any, i: int, at: str, known: Sequence[str], where: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         fail(where, f'{at} must be an object such as {{"class": "bench", "count": 1}}, not {short(entry)}')
-    if unknown := [k for k in entry if k not in ("class", "count", "color", "position")]:
-        fail(where, f"{at} has the unknown key {short(unknown[0])}; known keys are class, count, color, position")
+    if unknown := [k for k in entry if k not in known]:
+        fail(where, f"{at} has the unknown key {short(unknown[0])}; known keys are {', '.join(known)}")
     wish = dict(entry)
     for name in ("class", "color"):
         if name in entry or name == "class":
             wish[name] = _checked(entry.get(name), f"{at}.{name}", where)
-    count = entry.get("count")
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        fail(where, f"{at}.count must be a whole number from 1, not {short(count)}")
-    if "position" in entry and not _is_position(entry["position"], i):
-        fail(where, f"{at}.position must be [one of {', '.join(RELATIONS)}; the index of an earlier entry]")
+    count = _whole(entry.get("count"))
+    if count is None or count < 1:
+        fail(where, f"{at}.count must be a whole number from 1, not {short(entry.get('count'))}")
+    wish["count"] = count
+    if "position" in entry:
+        wish["position"] = _position(entry["position"], i, at, where)
     return wish
 
 
-def _is_position(value: Any, i: int) -> bool:
-    if not isinstance(value, list) or len(value) != 2:
-        return False
-    relation, other = value
-    return relation in RELATIONS and isinstance(other, int) and not isinstance(other, bool) and 0 <= other < i
+def _position(value: Any, i: int, at: str, where: str) -> list[Any]:
+    """[relation, index]; a table has both as strings, for its lists hold values of one type."""
+    if isinstance(value, list) and len(value) == 2:
+        relation, index = value
+        other = int(index) if isinstance(index, str) and re.fullmatch("[0-9]{1,9}", index) else _whole(index)
+        if relation in RELATIONS and other is not None and 0 <= other < i:
+            return [relation, other]
+    fail(where, f"{at}.position must be [one of {', '.join(RELATIONS)}; the index of an earlier entry]")
+
+
+def _whole(value: Any) -> int | None:
+    """3 of 3 and of 3.0, which tables and other programs write; None of what is no whole number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

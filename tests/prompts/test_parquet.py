@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -23,6 +24,34 @@ def test_a_parquet_table_is_read_by_its_columns(tmp_path: Path) -> None:
     assert dogs.prompt == Prompt("two dogs", "geneval", tag="counting", include=({"class": "dog", "count": 2},))
     assert cat.prompt == Prompt("a red cat", "geneval", include=({"class": "cat", "count": 1, "color": "red"},))
     assert cat.where == f"{path}, row 2"
+
+
+POSITION = ({"class": "dog", "count": 1}, {"class": "cat", "count": 2, "position": ["left of", 0]})
+
+
+@pytest.mark.parametrize("form", ["lists of strings", "JSON text"])
+def test_a_parquet_table_carries_positions(form: str, tmp_path: Path) -> None:
+    """A column's lists hold values of one type, so the index of ["left of", 0] is a string there, or all is JSON text."""
+    wishes: list = [{"class": "dog", "count": 1.0}, {"class": "cat", "count": 2.0, "position": ["left of", "0"]}]
+    include = [wishes, wishes[:1]] if form == "lists of strings" else [json.dumps(POSITION), json.dumps(POSITION[:1])]
+    pq.write_table(pa.table({"prompt": ["two cats left of a dog", "a dog"], "include": include}), tmp_path / "p.parquet")
+    assert [p.include for p in read_prompts(tmp_path / "p.parquet", "geneval")] == [POSITION, POSITION[:1]]
+
+
+@pytest.mark.parametrize(
+    ("include", "says"),
+    [
+        ([[{"class": "cat", "count": 1, "position": ["left of", "0"]}]], "row 1: include[0].position must be"),
+        ([[{"class": "cat", "count": 1, "position": ["left of", "x"]}]], "row 1: include[0].position must be"),
+        (["a cat"], "row 1: 'include' must be a list"),
+        (['[{"class": "cat", "class": "dog", "count": 1}]'], "row 1: the key 'class' stands there twice"),
+    ],
+)
+def test_wishes_of_a_table_that_are_none_are_refused_with_their_row(include: list, says: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a cat"], "include": include}), tmp_path / "p.parquet")
+    with pytest.raises(MarbleError) as error:
+        read_prompts(tmp_path / "p.parquet", "geneval")
+    sentence(error, "p.parquet", says)
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,45 @@ def test_published_formats_are_read_as_they_are_with_bom_and_crlf(tmp_path: Path
         ("a sign that says “CAT’S ‘best’ food”", "CAT’S ‘best’ food"),
         ("a sign that says \"it's 'here'\"", "it's 'here'"),
         ('"A" ' + "x" * 1996, "A"),
+        ("ein Schild mit „Offen“, neu", "Offen"),
+        ('ein Schild mit „Offen"', "Offen"),
+        ("szyld „Otwarte”", "Otwarte"),
+        ("en skylt: ”Öppet”", "Öppet"),
+        ("une enseigne « Ouvert » d’un café", "Ouvert"),
+        ("ein Schild mit »Offen«", "Offen"),
+        ("вывеска «Открыто»", "Открыто"),
+        ("une enseigne ‹ Ouvert ›", "Ouvert"),
+        ("看板「営業中」です", "営業中"),
+        ("看板『営業中』です", "営業中"),
+        ("a sign that says ‘CAT’S food’, isn’t it", "CAT’S food"),
+        ("ein Schild mit ‚Offen‘", "Offen"),
+        ('une affiche « vintage » qui dit "OUVERT"', "OUVERT"),
     ],
 )
-def test_the_words_to_be_drawn_stand_in_one_pair_of_straight_or_curly_quotes(tmp_path: Path, text: str, target: str) -> None:
+def test_the_words_to_be_drawn_stand_in_one_pair_of_quotes_of_any_script(tmp_path: Path, text: str, target: str) -> None:
     (tmp_path / "p.txt").write_text(text, encoding="utf-8")
     assert read_prompts(tmp_path / "p.txt", "ocr") == [Prompt(text, "ocr", target=target)]
+
+
+def test_byte_order_marks_of_joined_files_are_dropped_where_a_line_begins(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\ufeff\ufeffa dog\r\n\ufeff\r\n \ufeff a cat\ufeff\n", encoding="utf-8-sig")
+    assert [(p.prompt.text, p.where[-6:]) for p in read(tmp_path / "p.txt", "general")] == [
+        ("a dog", "line 1"),
+        ("a cat", "line 3"),
+    ]
+    (tmp_path / "p.jsonl").write_text(
+        '\ufeff{"prompt": "\ufeffa dog"}\n\ufeff{"prompt": "a c\ufeffat"}\n', encoding="utf-8-sig"
+    )
+    texts = [p.text for p in read_prompts(tmp_path / "p.jsonl", "general")]
+    assert texts == ["a dog", "a c\ufeffat"], "inside of a text it is the user's"
+
+
+def test_numbers_that_other_programs_write_as_3_point_0_are_whole(tmp_path: Path) -> None:
+    wishes = [{"class": "dog", "count": 3.0}, {"class": "cat", "count": 1, "position": ["above", 0.0]}]
+    (tmp_path / "p.jsonl").write_text(geneval(include=wishes, exclude=[{"class": "dog", "count": 4.0}]))
+    (prompt,) = read_prompts(tmp_path / "p.jsonl")
+    numbers = [prompt.include[0]["count"], prompt.include[1]["position"][1], prompt.exclude[0]["count"]]
+    assert numbers == [3, 0, 4] and all(type(n) is int for n in numbers)
 
 
 def test_quotes_within_quotes_need_the_words_named(tmp_path: Path) -> None:
@@ -96,6 +130,13 @@ def geneval(**change: object) -> str:
         (r'{"prompt": "\"A\" and \"B\"", "source": "ocr"}', "exactly one pair of quotes"),
         (r'{"prompt": "a sign \" \"", "source": "ocr"}', "exactly one pair of quotes"),
         ('{"prompt": "a ”sign“", "source": "ocr"}', "exactly one pair of quotes"),
+        ('{"prompt": "ein „Schild", "source": "ocr"}', "never closed"),
+        ('{"prompt": "«A» et «B»", "source": "ocr"}', "exactly one pair of quotes"),
+        ('{"prompt": "une « enseigne", "source": "ocr"}', "never closed"),
+        ('{"prompt": "the dogs’ sign", "source": "ocr"}', "exactly one pair of quotes"),
+        (r'{"prompt": "a sign \"\u200b\"", "source": "ocr"}', "exactly one pair of quotes"),
+        (r'{"prompt": "\u200b\u2060\u00ad", "source": "general"}', "'prompt' must be a string with something in it"),
+        (r'{"prompt": "\ufeff \u3164\ufe0f", "source": "general"}', "'prompt' must be a string with something in it"),
         ('{"prompt": "x", "source": "geneval"}', "needs 'include'"),
         (geneval(include="dog"), "'include' must be a list"),
         (geneval(exclude=0), "'exclude' must be a list"),
@@ -106,7 +147,10 @@ def geneval(**change: object) -> str:
         (geneval(include=[{"class": "dog", "count": 0}]), "include[0].count must be a whole number from 1"),
         (geneval(include=[{"class": "dog", "count": True}]), "include[0].count must be a whole number from 1"),
         (geneval(include=[{"class": "dog", "count": 1, "position": ["right of", 0]}]), "include[0].position must be"),
+        (geneval(include=[{"class": "dog", "count": 2.5}]), "include[0].count must be a whole number from 1, not 2.5"),
+        (geneval(include=[{"class": "dog", "count": float("inf")}]), "include[0].count must be a whole number from 1"),
         (geneval(exclude=[{"class": "dog"}]), "exclude[0].count"),
+        (geneval(exclude=[{"class": "dog", "count": 1, "color": "red"}]), "unknown key 'color'; known keys are class, count"),
     ],
     ids=lambda value: value[:40],
 )
@@ -168,6 +212,10 @@ TEXTS = [
     '""',
     "“",
     "”“",
+    "„A“ «B» ‘C’",
+    "‘",
+    "\ufeff\u200b",
+    "\ufeff x \ufeff",
     "",
     " ",
     "\0",
