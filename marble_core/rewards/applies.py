@@ -95,7 +95,7 @@ def _check_wishes(reward: RewardConfig, prompts: Sequence[Placed]) -> list[str]:
     known = vocabulary(reward.options)
     most = reward.options.get("max_objects", MAX_OBJECTS)
     most = most if isinstance(most, int) else MAX_OBJECTS  # what is no number is refused where the reward is constructed
-    asked = set()
+    asked: set[str] = set()
     for placed in prompts:
         wrong = unknown_name(placed.prompt, known.classes, known.colors)
         if wrong := wrong or unmeetable(placed.prompt, most, bool(reward.options.get("published"))):
