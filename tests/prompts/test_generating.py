@@ -1,7 +1,8 @@
-"""The published prompt files, and what is generated for training beside them."""
+"""What is generated for training: GenEval's and OCR's prompts, none of which the official test set asks for."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -9,108 +10,55 @@ from pathlib import Path
 
 import pytest
 
-from marble_core.prompts.filters import UNSAFE, normal, split_blocked
+from marble_core.prompts.filters import normal
 from marble_core.prompts.generate import generate
-from marble_core.prompts.geneval import CLASSES, COLORS, NUMBERS, SHARES, fingerprint, is_test, meaning, one, several
+from marble_core.prompts.geneval import CLASSES, COLORS, NUMBERS, SHARES, is_test, meaning, one, several
 from marble_core.prompts.kinds import apportion
 from marble_core.prompts.ocr import GENERATOR as OCR
-from marble_core.prompts.reading import read, read_prompts
+from marble_core.prompts.reading import read_prompts
 from marble_core.types import MarbleError, Prompt
 from paths import ROOT
+from prompt_files import asked
 
-DATA = ROOT.parent / "shared" / "data"
+# One prompt of each kind of the official test set, by what it asks for.
+OFFICIAL = {
+    "single_object": "1 any bench",
+    "two_object": "1 any bench; 1 any sports ball",
+    "counting": "4 any bench",
+    "colors": "1 pink car",
+    "position": "1 any kite; 1 any wine glass; 1 any wine glass above 1 any kite",
+    "color_attr": "1 green bus; 1 purple microwave",
+}
 
 
 @pytest.fixture(scope="module")
-def data() -> Path:
-    assert DATA.is_dir(), f"This test reads the published prompt files, but there is no directory {DATA}."
-    return DATA
+def shipped() -> list[str]:
+    return json.loads((ROOT / "marble_core" / "prompts" / "geneval_test.json").read_text())["fingerprints"]
 
 
-@pytest.fixture(scope="module")
-def official(data: Path) -> list[Prompt]:
-    return read_prompts(data / "geneval" / "evaluation_metadata.jsonl", "geneval")
+def hashed(told: str) -> str:
+    return hashlib.blake2b(told.encode(), digest_size=5).hexdigest()
 
 
-def test_genevals_553_prompts_are_read_with_their_metadata(data: Path, official: list[Prompt]) -> None:
-    assert Counter(p.tag for p in official) == {
-        "single_object": 80,
-        "two_object": 99,
-        "counting": 80,
-        "colors": 94,
-        "position": 100,
-        "color_attr": 100,
-    }
-    lines = (data / "geneval" / "evaluation_metadata.jsonl").read_text().splitlines()
-    for prompt, line in zip(official, lines, strict=True):
-        row = json.loads(line)
-        assert (prompt.text, prompt.tag, list(prompt.include)) == (row["prompt"], row["tag"], row["include"])
-        assert list(prompt.exclude) == row.get("exclude", [])
-
-
-def test_the_1018_ocr_prompts_have_one_target_each(data: Path) -> None:
-    prompts = read_prompts(data / "ocr" / "test.txt", "ocr")
-    assert len(prompts) == 1018 and {p.source for p in prompts} == {"ocr"}
-    assert [p.target for p in prompts] == [p.text.split('"')[1] for p in prompts]
-    assert prompts[0].target == "Spring Collection 2024"
-
-
-def test_drawbenchs_200_prompts_are_general_and_none_of_them_is_taken_for_unsafe(data: Path) -> None:
-    placed = read(data / "drawbench" / "test.txt", "general")
-    assert len(placed) == 200 == len({normal(p.prompt.text) for p in placed})
-    assert {(p.prompt.source, p.prompt.target, p.prompt.include) for p in placed} == {("general", None, ())}
-    assert split_blocked(placed, UNSAFE) == (placed, [])
-
-
-@pytest.mark.parametrize(
-    ("file", "source", "says"),
-    [
-        ("drawbench/test.txt", "ocr", r"line 1: an ocr prompt needs the words"),
-        ("drawbench/test.txt", "geneval", r"line 1: a geneval prompt needs 'include'"),
-        ("ocr/test.txt", "geneval", r"line 1: a geneval prompt needs 'include'"),
-        ("ocr/test.txt", None, r"is plain text, so its source must be named"),
-        ("geneval/evaluation_metadata.jsonl", None, r"line 1: the key 'source' is missing"),
-        ("geneval/evaluation_metadata.jsonl", "ocr", r"line 1: an ocr prompt needs the words"),
-    ],
-)
-def test_a_published_file_read_for_another_source_is_refused_for_the_right_reason(
-    data: Path, file: str, source: str | None, says: str
-) -> None:
-    with pytest.raises(MarbleError, match=says):
-        read_prompts(data / file, source)
-
-
-def test_our_classes_are_genevals_in_the_detectors_order(data: Path) -> None:
-    assert (data / "geneval" / "object_names.txt").read_text().split("\n")[:80] == list(CLASSES)
-
-
-def test_the_shipped_fingerprints_are_those_of_the_official_test_set(official: list[Prompt]) -> None:
-    shipped = json.loads((ROOT / "marble_core" / "prompts" / "geneval_test.json").read_text())["fingerprints"]
-    assert shipped == sorted({fingerprint(meaning(p.include)) for p in official})
-
-
-def asked(prompt: Prompt) -> set[str]:
-    """What a prompt asks for, told in all orders: an oracle that does without meaning()."""
-    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    things = [json.dumps({k: v for k, v in wish.items() if k != "position"}, sort_keys=True) for wish in prompt.include]
-    if len(things) == 2 and "position" in prompt.include[1]:
-        relation = prompt.include[1]["position"][0]
-        return {f"{things[1]} {relation} {things[0]}", f"{things[0]} {opposite[relation]} {things[1]}"}
-    return {" and ".join(things), " and ".join(reversed(things))}
+def test_the_shipped_fingerprints_hold_test_prompts_of_every_kind(shipped: list[str]) -> None:
+    assert len(shipped) == 552 and shipped == sorted(set(shipped)), "553 prompts, two of which ask for the same"
+    assert {hashed(f"1 any {name}") for name in CLASSES} | set(map(hashed, OFFICIAL.values())) <= set(shipped)
+    assert hashed("5 any bench") not in shipped
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-def test_no_generated_prompt_asks_for_what_a_test_prompt_asks_for(official: list[Prompt], held_out: bool) -> None:
-    tests = set().union(*map(asked, official))
-    texts = {normal(p.text) for p in official}
-    made = [p for seed in range(4) for p in generate("geneval", 4000, seed, held_out)]
-    assert not [p.text for p in made if asked(p) & tests or normal(p.text) in texts]
+def test_nothing_generated_has_the_fingerprint_of_a_test_prompt(shipped: list[str], held_out: bool) -> None:
+    tests = set(shipped)
+    for prompt in (p for seed in range(4) for p in generate("geneval", 4000, seed, held_out)):
+        things = [f"{wish['count']} {wish.get('color', 'any')} {wish['class']}" for wish in prompt.include]
+        told = sorted(things)
+        if "position" in prompt.include[-1]:
+            other, one = things
+            relation, _ = prompt.include[-1]["position"]
+            seen = {"right of": f"{other} left of {one}", "below": f"{other} above {one}"}
+            told.append(seen.get(relation, f"{one} {relation} {other}"))
+        assert hashed("; ".join(told)) not in tests, prompt.text
     assert is_test(meaning([{"class": "bench", "count": 4}]))  # "four benchs" there, "four benches" here
-
-
-def test_no_generated_ocr_prompt_is_a_published_one(data: Path) -> None:
-    published = {normal(p.text) for p in read_prompts(data / "ocr" / "test.txt", "ocr")}
-    assert not [p for p in generate("ocr", 20_000, 0, held_out=False) if normal(p.text) in published]
 
 
 @pytest.mark.parametrize("source", ["geneval", "ocr"])
@@ -137,7 +85,7 @@ def test_kinds_come_in_the_proportions_of_their_weights_and_texts_equally_often(
             assert max(copies.values()) == 1
 
 
-def test_what_is_judged_by_is_not_generated_however_it_is_put(official: list[Prompt]) -> None:
+def test_what_is_judged_by_is_not_generated_however_it_is_put() -> None:
     mine = Prompt("two benches please", "geneval", include=({"class": "bench", "count": 2},))
     plain = Prompt('A cup printed with  "OPEN"', "ocr", target="OPEN")
     made = generate("geneval", 3000, 0, False)
