@@ -1,12 +1,13 @@
 """Fixtures that every test may use: one real S3 server and one real MLflow server for the whole session."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from marble_core.services.local import embedded
 from marble_core.storage.s3 import S3
 from paths import ROOT, TESTS, write_files
+from small_disk import may_mount, mounted, run_in_namespace
 from stub_hub import StubHub, serving
 
 pytest.register_assert_rewrite(
@@ -82,6 +84,21 @@ def bucket(services: dict[str, str]) -> S3:
     s3 = S3(f"test-{uuid.uuid4().hex[:12]}")
     s3.require_bucket(create=True)
     return s3
+
+
+@pytest.fixture
+def file_system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Makes a file system of a size such as 64k or 2g, and returns its directory.
+
+    Who may not mount gets the test run in a namespace of its own, and its result here.
+    """
+    if not may_mount(tmp_path):
+        run_in_namespace(request.node.nodeid)
+        request.node.obj = lambda **_: None
+        yield lambda _: tmp_path
+        return
+    with contextlib.ExitStack() as stack:
+        yield lambda size: stack.enter_context(mounted(tmp_path / f"disk-{size}", size))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from marble_kubeflow.pipelines.local import Outcome
     from marble_kubeflow.pipelines.settings import Images
 
+ROOM = 500_000_000  # bytes; a run of the demo writes some 100 MB
+
 
 def run(
     preset: Preset = "demo",
@@ -42,7 +44,7 @@ def run(
     name = check_run_id(run_id or new_run_id())
     console = Console(highlight=False)
     console.print(f"Run {name}: {settings.train.steps} steps of {settings.balance.method}. Starting the services ...")
-    with embedded(ROOT, settings.storage.bucket) as environment:
+    with embedded(ROOT, settings.storage.bucket, ROOM) as environment:
         os.environ.update(environment)
         from marble_kubeflow.pipelines.local import run as run_pipeline
 

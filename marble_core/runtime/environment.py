@@ -5,4 +5,6 @@ PIPELINE_VERSION = "MARBLE_PIPELINE_VERSION"  # of MARBLE, with which the pipeli
 NODES = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what a TrainJob's pods get that the stage's pod has
 KFP_RUN = "MARBLE_KFP_RUN"  # the id of the run in Kubeflow Pipelines; as a label it says which jobs a run has left behind
 GIT_COMMIT = "MARBLE_GIT_COMMIT"  # the commit that an image was built from
+S3_DIRECTORY = "MARBLE_S3_DIRECTORY"  # where the S3 server that a marble command started on this machine keeps its data
+MLFLOW_DIRECTORY = "MARBLE_MLFLOW_DIRECTORY"  # and where the MLflow server does
 IMAGE = "MARBLE_IMAGE"  # a stage's image with its digest

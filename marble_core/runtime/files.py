@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "use a shorter name",
 }
 
+SMALLEST = 16_000_000  # bytes: two parts of an upload to S3
+
 
 def disk_error(error: Exception) -> MarbleError | None:
     """The MarbleError that this error amounts to, with the file where it names one; None where it is no refusal of the machine.
@@ -37,6 +40,34 @@ def disk_error(error: Exception) -> MarbleError | None:
         return None
     remedy = _REMEDIES.get(number or 0)
     return MarbleError(f"{where or 'A file'} cannot be written: {said}; {remedy}.") if remedy else None
+
+
+def full_disk(directory: str | Path | None) -> MarbleError | None:
+    """One sentence where the disk of the directory is so full that no server writes there; None where there is room, or nothing there.
+
+    SeaweedFS writes nothing where less than 1 % of the disk is free, counting what is reserved for root.
+    """
+    try:
+        disk = os.statvfs(directory or "")
+    except OSError:
+        return None
+    free = disk.f_bavail * disk.f_frsize
+    if disk.f_bfree >= disk.f_blocks // 100 and free >= SMALLEST:
+        return None
+    return MarbleError(
+        f"The disk of {directory} is full ({free / 1e6:.0f} MB of {disk.f_blocks * disk.f_frsize / 1e9:.1f} GB are free, and a "
+        "server needs 1 %): free some space, or work in another directory."
+    )
+
+
+def require_free(directory: Path, needed: int) -> None:
+    """Raises MarbleError where less than ``needed`` bytes are free on the disk of the directory."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise MarbleError(
+            f"The disk of {directory.resolve()} has {free / 1e6:.0f} MB free, and {needed / 1e6:.0f} MB are needed: free some space, "
+            "or work in another directory."
+        )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from marble_core.runtime.child_process import GRACE
+from marble_core.runtime.files import full_disk, require_free
 from marble_core.services.mlflow_server import MLflow
 from marble_core.services.seaweedfs import SeaweedFS
 from marble_core.services.server import Service, past_proxies
@@ -25,11 +26,12 @@ from marble_core.types import MarbleError
 
 
 @contextlib.contextmanager
-def embedded(root: Path, bucket: str | None = None) -> Iterator[dict[str, str]]:
+def embedded(root: Path, bucket: str | None = None, room: int = 0) -> Iterator[dict[str, str]]:
     """Starts what the environment does not provide, and yields the variables to set; empty if it provides both.
 
     On an S3 server that it starts it also makes ``bucket``; the bucket of a server of the user's own is the user's to make.
-    Raises MarbleError where another process uses ``root``, or a server does not start.
+    Raises MarbleError where another process uses ``root``, its disk is full or has less than ``room`` bytes free, or a server does
+    not start.
     """
     has_s3 = bool(os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"))
     has_mlflow = bool(os.environ.get("MLFLOW_TRACKING_URI"))
@@ -37,6 +39,9 @@ def embedded(root: Path, bucket: str | None = None) -> Iterator[dict[str, str]]:
         yield {}
         return
     with _locked(root) as lock:
+        if full := full_disk(root.resolve()):
+            raise full
+        require_free(root, room)
         services: list[Service] = []
         try:
             if not has_s3:
@@ -96,7 +101,7 @@ def _locked(root: Path, patience: float = 2 * GRACE) -> Iterator[int]:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         (root / ".gitignore").write_text("*\n")
     except OSError as error:
-        raise MarbleError(
+        raise full_disk(root.resolve()) or MarbleError(
             f"The directory {root} cannot be made or written: {error.strerror}; work in another directory."
         ) from None
     deadline = time.monotonic() + patience

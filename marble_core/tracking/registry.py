@@ -7,6 +7,7 @@ logged. Aliases: ``champion`` is the version in use, ``challenger`` the newest o
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.config.stage_files import ADAPTER_DIRECTORY, ADAPTER_FILE
 from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation, Incumbent
+from marble_core.runtime.environment import MLFLOW_DIRECTORY
+from marble_core.runtime.files import full_disk
 from marble_core.tracking import metric_glossary
 from marble_core.tracking.model_card import describe, write_card
 from marble_core.types import MarbleError
@@ -253,7 +256,7 @@ def _mlflow_client() -> Iterator[MlflowClient]:
         yield mlflow.MlflowClient()
     except MlflowException as error:
         said = " ".join(str(error).split())[:300]
-        raise MarbleError(
+        raise full_disk(os.environ.get(MLFLOW_DIRECTORY)) or MarbleError(
             f"MLflow at {mlflow.get_tracking_uri()} refused: {said}; check MLFLOW_TRACKING_URI and the server."
         ) from error
 

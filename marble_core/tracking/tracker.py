@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_core.runtime.environment import MLFLOW_DIRECTORY
+from marble_core.runtime.files import full_disk
 from marble_core.tracking.metric_queue import Batch, MetricQueue
 from marble_core.tracking.past_runs import PastRun, past_runs
 from marble_core.tracking.provenance import redact_urls, stage_tags
@@ -98,7 +100,7 @@ class Tracker:
             stage_run = _find(client, experiment_id, own)
             stage_run = _opened(client, stage_run, experiment_id, stage, {**stage_tags(), **own})
         except MlflowException as error:
-            raise MarbleError(
+            raise full_disk(os.environ.get(MLFLOW_DIRECTORY)) or MarbleError(
                 f"MLflow at {where} cannot be used ({' '.join(str(error).split())[:200]}): check MLFLOW_TRACKING_URI and the server."
             ) from None
         return cls(client, run, stage_run)

@@ -7,7 +7,7 @@ import os
 import pickle
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -171,17 +171,9 @@ def test_a_store_that_cannot_be_used_is_one_sentence_and_prepare_leaves_nothing(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(file_system: Callable[[str], Path]) -> Path:
     """A disk of 64 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.fail(f"This test needs root and the right to mount a tmpfs: {mounted.stderr.strip()}.")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    return file_system("64k")
 
 
 @pytest.mark.services
@@ -230,6 +222,16 @@ def test_a_run_where_nothing_can_be_written_ends_with_exit_code_2(
         monkeypatch.chdir(place)
         assert run_marble("run", "--run-id", "x", monkeypatch=monkeypatch) == 2
         one_sentence(capsys.readouterr().err, ".marble", said)
+
+
+def test_a_run_asks_for_room_before_it_begins(
+    file_system: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = file_system("400m")
+    monkeypatch.chdir(disk)
+    assert run_marble("run", "--run-id", "x", monkeypatch=monkeypatch) == 2
+    one_sentence(capsys.readouterr().err, str(disk / ".marble"), "MB free", "500 MB are needed", "free some space")
+    assert sorted(path.name for path in (disk / ".marble").iterdir()) == [".gitignore", "lock"], "no server was started"
 
 
 def test_the_newest_checkpoint_is_that_of_the_last_step_whatever_the_clock_says(

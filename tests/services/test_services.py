@@ -1,13 +1,18 @@
 """The embedded services are real, private, and end with the process that started them."""
 
+import copy
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -18,7 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from marble_core.services import local as module
-from marble_core.services import server
+from marble_core.services import seaweedfs, server
 from marble_core.services.local import addresses, embedded
 from marble_core.services.seaweedfs import SeaweedFS
 from marble_core.storage.s3 import S3
@@ -91,8 +96,7 @@ def test_keys_and_data_stay_from_run_to_run(tmp_path: Path, monkeypatch: pytest.
     seen = []
     for _ in range(2):
         with SeaweedFS(tmp_path) as server:
-            for name, value in server.environment.items():
-                monkeypatch.setenv(name, value)
+            use(server, monkeypatch)
             s3 = S3("marble")
             s3.require_bucket(create=True)
             seen.append((server.environment["AWS_SECRET_ACCESS_KEY"], s3.get_json("kept")))
@@ -121,11 +125,95 @@ def test_kill_9_of_the_parent_leaves_no_server_and_the_next_run_finds_its_data(
         assert S3("marble").get_json("kept") == {"by": "the first run"}
 
 
+def use(server: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_hundred_buckets_fit_on_two_gigabytes(file_system: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with SeaweedFS(file_system("2g") / "s3") as server:
+        use(server, monkeypatch)
+        s3 = S3("bucket")
+        buckets = [copy.copy(s3) for _ in range(100)]  # with one client, which takes a while to make
+        for n, bucket in enumerate(buckets):
+            bucket.bucket = f"bucket-{n}"
+
+        def fill(bucket: S3) -> None:
+            bucket.require_bucket(create=True)
+            bucket.put("object", bucket.bucket.encode())
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(fill, buckets))
+        assert [bucket.get("object")[0].decode() for bucket in buckets] == [f"bucket-{n}" for n in range(100)]  # type: ignore[index]
+
+
+def test_a_disk_that_fills_up_is_one_sentence_that_names_it_and_what_was_written_stays(
+    file_system: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = file_system("64m")
+    with SeaweedFS(disk / "s3") as server:
+        use(server, monkeypatch)
+        s3 = S3("marble")
+        s3.require_bucket(create=True)
+        s3.put("before", b"kept")
+        sentence = rf"^The disk of {disk}/s3 is full \(\d+ MB of 0\.1 GB are free, .*: free some space, or work in another directory\.$"
+        with pytest.raises(MarbleError, match=sentence):
+            s3.put("too-large", bytes(80_000_000))
+        (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free))
+        with pytest.raises(MarbleError, match=sentence):
+            s3.put("small", b"x" * 100_000)
+        assert s3.get_json("nothing") is None and s3.get("before")[0] == b"kept"  # type: ignore[index]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with pytest.raises(MarbleError, match=rf"^The disk of {disk} is full"), embedded(disk):
+        pass
+
+
+def test_volumes_larger_than_new_ones_may_become_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seaweedfs, "VOLUME_MB", 1024)  # as SeaweedFS chose it itself on a large disk
+    parts = {f"part-{n}": bytes([n]) * 20_000_000 for n in range(5)}
+    with SeaweedFS(tmp_path) as server:
+        use(server, monkeypatch)
+        s3 = S3("marble")
+        s3.require_bucket(create=True)
+        for key, content in parts.items():
+            s3.put(key, content)
+    assert max(volume.stat().st_size for volume in (tmp_path / "data").glob("marble_*.dat")) > 70_000_000
+    monkeypatch.undo()
+    with SeaweedFS(tmp_path) as server:
+        use(server, monkeypatch)
+        s3 = S3("marble")
+        s3.put("new", parts["part-1"])
+        s3.put("part-0", b"replaced")
+        assert all(
+            s3.get(key)[0] == content for key, content in (parts | {"part-0": b"replaced", "new": parts["part-1"]}).items()
+        )  # type: ignore[index]
+
+
+def test_a_port_that_another_process_took_meanwhile_is_replaced_and_no_socket_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken, free = other.getsockname()[1], server.free_ports
+        offered: list[list[int]] = []
+
+        def ports(count: int) -> list[int]:
+            offered.append(free(count) if offered else [taken, *free(count - 1)])
+            return list(offered[-1])
+
+        monkeypatch.setattr(seaweedfs, "free_ports", ports)
+        with SeaweedFS(tmp_path) as s3:
+            assert answers(s3.environment["AWS_ENDPOINT_URL"])
+    assert len(offered) == 2
+    assert not [path for path in Path("/tmp").glob("seaweedfs-*.sock") if int(re.findall(r"\d+", path.name)[-1]) in offered[1]]
+
+
 def test_a_server_that_does_not_start_is_one_sentence_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "weed"
     fake.write_text("#!/bin/sh\necho no disk\nexit 4\n")
     fake.chmod(0o755)
-    monkeypatch.setattr(module.shutil, "which", lambda *_, **__: str(fake))
+    monkeypatch.setattr(seaweedfs.shutil, "which", lambda *_, **__: str(fake))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     sentence = r"^The embedded S3 server ended with code 4 as it started; see .*server\.log\.$"
     with pytest.raises(MarbleError, match=sentence), embedded(tmp_path / "root"):
