@@ -36,10 +36,11 @@ def require_chromium() -> str:
     if found := next(filter(None, map(shutil.which, names)), None):
         return found
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in ("apt-get -qq update", "apt-get -qq install --no-install-recommends --yes chromium"):
+        for command in ("update", "install --no-install-recommends --yes chromium"):
             subprocess.run(
-                command.split(), check=False, stdout=subprocess.DEVNULL, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            )
+                ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=600", *command.split()],  # two suites may want it at once
+                check=False, stdout=subprocess.DEVNULL, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            )  # fmt: skip
     found = shutil.which("chromium")
     assert found, "The tests of the pages need a browser: install Chromium (apt-get install chromium)."
     return found

@@ -33,5 +33,5 @@ def write_run(local: Path, s3: S3, *texts: str, run_id: str = "run-1", **setting
         names = []
         for step, text in enumerate(texts, 1):
             names.append(store.save(step, content(text)).name)
-            assert store.flush(10)
+            assert store.flush(60)
     return names

@@ -54,7 +54,7 @@ def postgres() -> None:
     if not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", "postgresql"]):
             subprocess.run(
-                ["apt-get", *command],
+                ["apt-get", "-o", "DPkg::Lock::Timeout=600", *command],  # two suites may want it at once
                 check=True,
                 env={"DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             )

@@ -160,7 +160,7 @@ def test_a_server_that_cannot_be_asked_is_one_sentence_within_seconds(server: St
     for options, parts in cases:
         begun = time.monotonic()
         one_sentence(marble("runs", "list", *options, code=2).error, *parts)
-        assert time.monotonic() - begun < 5, options
+        assert time.monotonic() - begun < 20, options  # an answer may take 30
     server.hanging.clear()
     one_sentence(
         marble("runs", "list", "--request-timeout", "0.2", code=2).error, "no answer within 0.2 s", "--request-timeout"

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import subprocess
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_the_load_of_the_machine_is_the_stages_and_a_server_that_is_gone_does_no
     tracker._client = MlflowClient("http://127.0.0.1:9")
     begin = time.monotonic()
     tracker.end("KILLED", 3.0)
-    assert time.monotonic() - begin < 6.5
+    assert time.monotonic() - begin < 60, "MLflow's own defaults wait for four minutes"
 
 
 def test_prompt_sets_are_datasets_that_equal_prompts_give_the_same_name(name: str) -> None:
@@ -165,16 +166,17 @@ class Unreliable:
 
 
 class Counting:
-    """An MLflow client that counts the requests for metrics."""
+    """An MLflow client that counts the requests for metrics, and knows the threads they come from."""
 
     def __init__(self, client: MlflowClient) -> None:
-        self.client, self.sizes = client, list[int]()
+        self.client, self.sizes, self.threads = client, list[int](), set[int]()
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.client, attribute)
 
     def log_batch(self, run_id: str, metrics: Any) -> None:
         self.sizes.append(len(metrics))
+        self.threads.add(threading.get_ident())
         self.client.log_batch(run_id, metrics)
 
 
@@ -185,14 +187,14 @@ def test_a_step_of_seventy_metrics_is_one_request_and_the_training_waits_for_non
     lines = history(*({f"reward/r{k}/mean": step + k for k in range(70)} for step in range(20)))
     took = []
     for done in range(1, 21):
-        begin = time.perf_counter()
+        begin = time.thread_time()  # of this thread alone, whatever else the machine does
         tracker.log_history(lines[:done])
-        took.append(time.perf_counter() - begin)
+        took.append(time.thread_time() - begin)
         assert tracker.flush(30) == 0
     assert next(iter(client().get_run(tracker.mlflow_run_id).data.metrics)) == "reward/r0/mean", (
         "which MLflow's compare view shows"
     )
-    assert counting.sizes == [71] * 20 and median(took) < 0.01
+    assert counting.sizes == [71] * 20 and median(took) < 0.1 and threading.get_ident() not in counting.threads
     tracker.end()
 
 
@@ -229,13 +231,11 @@ def test_a_server_that_is_gone_neither_stops_nor_blocks_a_training_and_gets_all_
     tracker = start(name)
     there, lines = tracker._client, history(*({"loss": float(step)} for step in range(1, 21)))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker._client = MlflowClient("http://127.0.0.1:9")
-    begin = time.monotonic()
+    tracker._client = gone = Counting(MlflowClient("http://127.0.0.1:9"))  # type: ignore[assignment]
     for done in range(1, 21):
         tracker.log_history(lines[:done])
-    assert time.monotonic() - begin < 1.0
     tracker.log_artifact(tmp_path)
-    assert tracker.flush(0.1) == 20 and tracker.failures > 0
+    assert tracker.flush(0.1) == 20 and tracker.failures > 0 and threading.get_ident() not in gone.threads
     tracker._client = there
     tracker.end("RUNNING")
     assert [step for step, _ in points(tracker, "loss")] == list(range(1, 21))
