@@ -57,7 +57,11 @@ def image(registry: str, stage: str, tag: str) -> str:
 
 
 def version() -> str:
-    line = next(line for line in (ROOT / "marble_core" / "__init__.py").read_text().splitlines() if "__version__" in line)
+    line = next(
+        line
+        for line in (ROOT / "marble_core" / "__init__.py").read_text(encoding="utf-8").splitlines()
+        if "__version__" in line
+    )
     return line.split('"')[1]
 
 
@@ -86,7 +90,7 @@ def fill(context: Path, torch: str) -> str:
     (context / "install.sh").rename(tools / "install.sh")
     shutil.copy(ROOT / "constraints.hashes.txt", tools)
     shutil.copytree(Path(pip.__file__).parent, tools / "pip", ignore=shutil.ignore_patterns("__pycache__"))
-    (tools / "pip.conf").write_text(_pip_settings(tools))
+    (tools / "pip.conf").write_text(_pip_settings(tools), encoding="utf-8")
     wheel(context)
     if not torch.endswith(".whl"):
         return torch

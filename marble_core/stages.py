@@ -94,8 +94,8 @@ def prepare(
         check_wishes(config, [Placed(prompt, f"The prompt {prompt.text!r}") for prompt in prompts], [])  # the champion's too
         with atomic_directory(out):
             out.mkdir(parents=True, exist_ok=True)
-            (out / CONFIG).write_text(config.to_json())
-            (out / RUN).write_text(json.dumps({"run_id": run_id, "notes": said}))
+            (out / CONFIG).write_text(config.to_json(), encoding="utf-8")
+            (out / RUN).write_text(json.dumps({"run_id": run_id, "notes": said}), encoding="utf-8")
             write_jsonl(out / TRAIN_PROMPTS, prompts)
             write_jsonl(out / HELD_OUT_PROMPTS, data.evaluation)
             (out / DATA_REPORT).write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -146,7 +146,7 @@ def connect(target: Target) -> kfp.Client:
 
 def _text_of(path: Path, what: str) -> str:
     try:
-        return path.read_text(errors="replace").strip()
+        return path.read_text(errors="replace", encoding="utf-8").strip()
     except OSError as error:
         raise MarbleError(f"The {what} {str(path)!r} cannot be read: {error.strerror}.") from None
 

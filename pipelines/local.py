@@ -88,7 +88,7 @@ def run(
         "reject",
         "skip",
     }:  # kfp.local may skip a branch and call it success
-        said = display.traceback or log.read_text(errors="replace")
+        said = display.traceback or log.read_text(errors="replace", encoding="utf-8")
         tail = "\n".join(said.rstrip().splitlines()[-TAIL:])
         raise progress.StageFailed(f"{tail}\nThe pipeline failed; its whole log is {log}.")
     return Outcome(directory, display.results)

@@ -65,6 +65,26 @@ def test_yaml_is_read_safely_in_one_file() -> None:
     assert [ast.unparse(base) for base in loader.bases] == ["yaml.SafeLoader"]
 
 
+def in_the_locales_encoding(tree: ast.Module) -> list[str]:
+    """The calls that read or write text and do not say how."""
+    found = []
+    for name, call in calls(tree):
+        constants = {a.value for a in call.args if isinstance(a, ast.Constant)}
+        text = name.endswith((".read_text", ".write_text")) or (
+            name.split(".")[-1] in ("open", "fdopen") and constants & {"r", "w", "a", "x", "r+", "w+", "a+"}
+        )
+        if text and not any(k.arg == "encoding" for k in call.keywords):
+            found.append(f"line {call.lineno}: {name}")
+    return found
+
+
+def test_text_is_utf_8_whatever_the_locale_of_the_machine() -> None:
+    assert {file: found for file, tree in TREES.items() if (found := in_the_locales_encoding(tree))} == {}
+    assert (
+        len(in_the_locales_encoding(ast.parse("a.read_text()\nb.open('w')\nc.open('wb')\nd.write_text(x, encoding='y')"))) == 2
+    )
+
+
 def test_these_rules_see_what_breaks_them() -> None:
     tree = ast.parse(
         "import kfp\ndef f():\n    from marble_core.training.loop import start\n    torch.load(x)\n    yaml.load(y)"

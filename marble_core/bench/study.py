@@ -76,7 +76,9 @@ def run(study: Study, out: Path, console: Console) -> dict[str, Any]:
                 config = study.config(arm, seed)
                 _train_and_evaluate(config, prepare_data(config).train, held_out, directory, console)
             _add(found.setdefault(arm, {}), directory)
-            (out / "study.json").write_text(json.dumps({"study": study.model_dump(), "arms": found}, indent=2))
+            (out / "study.json").write_text(
+                json.dumps({"study": study.model_dump(), "arms": found}, indent=2), encoding="utf-8"
+            )
     _print(found, console)
     return found
 
@@ -89,7 +91,7 @@ def _train_and_evaluate(
     from marble_core.training import loop
 
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG).write_text(config.to_json())  # for marble compare
+    (directory / CONFIG).write_text(config.to_json(), encoding="utf-8")  # for marble compare
 
     def report(done: StepReport) -> None:
         if done.step % 8 == 0 or done.notes:

@@ -232,7 +232,7 @@ def _locked(local: Path, run_id: str) -> Iterator[str]:
     Whoever holds it knows that a process which worked in the same directory before is gone. On a file system without locks
     every process has a name of its own, and the lease alone tells.
     """
-    with (local / ".lock").open("a+") as file:
+    with (local / ".lock").open("a+", encoding="utf-8") as file:
         place = secrets.token_hex(8)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

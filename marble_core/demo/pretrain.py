@@ -82,10 +82,12 @@ def _claim(work: Path, recipe: Recipe) -> None:
     file, wanted = work / "recipe.json", json.dumps({"seed": recipe.seed, "pictures": recipe.pictures})
     if not file.exists():
         draft = file.with_suffix(".draft")
-        draft.write_text(wanted)
+        draft.write_text(wanted, encoding="utf-8")
         os.replace(draft, file)
-    if file.read_text() != wanted:
-        raise MarbleError(f"{str(work)!r} was begun with {file.read_text()}: give these values again, or another --work.")
+    if file.read_text(encoding="utf-8") != wanted:
+        raise MarbleError(
+            f"{str(work)!r} was begun with {file.read_text(encoding='utf-8')}: give these values again, or another --work."
+        )
 
 
 def _latents(vae: Any, pictures: Tensor, file: Path, show: Show) -> Tensor:

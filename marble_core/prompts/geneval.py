@@ -78,7 +78,9 @@ def is_test(meaning: str) -> bool:
 
 @cache
 def _test_set() -> frozenset[str]:
-    return frozenset(json.loads(files("marble_core.prompts").joinpath("geneval_test.json").read_text())["fingerprints"])
+    return frozenset(
+        json.loads(files("marble_core.prompts").joinpath("geneval_test.json").read_text(encoding="utf-8"))["fingerprints"]
+    )
 
 
 def _counting(name: str, count: int) -> Prompt:

@@ -86,12 +86,12 @@ def addresses(root: Path) -> dict[str, str]:
             return {}
     except MarbleError:
         path = root / "addresses.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _write_addresses(root: Path, environment: Mapping[str, str]) -> None:
     public = {k: v for k, v in environment.items() if k in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")}
-    (root / "addresses.json").write_text(json.dumps(public))
+    (root / "addresses.json").write_text(json.dumps(public), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -99,13 +99,13 @@ def _locked(root: Path, patience: float = 2 * GRACE) -> Iterator[int]:
     """One owner at a time. Servers of a killed owner hold the lock until they have ended, hence the patience (seconds)."""
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (root / ".gitignore").write_text("*\n")
+        (root / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as error:
         raise full_disk(root.resolve()) or MarbleError(
             f"The directory {root} cannot be made or written: {error.strerror}; work in another directory."
         ) from None
     deadline = time.monotonic() + patience
-    with (root / "lock").open("w") as file:
+    with (root / "lock").open("w", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

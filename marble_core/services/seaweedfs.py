@@ -58,10 +58,10 @@ class SeaweedFS(Service):
             identities = {"identities": [{"name": "marble", "credentials": [keys], "actions": actions}]}
             draft = path.with_suffix(".draft")
             draft.unlink(missing_ok=True)
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
                 json.dump(identities, file)
             draft.rename(path)
-        return dict(json.loads(path.read_text())["identities"][0]["credentials"][0])
+        return dict(json.loads(path.read_text(encoding="utf-8"))["identities"][0]["credentials"][0])
 
     def probe(self) -> None:
         self.make_bucket(ARTIFACTS_BUCKET)

@@ -17,12 +17,12 @@ from marble_core.config.stage_files import HISTORY
 
 def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
     """One JSON line a step: step, metrics, notes."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in history))
+    path.write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
 
 
 def read_history(directory: Path) -> list[dict[str, Any]]:
     """Every line of a whole file, as a checkpoint has it. Raises ValueError for one that is not JSON."""
-    return [json.loads(line) for line in (directory / HISTORY).read_text().splitlines()]
+    return [json.loads(line) for line in (directory / HISTORY).read_text(encoding="utf-8").splitlines()]
 
 
 _POINTS = 400  # of a curve; longer histories are drawn by the means of blocks of steps

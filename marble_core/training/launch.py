@@ -51,7 +51,7 @@ def train_on(count: int, prepared: Path, out: Path) -> None:
     if code == 0:
         return
     if errors.exists():
-        raise MarbleError(json.loads(errors.read_text().splitlines()[0])["error"])
+        raise MarbleError(json.loads(errors.read_text(encoding="utf-8").splitlines()[0])["error"])
     raise RuntimeError(f"training on {count} processes ended with exit code {code}")
 
 

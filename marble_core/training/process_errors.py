@@ -24,7 +24,7 @@ def record_error(error: MarbleError, out: str) -> None:
         s3, prefix = in_s3(out)
         s3.put_json(f"{prefix.rpartition('/')[0]}/errors/{said['rank']}.json", said)
         return
-    with (Path(out).parent / ERRORS).open("a") as file:
+    with (Path(out).parent / ERRORS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(said) + "\n")
 
 

@@ -43,8 +43,8 @@ def save_state(learner: Learner, directory: Path) -> None:
         "versions": versions(),
         "parameters": list(default),
     }
-    (directory / "state.json").write_text(json.dumps(state, indent=2))
-    (directory / CONFIG).write_text(learner.config.to_json())
+    (directory / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    (directory / CONFIG).write_text(learner.config.to_json(), encoding="utf-8")
     write_history(learner.history, directory / HISTORY)
 
 
@@ -59,7 +59,7 @@ def load_state(learner: Learner, directory: Path) -> list[str]:
     Raises MarbleError if it belongs to another model, or to a configuration that this run may not have been begun with.
     """
     require_same_run(read_config(directory / CONFIG), learner.config, directory)
-    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+    state: dict[str, Any] = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     tensors = _read_tensors(directory / TENSORS)
     _load_lora(learner, tensors, directory)
     default = learner.policy.parameters_of("default")
