@@ -9,7 +9,13 @@ READY  := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help venv lock demo test test-faults test-containers test-deep images bench lint map
+# MB of disk that a new environment takes: torch for CPUs has "cpu" in its index's address, any other build brings CUDA.
+SPACE := $(if $(findstring cpu,$(TORCH)),4000,8000)
+# What of the machine must change no result: threads, locale, time zone, umask, an empty home. FOLDERS=... takes others.
+ELSEWHERE = env -u LANG -u LANGUAGE OMP_NUM_THREADS=$(or $(THREADS),3) LC_ALL=$(or $(LOCALE),POSIX) TZ=Pacific/Kiritimati
+FOLDERS = config prompts algorithm evaluation tracking report cli storage checkpoints
+
+.PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench lint map
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -20,6 +26,8 @@ venv: $(READY)  ## install everything into .venv, once (TORCH="torch==2.13.0 --i
 # Torch first and alone, in the build that is wanted; then what CI ran, every file by its hash; then this package, which pip
 # cannot hash, and which fetches nothing.
 $(READY): pyproject.toml constraints.hashes.txt
+	@free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1024)}'); test -x $(BIN)/python || test $$free -ge $(SPACE) || { \
+		echo "The disk of $(CURDIR) has $$free MB free, and $(VENV) needs $(SPACE) MB: free some space, or install a smaller build (TORCH, see README.md)." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement constraints.hashes.txt
@@ -45,6 +53,10 @@ demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimi
 
 test: $(READY)  ## all tests, no network needed (ARGS="-k pipeline -x")
 	$(BIN)/python -m pytest $(ARGS)
+
+test-elsewhere: $(READY)  ## the quick half as another machine would run it (THREADS=1 LOCALE=C.UTF-8 FOLDERS="config storage" ARGS=...)
+	umask 077; home=$$(mktemp -d) && { HOME=$$home $(ELSEWHERE) $(BIN)/python -m pytest $(addprefix tests/,$(FOLDERS)) $(ARGS); \
+		code=$$?; rm -rf "$$home"; exit $$code; }
 
 test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers, some ten minutes (ARGS="-k kills")
 	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
