@@ -1,15 +1,12 @@
-"""Slow and obvious implementations to hold the fast ones against."""
+"""Slow and obvious implementations to hold the fast ones against. Of marble_core they know ``derive``, the seeds."""
 
+import math
 from itertools import chain, combinations
 
 import numpy as np
 import torch
 
-from marble_core.algorithm import backward
-from marble_core.algorithm.advantages import estimate
-from marble_core.models.rollout import collect
-from marble_core.prompts import mix
-from marble_core.rewards.scoring import score_all
+from marble_core.runtime.seeding import derive
 
 
 def written_out_loss(v, v_old, x, x0, t, A, beta, a_max):
@@ -25,27 +22,63 @@ def written_out_loss(v, v_old, x, x0, t, A, beta, a_max):
     return a_max * (r * plus + (1 - r) * minus) / beta
 
 
+def written_awm(v, v_old, x, x0, t, A, clip=None):
+    """Advantage-weighted matching of v to (x_t - x0) / t, and its clipped form."""
+    target = (x - x0) / t[:, None, None, None]
+    old, new = ((u - target).pow(2).mean((1, 2, 3)) for u in (v_old, v))
+    if clip is None:
+        return A * new
+    rho = (old - new).exp()
+    return -torch.minimum(rho * A, rho.clamp(1 - clip, 1 + clip) * A)
+
+
+def written_loss(v, v_old, x, x0, t, A, loss):
+    """The loss that the configuration names, one number an image."""
+    if loss.name == "nft":
+        return written_out_loss(v, v_old, x, x0, t, A, loss.beta, loss.advantage_max)
+    return written_awm(v, v_old, x, x0, t, A, loss.clip_range if loss.name == "awm_clipped" else None)
+
+
+def _first(size, count, seed):
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+
+
+def written_pairs(seed, step, x0_NCHW, t_S, loss):
+    """For each of the T draws: x_t, t_N and the KL's weight kl_N of all N images. Each (image, draw) has its own noise and time, an
+    image's times are distinct, and the KL rides on ``kl_fraction`` of the micro-batches as a mean over what these hold."""
+    N, T, S = len(x0_NCHW), loss.timesteps, len(t_S)
+    drawn = [_first(S, T, derive(seed, "times", step, i)) for i in range(N)]
+    per_draw = math.ceil(N / loss.micro_batch)
+    carriers = _first(per_draw * T, math.ceil(loss.kl_fraction * per_draw * T), derive(seed, "kl", step))
+    carry_NT = np.array([[j * per_draw + i // loss.micro_batch in carriers for j in range(T)] for i in range(N)])
+    for j in range(T):
+        t_N = torch.stack([t_S[drawn[i][j]] for i in range(N)])
+        generators = [torch.Generator().manual_seed(derive(seed, "eps", step, i, j)) for i in range(N)]
+        eps = torch.stack([torch.randn(x0_NCHW.shape[1:], generator=g) for g in generators])
+        t = t_N[:, None, None, None]
+        yield x0_NCHW - t * x0_NCHW + t * eps, t_N, carry_NT[:, j] / carry_NT.sum()
+
+
 def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False):
-    """The gradient of sum_it weight_i l(A_i), or of the KL, in one ordinary backward a micro-batch."""
-    default = policy.parameters_of("default")
+    """The gradient of sum_it weight_i l(A_i), or of the KL, in one ordinary backward a draw of all images."""
+    default, batch = policy.parameters_of("default"), rollout.batch
     total = {n: torch.zeros_like(p) for n, p in default.items()}
-    for part in backward._micro_batches(rollout, config.loss):
+    x0 = rollout.x0_NCHW
+    conditioning = rollout.conditioning[[m for m in range(len(batch.prompts)) for _ in range(batch.images_per_prompt)]]
+    for x_t, t_N, kl_N in written_pairs(batch.seed, batch.step, x0, rollout.t_S, config.loss):
         velocities = {}
         for adapter in ("old", "off"):
             with policy.using(adapter) as model, torch.no_grad():
-                velocities[adapter] = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+                velocities[adapter] = model.velocity(x_t, t_N, conditioning)
         with policy.using("default") as model:
             for p in default.values():
                 p.requires_grad_(True)
-            v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
-        A, weight = (torch.as_tensor(a, dtype=v.dtype)[part.images_B] for a in (A_N, weight_N))
+            v = model.velocity(x_t, t_N, conditioning)
         if kl:
-            loss = config.loss.kl_beta * part.kl_scale * (v - velocities["off"]).pow(2).mean((1, 2, 3)).sum()
+            weight, each = config.loss.kl_beta * kl_N, (v - velocities["off"]).pow(2).mean((1, 2, 3))
         else:
-            l = written_out_loss(
-                v, velocities["old"], part.x_BCHW, part.x0_BCHW, part.t_B, A, config.loss.beta, config.loss.advantage_max
-            )
-            loss = (weight * l).sum()
+            weight, each = weight_N, written_loss(v, velocities["old"], x_t, x0, t_N, torch.as_tensor(A_N).to(v), config.loss)
+        loss = (torch.as_tensor(weight).to(v) * each).sum()
         for n, g in zip(default, torch.autograd.grad(loss, list(default.values()), allow_unused=True), strict=True):
             total[n] += 0 if g is None else g
     for p in default.values():
@@ -57,26 +90,6 @@ def relative_error(a, b):
     """Of two gradients as whole vectors."""
     one, other = (torch.cat([g[n].flatten().double() for n in a]) for g in (a, b))
     return float((one - other).norm() / other.norm().clamp_min(1e-30))
-
-
-def naive_step(one, prompts):
-    """(direction, alpha) of the same step written down once more: K + 1 autograd passes and a QP by enumeration."""
-    config, policy = one.config, one.policy
-    batch = mix(prompts, 6, 4, one.step, config.seed)
-    rollout = collect(policy, batch, config.rollout)
-    table = score_all(one.scorers, rollout.images_NHWC, list(batch.prompts_of(rollout.index_N)))
-    advantages = estimate(table, batch.group_N, "batch")
-    gradients = []
-    for k in range(3):
-        weight_N = advantages.mask_NK[:, k] / advantages.mask_NK[:, k].sum() / config.loss.timesteps
-        gradients.append(autograd_gradient(policy, rollout, config, weight_N, advantages.A_NK[:, k]))
-    kl = autograd_gradient(policy, rollout, config, np.zeros(24), np.zeros(24), kl=True)
-    flat = np.array([torch.cat([g.flatten() for g in one_.values()]).double().numpy() for one_ in gradients])
-    norms = np.linalg.norm(flat, axis=1)
-    unit = flat / norms[:, None]
-    alpha, _ = min_norm_by_enumeration(unit @ unit.T)
-    w = alpha * norms.mean() / norms
-    return {n: sum(float(w[k]) * gradients[k][n] for k in range(3)) + kl[n] for n in kl}, alpha
 
 
 def min_norm_by_enumeration(G):

@@ -9,7 +9,7 @@ from builders import random_advantages, small_config, small_policy, small_rollou
 from marble_core.algorithm import backward
 from marble_core.algorithm.backward import reward_rows
 from marble_core.algorithm.split_half import split
-from oracles import autograd_gradient, relative_error, written_out_loss
+from oracles import autograd_gradient, relative_error, written_loss, written_pairs
 
 
 @pytest.fixture(scope="module", params=[0.0, 0.05], ids=["old equals default", "old far behind default"])
@@ -40,23 +40,21 @@ def test_two_backward_passes_give_every_reward_gradient(setting, K):
 def test_torchjd_finds_the_same_gradients(setting):
     """Its Jacobian of the K written-out losses: another library's way through autograd."""
     config, policy, rollout = setting
-    N, T, K = len(rollout.batch), config.loss.timesteps, 5
-    advantages, default = random_advantages(N, K), policy.parameters_of("default")
+    T, K = config.loss.timesteps, 5
+    advantages, default = random_advantages(len(rollout.batch), K), policy.parameters_of("default")
     theirs = {n: torch.zeros(K, *p.shape) for n, p in default.items()}
-    for part in backward._micro_batches(rollout, config.loss):
+    x0, batch = rollout.x0_NCHW, rollout.batch
+    conditioning = rollout.conditioning[batch.prompt_N]
+    A_NK = torch.as_tensor(advantages.A_NK, dtype=x0.dtype)
+    weight_NK = torch.as_tensor(advantages.mask_NK / np.maximum(advantages.count_K, 1) / T, dtype=x0.dtype)
+    for x_t, t_N, _ in written_pairs(batch.seed, batch.step, x0, rollout.t_S, config.loss):
         with policy.using("old") as model, torch.no_grad():
-            v_old = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
+            v_old = model.velocity(x_t, t_N, conditioning)
         with policy.using("default") as model:
             for p in default.values():
                 p.requires_grad_(True)
-            v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
-        at = (v, v_old, part.x_BCHW, part.x0_BCHW, part.t_B)
-        A_BK = torch.as_tensor(advantages.A_NK, dtype=v.dtype)[part.images_B]
-        weight_BK = torch.as_tensor(advantages.mask_NK / np.maximum(advantages.count_K, 1) / T, dtype=v.dtype)[part.images_B]
-        losses = [
-            (weight_BK[:, k] * written_out_loss(*at, A_BK[:, k], config.loss.beta, config.loss.advantage_max)).sum()
-            for k in range(K)
-        ]
+            v = model.velocity(x_t, t_N, conditioning)
+        losses = [(weight_NK[:, k] * written_loss(v, v_old, x_t, x0, t_N, A_NK[:, k], config.loss)).sum() for k in range(K)]
         jacobian = jac(losses, list(default.values()), parallel_chunk_size=1)
         for n, J in zip(default, jacobian, strict=True):
             theirs[n] += J
