@@ -69,12 +69,14 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     if not update.balance.active_K.any():
         return _skipped(learner, ["no reward is active", *update.balance.notes])
 
+    metrics, odd = step_metrics(table, batch, update, balancer)
+
     learner.updating = True
     norm = policy.update(learner.optimizer, update.gradient, learner.updates, config.optimizer)
     learner.step, learner.updates = learner.step + 1, learner.updates + 1
     clock.lap("train")
-    metrics = step_metrics(table, batch, update, balancer, clock) | {"clamped": clamped, "update/norm": norm}
-    return _recorded(learner, StepReport(learner.step, metrics, update.balance.notes))
+    metrics |= clock.metrics(len(batch)) | {"clamped": clamped, "update/norm": norm}
+    return _recorded(learner, StepReport(learner.step, metrics, update.balance.notes + odd))
 
 
 def eligible(learner: Learner, prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from builders import learner, prompts, rewards, weights
-from marble_core.algorithm import backward
+from marble_core.algorithm import backward, metrics
 from marble_core.algorithm.advantages import estimate
 from marble_core.models.rollout import collect
 from marble_core.prompts import mix
 from marble_core.rewards.scoring import score_all
 from marble_core.step import optimizer_step
+from marble_core.types import Prompt
 from oracles import relative_error
 
 
@@ -162,3 +163,50 @@ def test_limits_that_the_active_rewards_cannot_meet_do_not_end_the_run():
     report = optimizer_step(one, prompts())
     assert not report.skipped and any("the QP failed" in note for note in report.notes)
     assert report.metrics["qp_failed"] == 1
+
+
+ONE_PROMPT = ("rollout.prompts=1", "data.train.ocr=null", "data.train.geneval=null")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "texts"),
+    [(ONE_PROMPT, ["a"]), ((*ONE_PROMPT, "rollout.prompts=2"), ["a", "a"]), (("optimizer.eta_rate=0",), ["a", "b"])],
+    ids=["one prompt", "one text", "one prompt whose images differ"],
+)
+def test_a_half_without_a_gradient_costs_the_held_out_numbers_and_nothing_else(overrides, texts):
+    one = learner(*overrides)
+    pool = [Prompt(text, "general") for text in texts]
+    if len(set(texts)) > 1:
+        pool, differing = prompts(), []
+        for scorer in one.scorers:
+            score = scorer.score
+
+            def only_the_first_prompt(images, of, score=score):
+                differing[:] = differing or [of[0].text]
+                return np.where([p.text == differing[0] for p in of], score(images, of), 0.5)
+
+            scorer.score = only_the_first_prompt
+    before = weights(one)
+    report = optimizer_step(one, pool)
+    assert not report.skipped and any(not torch.equal(a, before[n]) for n, a in weights(one).items())
+    assert report.metrics["metrics_failed"] == 0 and report.metrics["cosine/worst"] > 0
+    assert not [name for name in report.metrics if name.startswith("held_out/")]
+
+
+@pytest.mark.parametrize("part", ["reward_metrics", "balance_metrics", "gradient_metrics", "half_metrics"])
+def test_a_number_that_is_only_logged_cannot_end_a_step(part, monkeypatch):
+    """It is left out, said and counted; the update is the same to the bit, and the weights have not moved before it is computed."""
+    well, ill = learner(), learner()
+    start, seen = weights(ill), []
+    optimizer_step(well, prompts())
+
+    def fail(*_):
+        seen.append(all(torch.equal(a, start[n]) for n, a in weights(ill).items()))
+        raise IndexError("index 0 is out of bounds")
+
+    monkeypatch.setattr(metrics, part, fail)
+    report = optimizer_step(ill, prompts())
+    assert seen == [True] and report.metrics["metrics_failed"] == 1 and not report.skipped
+    assert any("no metrics of the" in note and "IndexError: index 0 is out of bounds" in note for note in report.notes)
+    assert all(torch.equal(a, b) for a, b in zip(weights(well).values(), weights(ill).values(), strict=True))
+    assert (ill.step, ill.updates, ill.updating) == (1, 1, False) and "update/norm" in report.metrics

@@ -130,8 +130,10 @@ def test_the_logged_cosines_are_those_of_the_update_whatever_the_method(method):
     """Against K + 1 autograd gradients; the KL is left out, so its weight is made next to nothing."""
     one = learner(f"balance.method={method}", "balance.observe=1", "loss.kl_beta=1e-20", dtype=torch.float64)
     written = WrittenLearner.of(one, SmallModel(torch.float64))
+    start = dict(written.default), dict(written.old), 0
     found, report, x0 = direction_of(one)
     written.run([p for p in prompts() if p.source == "ocr" or method != "single:ocr"], x0)
+    written.default, written.old, written.step = start
     rows, _ = written.gradients(*written.seen["rows"])
     assert relative_error(found, written.seen["gradient"]) < 1e-5
     for name, row in zip(one.config.reward_names, rows, strict=True):

@@ -15,7 +15,9 @@ from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.types import MarbleError
 
-STATIONARY = 1e-6  # ||d|| / nbar below which no direction improves every reward
+STATIONARY = (
+    1e-6  # ||d||, as a share of the least of the norms that it is made of, below which no direction improves every reward
+)
 
 
 @dataclass
@@ -72,7 +74,7 @@ class MinNorm(Balancer):
         latest_K = self.memory.alpha_K if alpha_star_K is None or self.ema_on_solved else alpha_star_K
         alpha_K = self._share(latest_K, active)
         length = np.sqrt(max(alpha_K @ cosine_KK @ alpha_K, 0.0))
-        if length < STATIONARY * (1.0 if self.normalise else norm_K[active].mean()):
+        if length < STATIONARY * (1.0 if self.normalise else norm_K[active].min()):
             notes += ("Pareto-stationary: no direction improves every reward, the update is the KL's alone",)
             w_K = np.zeros(len(active))
             return Balance(
@@ -94,6 +96,8 @@ class MinNorm(Balancer):
         if balance.alpha_star_K is None:
             return balance.w_K
         active = balance.active_K & (np.diag(G_KK) > 0)
+        if not active.any():
+            raise ArithmeticError("no active reward has a gradient here")
         signal_KK, unit_K = self._signal(G_KK, np.sqrt(np.diag(G_KK)), active)
         return _rescale(self._share(self._solve(signal_KK / np.outer(unit_K, unit_K), active), active), unit_K, active)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -29,39 +30,49 @@ def reward_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
     return out
 
 
-def step_metrics(table: RewardTable, batch: PromptBatch, update: Update, balancer: Balancer, clock: Clock) -> dict[str, float]:
-    """Everything that a step which was not skipped tells the log, but for what the optimizer says of it."""
+def step_metrics(
+    table: RewardTable, batch: PromptBatch, update: Update, balancer: Balancer
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Everything that a step tells the log before its weights move, and notes of what could not be computed.
+
+    A number that is only logged must not end a step: an error in one part leaves that part out, and ``metrics_failed`` counts it.
+    """
+    parts: dict[str, Callable[[], dict[str, float]]] = {
+        "rewards": lambda: reward_metrics(table, batch),
+        "balance": lambda: balance_metrics(table.names, update, balancer),
+    }
+    if (stats := update.stats) is not None:
+        parts["gradients"] = lambda: gradient_metrics(table.names, stats, update.balance)
+        parts["halves"] = lambda: half_metrics(table.names, stats, update.balance, balancer, len(batch))
+    metrics: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+    for part, compute in parts.items():
+        try:
+            metrics |= compute()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the step goes on
+            notes += (f"no metrics of the {part} ({type(error).__name__}: {error})",)
+    return metrics | {"metrics_failed": float(len(notes))}, notes
+
+
+def balance_metrics(names: tuple[str, ...], update: Update, balancer: Balancer) -> dict[str, float]:
+    """The shares alpha, what was odd in them, and the passes that they took."""
     balance = update.balance
-    metrics = reward_metrics(table, batch) | clock.metrics(len(batch))
-    metrics |= {"passes/forward": update.forwards, "passes/backward": update.backwards}
+    metrics: dict[str, float] = {"passes/forward": update.forwards, "passes/backward": update.backwards}
     if not balancer.mixing:
-        metrics |= {f"alpha/{n}": float(a) for n, a in zip(table.names, balance.alpha_K, strict=True)}
+        metrics |= {f"alpha/{n}": float(a) for n, a in zip(names, balance.alpha_K, strict=True)}
     metrics |= {"stationary": float(balance.stationary), "qp_failed": float(balance.failed)}
-    metrics["inactive"] = float((~balance.active_K).sum())
-    if update.stats:
-        metrics |= gradient_metrics(table.names, update.stats, balance, balancer, len(batch))
-    return metrics
+    return metrics | {"inactive": float((~balance.active_K).sum())}
 
 
-def gradient_metrics(
-    names: tuple[str, ...], stats: GradientStats, balance: Balance, balancer: Balancer, images: int
-) -> dict[str, float]:
-    """Of every reward whose gradient counts: norm, cosines with the others and with the update, self-consistency, held-out cosines.
+def gradient_metrics(names: tuple[str, ...], stats: GradientStats, balance: Balance) -> dict[str, float]:
+    """Of every reward whose gradient counts: norm, cosines with the others and with the update.
 
     ``cosine/worst`` is the least cosine of the update (without the KL) with a reward's gradient, ``cosine/worst_star`` that of
-    alpha* alone, which is logged whatever the method; ``held_out/worst`` the same for a direction found on one half of the
-    prompts and gradients of the other, which is what says something of the next batch. ``consistency/NAME`` is near 1 for
-    signal and near 0 for noise; ``images_needed/NAME`` would bring it to .5.
+    alpha* alone, which is logged whatever the method.
     """
-    G_KK = stats.G_KK
-    counts_K = np.isfinite(np.diag(G_KK)) & (np.diag(G_KK) > 0)
-    on = np.flatnonzero(
-        balance.active_K & counts_K[: len(names)] if balance.alpha_star_K is not None else counts_K[: len(names)]
-    )
+    on, norm_K, cosine_KK = _counted(names, stats, balance)
     if not len(on):
         return {}
-    norm_K = np.sqrt(np.where(counts_K, np.diag(G_KK), 1.0))
-    cosine_KK = np.where(np.outer(counts_K, counts_K), G_KK / np.outer(norm_K, norm_K), 0.0)
     out = {f"grad_norm/{names[k]}": norm_K[k] for k in on}
     out |= {f"cosine/{names[j]}:{names[k]}": cosine_KK[j, k] for k in on for j in on if j < k}
 
@@ -74,20 +85,40 @@ def gradient_metrics(
             alpha_on[on] = min_norm(cosine_KK[np.ix_(on, on)])
             w_star_K[on] = alpha_on[on] / norm_K[on]
         out |= {f"alpha_star/{names[k]}": alpha_on[k] for k in on}
-        w_star_K = np.append(w_star_K, np.zeros(len(G_KK) - len(w_star_K)))
+        w_star_K = np.append(w_star_K, np.zeros(len(norm_K) - len(w_star_K)))
         out["cosine/worst_star"] = cosines(w_star_K * norm_K, cosine_KK)[on].min()
-
-    if stats.halves:
-        consistency_K = stats.halves.consistency()
-        for k in on:
-            out[f"consistency/{names[k]}"] = consistency_K[k]
-            out[f"images_needed/{names[k]}"] = images_for_half(consistency_K[k], images)
-        with suppress(ArithmeticError):  # limits that the active rewards alone cannot meet; the balance has said so
-            weigh = (
-                (lambda G_KK: balancer.rethink(G_KK, balance)) if balance.alpha_star_K is not None else (lambda _: stats.w_K)
-            )
-            out |= _cosines("held_out", "", names, on, stats.halves.held_out(weigh))
     return {name: float(value) for name, value in out.items()}
+
+
+def half_metrics(
+    names: tuple[str, ...], stats: GradientStats, balance: Balance, balancer: Balancer, images: int
+) -> dict[str, float]:
+    """What the two halves of the prompts say of each other, which is what says something of the next batch.
+
+    ``consistency/NAME`` is near 1 for signal and near 0 for noise; ``images_needed/NAME`` would bring it to .5. ``held_out/NAME`` is
+    the cosine of a direction found on one half with the gradients of the other; there is none where a half has no direction.
+    """
+    on, _, _ = _counted(names, stats, balance)
+    if stats.halves is None or not len(on):
+        return {}
+    out, consistency_K = {}, stats.halves.consistency()
+    for k in on:
+        out[f"consistency/{names[k]}"] = consistency_K[k]
+        out[f"images_needed/{names[k]}"] = images_for_half(consistency_K[k], images)
+    rethought = balance.alpha_star_K is not None
+    with suppress(ArithmeticError):  # a half without signal, or limits that its active rewards alone cannot meet
+        held_out_K = stats.halves.held_out(lambda G_KK: balancer.rethink(G_KK, balance) if rethought else stats.w_K)
+        out |= _cosines("held_out", "", names, on, held_out_K)
+    return {name: float(value) for name, value in out.items()}
+
+
+def _counted(names: tuple[str, ...], stats: GradientStats, balance: Balance) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of the rewards whose gradient counts, the gradients' norms, and their cosines."""
+    G_KK = stats.G_KK
+    counts_K = np.isfinite(np.diag(G_KK)) & (np.diag(G_KK) > 0)
+    on_K = balance.active_K & counts_K[: len(names)] if balance.alpha_star_K is not None else counts_K[: len(names)]
+    norm_K = np.sqrt(np.where(counts_K, np.diag(G_KK), 1.0))
+    return np.flatnonzero(on_K), norm_K, np.where(np.outer(counts_K, counts_K), G_KK / np.outer(norm_K, norm_K), 0.0)
 
 
 def _cosines(what: str, of: str, names: tuple[str, ...], on: np.ndarray, cosine_K: np.ndarray) -> dict[str, float]:

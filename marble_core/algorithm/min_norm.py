@@ -10,7 +10,9 @@ import cvxpy
 import numpy as np
 
 cp: Any = cvxpy  # its functions are made at import, where no type checker sees them
-TIE_BREAK = 1e-11  # among optima (duplicates, K > rank) prefer the one of least ||alpha||
+TIE_BREAK = (
+    1e-11  # among optima (duplicates, K > rank) prefer the one of least ||gamma||, which is ||alpha|| for unit gradients
+)
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,35 @@ class Limits:
 def min_norm(G_KK: np.ndarray, limits: Limits | None = None) -> np.ndarray:
     """alpha_K = argmin of alpha^T G alpha over the simplex and the limits, G positive semidefinite, in float64.
 
+    It is solved in gamma_k = alpha_k / s_k, where s_k, a power of two, brings the gradients to about one length: whatever the ratio
+    of their norms, none is then lost in the tie-break or below the solver's tolerance, which is one of gamma.
     Raises ArithmeticError where there is no solution or the solver fails.
     """
     size = len(G_KK)
     limits = limits or Limits.none(size)
+    if not size:
+        raise ArithmeticError("there is no gradient to weigh")
     if size == 1:
         return np.ones(1)
-    problem = _problem(size, len(limits.bound_Q))
-    eigenvalues, vectors = np.linalg.eigh((G_KK + G_KK.T) / 2)
+    s_K = _scales(np.diag(G_KK))
+    # A cap of 1 binds nothing, and over small scales its slack would cost the solver its precision.
+    problem = _problem(size, len(limits.bound_Q), capped=bool((limits.cap_K < 1).any() or (s_K == 1).all()))
+    scaled_KK = G_KK * np.outer(s_K, s_K)
+    eigenvalues, vectors = np.linalg.eigh((scaled_KK + scaled_KK.T) / 2)
     scale = max(eigenvalues[-1], np.finfo(float).tiny)
     problem.root.value = np.sqrt(np.clip(eigenvalues / scale, 0, None) + TIE_BREAK)[:, None] * vectors.T
-    alpha_K = problem.solve(limits)
+    alpha_K = problem.solve(limits, s_K) * s_K
     clean_K = np.clip(alpha_K, limits.floor_K, None)
     return clean_K / clean_K.sum()
+
+
+def _scales(squares_K: np.ndarray) -> np.ndarray:
+    """Powers of two, at most 1, that bring gradients of these squared norms to about the least of their lengths; 1 for zeros."""
+    there = squares_K > 0
+    if not there.any():
+        return np.ones(len(squares_K))
+    half_exponent_K = np.round(np.log2(np.where(there, squares_K, 1.0)) / 2)
+    return np.where(there, 2.0 ** (half_exponent_K[there].min() - half_exponent_K), 1.0)
 
 
 def feasible(limits: Limits) -> bool:
@@ -66,34 +84,38 @@ class _Problem:
 
     size: int
     wishes: int
+    capped: bool
     problem: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.alpha: Any = cp.Variable(self.size)
+        self.gamma: Any = cp.Variable(self.size)
         self.root: Any = cp.Parameter((self.size, self.size))
         self.floor: Any = cp.Parameter(self.size)
         self.cap: Any = cp.Parameter(self.size)
-        constraints = [self.alpha >= self.floor, self.alpha <= self.cap, cp.sum(self.alpha) == 1]
+        self.scales: Any = cp.Parameter(self.size)
+        capped = [self.gamma <= self.cap] if self.capped else []
+        constraints = [self.gamma >= self.floor, *capped, self.scales @ self.gamma == 1]
         if self.wishes:
             self.W: Any = cp.Parameter((self.wishes, self.size))
             self.u: Any = cp.Parameter(self.wishes)
-            constraints.append(self.W @ self.alpha <= self.u)
-        self.problem = cp.Problem(cp.Minimize(cp.sum_squares(self.root @ self.alpha)), constraints)
+            constraints.append(self.W @ self.gamma <= self.u)
+        self.problem = cp.Problem(cp.Minimize(cp.sum_squares(self.root @ self.gamma)), constraints)
         assert self.problem.is_dpp()
 
-    def solve(self, limits: Limits) -> np.ndarray:
-        self.floor.value, self.cap.value = limits.floor_K, limits.cap_K
+    def solve(self, limits: Limits, s_K: np.ndarray) -> np.ndarray:
+        """gamma_K; the limits are those of alpha_K = s_K gamma_K."""
+        self.floor.value, self.cap.value, self.scales.value = limits.floor_K / s_K, limits.cap_K / s_K, s_K
         if self.wishes:
-            self.W.value, self.u.value = limits.wish_QK, limits.bound_Q
+            self.W.value, self.u.value = limits.wish_QK * s_K, limits.bound_Q
         try:
             self.problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
         except cp.SolverError as error:
             raise ArithmeticError(str(error)) from error
-        if self.alpha.value is None:
+        if self.gamma.value is None:
             raise ArithmeticError(f"the solver ended with status {self.problem.status}")
-        return np.asarray(self.alpha.value)
+        return np.asarray(self.gamma.value)
 
 
 @cache
-def _problem(size: int, wishes: int) -> _Problem:
-    return _Problem(size, wishes)
+def _problem(size: int, wishes: int, capped: bool) -> _Problem:
+    return _Problem(size, wishes, capped)
