@@ -15,7 +15,7 @@ SPACE := $(if $(findstring cpu,$(TORCH)),4000,8000)
 ELSEWHERE = env -u LANG -u LANGUAGE OMP_NUM_THREADS=$(or $(THREADS),3) LC_ALL=$(or $(LOCALE),POSIX) TZ=Pacific/Kiritimati
 FOLDERS = config prompts algorithm evaluation tracking report cli storage checkpoints
 
-.PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench lint map
+.PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench lint map sabotage mutants
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -79,6 +79,12 @@ lint: $(READY)  ## ruff, mypy, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+sabotage: $(READY)  ## known wrong changes of the core, and the test that fails under each, some ten minutes (ARGS="gdpo")
+	PYTHONPATH=.:tests $(BIN)/python tests/sabotage.py $(ARGS)
+
+mutants: $(READY)  ## mutation testing of the core on a sample, goes on where it stopped (ARGS="--count 60 --seed 1")
+	PYTHONPATH=.:tests $(BIN)/python tests/mutants.py $(ARGS)
 
 map: $(READY)  ## the packages as they import each other: levels, boxes, arrows, circles
 	$(BIN)/python docs/map.py

@@ -53,6 +53,11 @@ def written_pairs(seed, step, x0_NCHW, t_S, loss):
     carry_NT = np.array([[j * per_draw + i // loss.micro_batch in carriers for j in range(T)] for i in range(N)])
     for j in range(T):
         t_N = torch.stack([t_S[drawn[i][j]] for i in range(N)])
+        if loss.times == "between":  # uniform from each time down to the solver's next
+            below = torch.tensor([0.0 if drawn[i][j] == S - 1 else t_S[drawn[i][j] + 1] for i in range(N)])
+            seeds = [derive(seed, "between", step, i) for i in range(N)]
+            u_N = torch.stack([torch.rand(T, generator=torch.Generator().manual_seed(s))[j] for s in seeds])
+            t_N = (1 - u_N) * t_N + u_N * below
         generators = [torch.Generator().manual_seed(derive(seed, "eps", step, i, j)) for i in range(N)]
         eps = torch.stack([torch.randn(x0_NCHW.shape[1:], generator=g) for g in generators])
         t = t_N[:, None, None, None]

@@ -57,19 +57,20 @@ def moments(one):
     [
         ((), 2),
         (("balance.method=weighted_sum",), 1),
-        (("balance.method=gdpo",), 1),
+        (("balance.method=gdpo", "loss.times=between"), 1),
         (("balance.every=2",), 2),
         (("balance.method=mgda", "loss.name=awm_clipped", "loss.clip_range=0.01"), 1),
         (("balance.method=equal", "loss.advantage_std=group"), 1),
     ],
-    ids=["marble", "weighted_sum", "gdpo", "between two QPs", "mgda awm_clipped", "equal, std of the group"],
+    ids=["marble", "weighted_sum", "gdpo at times between", "between two QPs", "mgda awm_clipped", "equal, std of the group"],
 )
 def test_steps_are_what_the_formulas_make_of_them(overrides, steps):
     one, written = apart(*overrides)
     latents = sampled(one)
     for _ in range(steps):
         report = optimizer_step(one, prompts())
-        written.run(prompts(), latents.pop())
+        written.run(prompts(), x0 := latents.pop())
+        assert torch.allclose(x0.double(), written.seen["x0"], rtol=0, atol=2e-5), "each step's own noise"
         assert_same(one, written, report)
         assert np.linalg.norm(written.seen["kl_part"]) > 0.01 * np.linalg.norm(written.seen["reward_part"]), "the KL counts"
         assert written.seen["norm"] > one.config.optimizer.clip_norm, "clipping counts"

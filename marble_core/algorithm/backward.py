@@ -162,9 +162,7 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
     """
     batch, N = rollout.batch, len(rollout.batch)
     seed, step = batch.seed, batch.step
-    t_NT = torch.stack(
-        [rollout.t_S[_choice(len(rollout.t_S), config.timesteps, derive(seed, "times", step, i))] for i in range(N)]
-    )
+    t_NT = torch.stack([_training_times(rollout.t_S, config, seed, step, i) for i in range(N)])
     starts = range(0, N, config.micro_batch)
     count = len(starts) * config.timesteps
     carriers = _kl_carriers(count, config, derive(seed, "kl", step))
@@ -179,6 +177,16 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
         scale = 1 / taken if n in carriers else 0.0  # N T / taken, over N T
         conditioning = rollout.conditioning[batch.prompt_N[images_B] - batch.prompt_N[rollout.first]]
         yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, conditioning, scale)
+
+
+def _training_times(t_S: torch.Tensor, config: LossConfig, seed: int, step: int, image: int) -> torch.Tensor:
+    """T distinct times of the solver, or one between each of these (included) and the next, which is 0 after the last (not included)."""
+    drawn = _choice(len(t_S), config.timesteps, derive(seed, "times", step, image))
+    if config.times == "solver":
+        return t_S[drawn]
+    next_S = torch.cat([t_S[1:], torch.zeros(1)])
+    share = torch.rand(len(drawn), generator=torch.Generator().manual_seed(derive(seed, "between", step, image)))
+    return t_S[drawn] - share * (t_S - next_S)[drawn]
 
 
 def _kl_carriers(count: int, config: LossConfig, seed: int) -> set[int]:

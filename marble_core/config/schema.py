@@ -83,7 +83,7 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     prompts: int = Field(48, ge=1)  # [P] M, over all sources
     images_per_prompt: int = Field(24, ge=2)  # [P] 24
-    solver: Literal["dpm2", "euler"] = "dpm2"  # [N] DPM-Solver++ 2M on flow sigmas
+    solver: Literal["dpm2", "dpm2_nft", "euler"] = "dpm2"  # [O] DPM-Solver++ 2M on its own times; dpm2_nft on Euler's [N]
     steps: int = Field(25, ge=1)  # [P]
     batch_size: int = Field(48, ge=0)  # images sampled and decoded at once; 0: as many as fit, by estimate/
 
@@ -100,10 +100,11 @@ class RewardConfig(Section):
 class LossConfig(Section):
     name: Literal["nft", "awm", "awm_clipped"] = "nft"  # loss.py
     timesteps: int = Field(24, ge=1)  # [P] T, distinct timesteps of the rollout's, drawn for each image
+    times: Literal["solver", "between"] = "solver"  # [N] these; [O] between: from each down to the next, the last to 0
     beta: float = Field(0.1, gt=0)  # [N] b: how far L+ and L- stand from v_old
     advantage_max: float = Field(5.0, gt=0)  # [N] A_max
     clip_range: float = Field(0.2, gt=0, lt=1)  # [O] of awm_clipped
-    advantage_std: Literal["batch", "group"] = "batch"  # [C] batch; [P] group
+    advantage_std: Literal["batch", "group"] = "batch"  # [N] [C] batch, in both releases; [P] group
     kl_beta: float = Field(1e-4, ge=0)  # [N]
     kl_fraction: float = Field(0.125, gt=0, le=1)  # [O] share of the micro-batches that carry the KL; 1 in the paper
     micro_batch: int = Field(48, ge=0)  # images in a forward of the loss; 0: as many as fit, by estimate/
@@ -120,9 +121,10 @@ class OptimizerConfig(Section):
     betas: tuple[Share, Share] = (0.9, 0.999)  # [N]
     weight_decay: float = Field(1e-4, ge=0)  # [N]
     clip_norm: float = Field(1.0, gt=0)  # [N]
-    eta_rate: float = Field(0.001, ge=0)  # [N] old <- eta old + (1 - eta) default, eta = min(rate * step, max)
+    # u counts the updates before this one; both releases count this one too, and are one step ahead in eta and in the warm-up.
+    eta_rate: float = Field(0.001, ge=0)  # [N] old <- eta old + (1 - eta) default, eta = min(rate * u, max)
     eta_max: float = Field(0.95, ge=0, le=1)  # [C]
-    ema: float = Field(0.9, ge=0, lt=1)  # [N] of the evaluated LoRA, with warm-up (1 + t) / (10 + t)
+    ema: float = Field(0.9, ge=0, lt=1)  # [N] of the evaluated LoRA, with warm-up (1 + u) / (10 + u)
 
 
 class HardwareConfig(Section):
@@ -154,7 +156,7 @@ class TrainConfig(Section):
 
 
 class EvaluationConfig(Section):
-    solver: Literal["dpm2", "euler"] = "euler"  # [P]
+    solver: Literal["dpm2", "dpm2_nft", "euler"] = "euler"  # [P]
     steps: int = Field(40, ge=1)  # [P]
     batch_size: int = Field(48, ge=0)  # 0: as many as fit, by estimate/
     resamples: int = Field(2000, ge=100)  # bootstrap

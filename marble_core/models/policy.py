@@ -103,7 +103,8 @@ class Policy:
     ) -> float:
         """One optimizer step along ``gradient``, then ``old`` and the EMA. Returns the gradient's norm before clipping.
 
-        ``finished`` counts the optimizer steps before this one: eta = min(rate * finished, max) [N].
+        ``finished`` counts the optimizer steps before this one: eta = min(rate * finished, max) [N]. Both releases count this
+        one too, in eta and in the EMA's warm-up: they are one step ahead.
         """
         default, old = self.parameters_of("default"), self.parameters_of("old")
         for name, p in default.items():

@@ -14,25 +14,28 @@ from marble_core.types import Conditioning, MarbleError
 
 
 def make_scheduler(solver: str, steps: int, flow_shift: float) -> Any:
-    """diffusers' scheduler with its timesteps set: DPM-Solver++ 2M on flow sigmas for ``dpm2``, else Euler.
+    """diffusers' scheduler with its timesteps set: Euler, or DPM-Solver++ 2M.
 
-    DPMSolverMultistepScheduler has its own key for SD3's ``shift``: ``flow_shift``.
+    ``dpm2`` walks DPMSolverMultistepScheduler's own flow sigmas [O], which has its own key for SD3's ``shift``: ``flow_shift``.
+    ``dpm2_nft`` walks FlowMatchEulerDiscreteScheduler's [N]: from 1, where its second step is of first order, to a last time near 0.
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-    scheduler: Any
+    euler: Any = FlowMatchEulerDiscreteScheduler(shift=flow_shift)
+    euler.set_timesteps(steps)
     if solver == "euler":
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=flow_shift)
-    else:
-        scheduler = DPMSolverMultistepScheduler(
-            algorithm_type="dpmsolver++",
-            solver_order=2,
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=flow_shift,
-            final_sigmas_type="zero",
-        )
+        return euler
+    scheduler: Any = DPMSolverMultistepScheduler(
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=flow_shift,
+        final_sigmas_type="zero",
+    )
     scheduler.set_timesteps(steps)
+    if solver == "dpm2_nft":
+        scheduler.sigmas, scheduler.timesteps = euler.sigmas, euler.timesteps
     return scheduler
 
 

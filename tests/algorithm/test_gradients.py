@@ -66,6 +66,16 @@ def test_torchjd_finds_the_same_gradients(setting):
             assert relative_error(ours.combine(np.eye(K + 1)[k]), {n: J[k] for n, J in theirs.items()}) < 1e-5
 
 
+def test_training_times_between_the_solvers_reach_below_its_last():
+    t_S, config = torch.tensor([1.0, 0.7, 0.4, 0.1]), small_config("loss.timesteps=4", "loss.times=between").loss
+    t_NT = torch.stack([backward._training_times(t_S, config, seed=0, step=0, image=i) for i in range(2000)])
+    sorted_NT = t_NT.sort(dim=1, descending=True).values
+    assert (sorted_NT <= t_S).all() and (sorted_NT > torch.tensor([0.7, 0.4, 0.1, 0.0])).all(), "one in each interval"
+    assert torch.allclose(sorted_NT.mean(0), torch.tensor([0.85, 0.55, 0.25, 0.05]), atol=0.01), "uniform in it"
+    at = backward._training_times(t_S, small_config("loss.timesteps=4").loss, seed=0, step=0, image=7)
+    assert sorted(at.tolist(), reverse=True) == t_S.tolist()
+
+
 def test_the_kl_has_a_row_of_its_own_that_no_reward_enters(setting):
     config, policy, rollout = setting
     advantages = random_advantages(len(rollout.batch), 2)

@@ -29,6 +29,16 @@ def test_the_solver_walks_the_shifted_flow_sigmas(shift):
     assert np.allclose(sigmas, flow.sigmas[:-1].numpy(), atol=2e-4)
 
 
+def test_the_released_grid_is_the_flow_match_schedulers():
+    """25 steps at SD3's shift of 3: the numbers that DiffusionNFT's sampler walks, and ours, which end further from 0."""
+    theirs, ours = (make_scheduler(solver, 25, 3.0).sigmas for solver in ("dpm2_nft", "dpm2"))
+    assert len(theirs) == len(ours) == 26
+    assert theirs[0] == 1.0 and torch.allclose(theirs[-4:], torch.tensor([0.2203, 0.1227, 0.0089, 0.0]), atol=5e-5)
+    assert torch.allclose(ours[-3:], torch.tensor([0.2067, 0.1110, 0.0]), atol=5e-5)
+    straight = np.linspace(1000, 3 * 1 / (1 + 2 * 0.001), 25) / 1000  # its own least sigma is shifted once before
+    assert np.allclose(theirs[:-1].numpy(), 3 * straight / (1 + 2 * straight), atol=1e-5)
+
+
 def test_the_solver_agrees_with_euler_of_many_steps(policy):
     model = policy.model
     conditioning = model.encode(PROMPTS)
@@ -36,10 +46,11 @@ def test_the_solver_agrees_with_euler_of_many_steps(policy):
     fine, _ = solve(model, x_T, conditioning, "euler", 250)
     errors = {
         (s, n): float((solve(model, x_T, conditioning, s, n)[0] - fine).pow(2).mean().sqrt())
-        for s, n in (("dpm2", 10), ("dpm2", 40), ("euler", 10))
+        for s, n in (("dpm2", 10), ("dpm2", 40), ("euler", 10), ("dpm2_nft", 10))
     }
     assert errors["dpm2", 40] < 0.05 * float(fine.std())
     assert errors["dpm2", 40] < errors["dpm2", 10] < errors["euler", 10]
+    assert errors["dpm2_nft", 10] < errors["euler", 10]
 
 
 def test_sampling_equals_diffusers_own_pipeline(policy):
