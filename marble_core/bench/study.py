@@ -1,33 +1,33 @@
 """Studies: the same training under several settings and seeds, held against each other on the same held-out prompts.
 
-A study is a YAML file: ``preset``, ``set`` (overrides of all its runs), ``seeds``, and ``arms``, which map a name to the
-overrides of that arm. Every run is a directory ``ARM/seed-N``; one that has its evaluation is not run again, one that was
-stopped goes on from its checkpoint, so a study can be stopped and started as one likes.
+A study is a YAML file (docs/study.md). Each finished cell, an arm with a seed, is one file ``cells/ARM/seed-N.json``; a study that
+is killed and started again makes what is missing, and a cell that was begun goes on from its checkpoint. ``python -m`` of this
+module makes one cell, in a process of its own.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from marble_core.bench import study_checkout
 from marble_core.config.errors import sentence
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import CONFIG, EVALUATION, HISTORY
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.estimate import resolve_batch_sizes
-from marble_core.tracking import step_history
+from marble_core.evaluation.cell import Cell
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from marble_core.types import Prompt, StepReport
+SNAPSHOT = "study.yaml"  # what the study's file said when it was last started: its cells read this one
 
 
 class Study(BaseModel):
@@ -37,7 +37,8 @@ class Study(BaseModel):
 
     preset: str = "demo"
     set: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    evaluate_at: tuple[Annotated[int, Field(ge=1)], ...] = ()  # steps; none: the last alone
     arms: dict[Annotated[str, Field(pattern=r"^\w[\w. -]*$")], tuple[str, ...]] = Field(min_length=1)
 
     @classmethod
@@ -49,92 +50,119 @@ class Study(BaseModel):
             raise MarbleError(sentence(error, f"the study {path}", cls)) from None
         for arm in study.arms:
             try:
-                study.config(arm, study.seeds[0])
+                steps = study.config(arm, study.seeds[0]).train.steps
             except MarbleError as error:
                 raise MarbleError(f"The study {path}, arm {arm}: {error}") from None
+            if study.evaluate_at and max(study.evaluate_at) != steps:
+                raise MarbleError(
+                    f"The study {path}, arm {arm}: the last step of evaluate_at is {max(study.evaluate_at)}, but train.steps is "
+                    f"{steps}: make them the same."
+                )
         return study
+
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """Seeds first, so that a study that is stopped early holds whole comparisons."""
+        return [(arm, seed) for seed in dict.fromkeys(self.seeds) for arm in self.arms]
 
     def config(self, arm: str, seed: int) -> RunConfig:
         return resolve_batch_sizes(load_config(self.preset, overrides=[*self.set, *self.arms[arm], f"seed={seed}"]))
 
+    def evaluated_at(self, arm: str) -> tuple[int, ...]:
+        return tuple(sorted(set(self.evaluate_at))) or (self.config(arm, self.seeds[0]).train.steps,)
 
-def run(study: Study, out: Path, console: Console) -> dict[str, Any]:
-    """Every arm with every seed, seeds first, so that a study that is stopped early holds whole comparisons.
 
-    Returns and writes (``study.json``) of every finished arm, by reward: the gain over the base in units of the base's std, and
-    the mean alpha; one number a seed, and their mean.
-    """
-    from marble_core.prompts.dataset import prepare_data
+def cell_path(out: Path, arm: str, seed: int) -> Path:
+    return out / "cells" / arm / f"seed-{seed}.json"
 
-    found: dict[str, Any] = {}
-    held_out = prepare_data(study.config(next(iter(study.arms)), study.seeds[0])).evaluation  # the same for all
-    for seed in study.seeds:
-        for arm in study.arms:
-            directory = out / arm / f"seed-{seed}"
-            if not (directory / EVALUATION).is_file():
-                console.print(f"{arm}, seed {seed}")
-                config = study.config(arm, seed)
-                _train_and_evaluate(config, prepare_data(config).train, held_out, directory, console)
-            _add(found.setdefault(arm, {}), directory)
-            (out / "study.json").write_text(
-                json.dumps({"study": study.model_dump(), "arms": found}, indent=2), encoding="utf-8"
-            )
-    _print(found, console)
+
+def run_directory(out: Path, arm: str, seed: int) -> Path:
+    return out / "runs" / arm / f"seed-{seed}"
+
+
+def finished(study: Study, out: Path) -> dict[tuple[str, int], Cell]:
+    """The cells that are there. Raises MarbleError for one that was made with other settings than the study has now."""
+    found = {}
+    for arm, seed in study.cells:
+        if (path := cell_path(out, arm, seed)).is_file():
+            cell = found[arm, seed] = Cell.load(path)
+            if cell.config != study.config(arm, seed).digest or tuple(cell.evaluations) != study.evaluated_at(arm):
+                raise MarbleError(
+                    f"The cell {path} was made with other settings than the study has now: put them back, give another directory "
+                    "with --out, or remove that file to have it made again."
+                )
     return found
 
 
-def _train_and_evaluate(
-    config: RunConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt], directory: Path, console: Console
-) -> None:
-    from marble_core.checkpoints import CheckpointStore
-    from marble_core.evaluation.run import run_evaluation
-    from marble_core.training import loop
+def run(file: Path, out: Path, jobs: int, console: Console) -> None:
+    """Make every cell that is missing, ``jobs`` at a time (0: two where there are two cores and no GPU), with tables and a page.
 
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG).write_text(config.to_json(), encoding="utf-8")  # for marble compare
+    The study runs from the commit that it was begun with: this process is replaced by one that runs from ``out/checkout`` where it
+    does not already. Raises MarbleError where a cell failed, after all others are done.
+    """
+    study = Study.read(file)
+    out.mkdir(parents=True, exist_ok=True)
+    from marble_core.bench.study_processes import Runner, owned
 
-    def report(done: StepReport) -> None:
-        if done.step % 8 == 0 or done.notes:
-            said = " ".join(
-                f"{n.split('/')[1]} {v:.3f}" for n, v in done.metrics.items() if n.startswith("reward/") and n.endswith("mean")
-            )
-            console.print(f"  step {done.step}/{config.train.steps} {said} {'; '.join(done.notes)}", soft_wrap=True)
-
-    learner = loop.start(config)
-    loop.train(learner, prompts, CheckpointStore(directory / "checkpoints", None, "study"), report)
-    learner.policy.save_adapter(directory / "adapter", learner.policy.ema)
-    step_history.write_history(learner.history, directory / HISTORY)
-    run_evaluation(config, held_out, directory / "adapter", directory)
-
-
-def _add(arm: dict[str, Any], directory: Path) -> None:
-    """One more seed of an arm."""
-    from marble_core.evaluation.results import Evaluation
-    from marble_core.tracking.step_history import read_history
-
-    evaluation = Evaluation.load(directory / EVALUATION)
-    history = [line["metrics"] for line in read_history(directory)]
-    numbers = {"mean": evaluation.mean_gain.mean}
-    numbers |= {name: r.difference.mean / r.base_std for name, r in evaluation.rewards.items() if r.base_std > 0}
-    alphas = {name: [m[f"alpha/{name}"] for m in history if f"alpha/{name}" in m] for name in evaluation.rewards}
-    for kind, values in (("gain", numbers), ("alpha", {n: fmean(a) for n, a in alphas.items() if a})):
-        for name, value in values.items():
-            entry = arm.setdefault(kind, {}).setdefault(name, {"seeds": []})
-            entry["seeds"].append(value)
-            entry["mean"] = fmean(entry["seeds"])
+    with owned(out) as lock:
+        commit, code = study_checkout.begun_with(out)
+        if not study_checkout.is_running(code):
+            console.print(f"The study runs from the commit {commit[:12]}, in {code}", soft_wrap=True)
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "marble_core.cli",
+                "study",
+                str(file),
+                "--out",
+                str(out),
+                "--jobs",
+                str(jobs),
+            ]
+            os.execve(sys.executable, command, study_checkout.environment(code, commit))
+        done = finished(study, out)
+        (out / SNAPSHOT).write_bytes(file.read_bytes())
+        jobs = jobs or default_jobs(study)
+        Runner(study, out, jobs, console, lock, study_checkout.environment(code, commit), done).run()
 
 
-def _print(found: Mapping[str, Any], console: Console) -> None:
-    from rich.table import Table
-
-    titles = {"gain": "Gain over the base in its standard deviations: mean over seeds (least .. most)", "alpha": "Mean alpha"}
-    for kind, title in titles.items():
-        table = Table("reward", *found, title=title)
-        for name in dict.fromkeys(n for arm in found.values() for n in arm.get(kind, {})):
-            table.add_row(name, *(_cell(arm.get(kind, {}).get(name)) for arm in found.values()))
-        if table.row_count:
-            console.print(table)
+def default_jobs(study: Study) -> int:
+    """Two processes on two cores; one where the runs are meant for a GPU."""
+    gpus = any(study.config(arm, study.seeds[0]).hardware.gpus for arm in study.arms)
+    return 1 if gpus else min(2, len(os.sched_getaffinity(0)))
 
 
-def _cell(entry: Mapping[str, Any] | None) -> str:
-    return f"{entry['mean']:+.2f} ({min(entry['seeds']):+.2f} .. {max(entry['seeds']):+.2f})" if entry else "-"
+def make_cell(out: Path, arm: str, seed: int) -> None:
+    """What the process of one cell does."""
+    from marble_core.runtime import progress
+
+    with progress.stage("study cell"):
+        import torch
+
+        from marble_core.prompts.dataset import prepare_data
+        from marble_core.training.study_cell import run_cell
+
+        torch.set_num_threads(1)  # the same sums in the same order, however many cells run
+        study = Study.read(out / SNAPSHOT)
+        config = study.config(arm, seed)
+        judged_by = prepare_data(study.config(next(iter(study.arms)), study.seeds[0])).evaluation  # the same for all cells
+        texts = {prompt.text for prompt in judged_by}
+        prompts = [prompt for prompt in prepare_data(config).train if prompt.text not in texts]
+        steps = study.evaluated_at(arm)
+        run_cell(config, arm, prompts, judged_by, run_directory(out, arm, seed), steps, out / "roles").save(
+            cell_path(out, arm, seed)
+        )
+
+
+def main(arguments: Sequence[str]) -> None:
+    out, arm, seed = arguments
+    try:
+        make_cell(Path(out), arm, int(seed))
+    except MarbleError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -41,10 +41,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "runs wait": ("marble runs wait 20261124-093000-3fa9c1 --timeout 86400",),
     "ui": ("marble ui",),
     "bench": ("marble bench --rounds 2",),
-    "study": ("marble study docs/studies/hackable.yaml",),
+    "study": (
+        "marble study docs/studies/hackable.yaml",
+        "marble study mine.yaml --jobs 1 --out studies/mine    # again: goes on",
+    ),
     "compare": (
         "marble compare monday tuesday --out week.html",
-        "marble compare .marble/studies/hackable/marble/seed-0 .marble/studies/hackable/equal/seed-0 --tradeoff ocr:aesthetic",
+        "marble compare .marble/studies/hackable/runs/full/seed-0/step-20 .marble/studies/hackable/runs/floor/seed-0/step-20",
     ),
     "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),

@@ -27,16 +27,21 @@ def bench(
 
 
 def study(
-    file: Annotated[Path, typer.Argument(help="The study: preset, set, seeds and arms; docs/studies has examples.")],
-    out: Annotated[Path | None, typer.Option(help="Where its runs go. Default: .marble/studies/NAME.")] = None,
+    file: Annotated[Path, typer.Argument(help="The study: preset, set, seeds, evaluate_at and arms; see docs/study.md.")],
+    out: Annotated[Path | None, typer.Option(help="Where its cells go. Default: .marble/studies/NAME.")] = None,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Cells at a time. 0: two where there are two cores, one where the runs want a GPU.")
+    ] = 0,
 ) -> None:
-    """Train several settings with several seeds and hold them against each other on held-out prompts. Goes on where it was stopped."""
+    """Train several settings with several seeds and hold them against each other on held-out prompts. Goes on where it was stopped.
+
+    The study runs to its end from the commit that it was begun with. Its page, study.html, is written anew as cells end.
+    """
     from rich.console import Console
 
-    from marble_core.bench.study import Study
     from marble_core.bench.study import run as run_study
 
-    run_study(Study.read(file), out or ROOT / "studies" / file.stem, Console(highlight=False))
+    run_study(file, out or ROOT / "studies" / file.stem, jobs, Console(highlight=False))
 
 
 def compare(

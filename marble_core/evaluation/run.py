@@ -7,16 +7,18 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from marble_core import __version__
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import EVALUATION, IMAGES, SCORES
 from marble_core.evaluation.results import ROLES, Evaluation, Incumbent
+from marble_core.evaluation.shared_roles import Sampled, SharedRoles
 from marble_core.evaluation.statistics import CONFIDENCE, alarms, compare, diversity
 from marble_core.runtime import progress
 from marble_core.runtime.seeding import derive
@@ -31,13 +33,19 @@ PICTURES_PER_SOURCE = 48
 
 
 def run_evaluation(
-    config: RunConfig, prompts: Sequence[Prompt], adapter: Path, out: Path, incumbent: Incumbent | None = None
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    adapter: Path,
+    out: Path,
+    incumbent: Incumbent | None = None,
+    shared: SharedRoles | None = None,
 ) -> Evaluation:
     """Sample the models on the same prompts with the same noise, score them, and write the result under ``out``.
 
     The noise of prompt i depends on (evaluation.seed, i) alone. Written are ``evaluation.json`` and ``images/`` (see results.py),
     with pictures of the first 48 prompts of each source; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
-    base's, for a reward that fails, and for an image that is not finite; a champion that does not fit the base is left out, and the result says so.
+    base's, for a reward that fails, and for an image that is not finite; a champion that does not fit the base is left out, and
+    the result says so. With ``shared`` the base is sampled only where no evaluation has done it there before.
     """
     from marble_core.models.policy import Policy
     from marble_core.rewards.registry import load_scorers
@@ -54,13 +62,10 @@ def run_evaluation(
         Path(out) / IMAGES,
         [r for r in ROLES if r in adapters],
     )
-    tables, distances = {}, {}
-    for role in work.roles:
-        with policy.using(adapters[role]) as model:
-            tables[role] = work.score(role, model)
-            distances[role] = work.distances(role, model)
+    found = {role: work.sampled(role, policy, adapters[role], shared if role == "base" else None) for role in work.roles}
+    tables = {role: own.table for role, own in found.items()}
     work.write_scores(tables)
-    evaluation = work.evaluation(tables, distances)
+    evaluation = work.evaluation(tables, {role: own.distances_M for role, own in found.items()})
     evaluation = replace(evaluation, champion_version=incumbent.version, no_champion=incumbent.absent)
     evaluation = replace(
         evaluation, alarms=alarms(evaluation), settings=_settings(config, prompts, Path(adapter), work.scorers)
@@ -128,6 +133,26 @@ class _Evaluator:
         self.varied = [self.prompts[i] for i in _evenly(self.prompts, count)]
         self.total = len(self.roles) * (len(self.prompts) + len(self.varied) * e.diversity_images)
         self.directory.mkdir(parents=True, exist_ok=True)
+
+    def sampled(self, role: str, policy: Policy, adapter: str, shared: SharedRoles | None) -> Sampled:
+        """The role's rewards and distances; from ``shared`` where they are there."""
+
+        def sample() -> Sampled:
+            with policy.using(adapter) as model:
+                return Sampled(self.score(role, model), self.distances(role, model))
+
+        return shared.get(role, self.depends_on(policy), self.directory, sample) if shared else sample()
+
+    def depends_on(self, policy: Policy) -> dict[str, Any]:
+        """All that a role without a LoRA depends on; ready for JSON."""
+        config, settings = self.config.model_dump(mode="json"), _settings(self.config, self.prompts, None, self.scorers)
+        return {
+            "model": config["model"] | {"revision": settings["revision"], "device": policy.model.device.type},
+            "evaluation": config["evaluation"],
+            "rewards": [*config["rewards"], *config["evaluation"]["rewards"]],
+            "prompts": [asdict(prompt) for prompt in self.prompts],
+            "versions": {"marble": __version__, **settings["versions"]},
+        }
 
     def score(self, role: str, model: DiffusionModel) -> RewardTable:
         """Every prompt's picture, scored a batch at a time; those of the first prompts are kept as files."""

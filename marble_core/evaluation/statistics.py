@@ -131,7 +131,7 @@ class Bootstrap:
     def mean_gain(self, differences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Estimate:
         """Mean over rewards of mean(d_N) / std(b_N), for pairs (d_N, b_N); a base without spread has no unit and is left out."""
         found = [
-            (float(np.nanmean(d_N)) / std, self._gains(d_N, b_N)) for d_N, b_N in differences if (std := _std(_finite(b_N)))
+            (float(np.nanmean(d_N)) / std, self.gains(d_N, b_N)) for d_N, b_N in differences if (std := _std(_finite(b_N)))
         ]
         if not found:
             return Estimate(0.0, 0.0, 0.0)
@@ -147,8 +147,8 @@ class Bootstrap:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self._estimate(float(t_N.mean() / b_N.mean() - 1), t_U / b_U - 1, everywhere)
 
-    def _gains(self, d_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
-        """mean(d) / std(b) of every resample, NaN where it drew none."""
+    def gains(self, d_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
+        """mean(d) / std(b) of every resample (U,), over the prompts on which ``b_N`` is finite; NaN where it drew none of them."""
         use_N = ~np.isnan(b_N)
         b = b_N[use_N]
         centred = b - b.mean()

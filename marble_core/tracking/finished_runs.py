@@ -53,7 +53,7 @@ def local_run(name: str, runs: Path) -> FinishedRun | None:
     history = here.parents[1] / "train" / "adapter" / HISTORY if newest else here / HISTORY
     params = {key: redact_urls(value) for key, value in config.flat().items()}
     verdict = decide(evaluation, config.registry).summary
-    own = name if directory == runs / name else "/".join(directory.resolve().parts[-2:])  # of a study: ARM/seed-N
+    own = name if directory == runs / name else "/".join(directory.resolve().parts[-3:])  # of a study: ARM/seed-N/step-N
     return FinishedRun(own, params, evaluation, History.load(history), here / IMAGES, verdict)
 
 

@@ -1,0 +1,54 @@
+"""The page of a study: what is done and what runs, arms over seeds, and no comparison that is not fair."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from marble_core.report.study import About, headline, remarks, render_study, summary, tables
+from pages import Page
+from study_builders import NAMES, a_cell
+
+FILE = {"preset": "demo", "set": ["train.steps=4"], "seeds": [0, 1], "arms": {"full": [], "equal": ["balance.method=equal"]}}
+CELLS = [a_cell("full", 0, 0.6), a_cell("equal", 0, 0.2), a_cell("full", 1, 0.7)]
+STATE = {("full", 0): "done", ("full", 1): "done", ("equal", 0): "done", ("equal", 1): "runs, step 3/4"}
+ABOUT = About("hackable", FILE, STATE, "3 of 4 done; about 2.0 min left")
+
+
+def test_the_page_says_what_is_done_what_runs_and_who_gained(tmp_path: Path) -> None:
+    (tmp_path / "study.html").write_text(render_study(ABOUT, CELLS))
+    page = Page(tmp_path / "study.html")
+    text = " ".join(page.text.split())
+    assert "3 of 4 done; about 2.0 min left" in text and "runs, step 3/4" in text
+    assert "After 4 steps full gained most over the base, +0.6" in text and "2 seeds" in text
+    assert text.index("After 4 steps, over the base") < text.index("After 2 steps, over the base"), "the last step first"
+    assert "mode collapse in 2 of 2" in text and "-20 %" in text.replace("\N{MINUS SIGN}", "-")
+    assert "Of equal only one seed is finished" in text
+    assert "Arm equal" in text and "balance.method=equal" in text and "c" * 40 in text
+    drawn = [p["aria-label"] for p in page.all("svg") if "role" in p]
+    assert len(drawn) == 2 * len(NAMES) and all("full, equal" in label for label in drawn)
+
+
+def test_a_study_without_a_finished_cell_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "study.html").write_text(render_study(ABOUT, []))
+    assert "has no finished cell yet" in Page(tmp_path / "study.html").text
+
+
+def test_arms_that_were_measured_otherwise_are_not_held_against_each_other() -> None:
+    other = replace(CELLS[1], measuring={**CELLS[1].measuring, "prompts_sha256": "2"})
+    assert summary(ABOUT, [CELLS[0], other])["steps"]["4"]["over_first"]["equal"] == {}
+    assert summary(ABOUT, CELLS)["steps"]["4"]["over_first"]["equal"]["ocr"]["seeds"].keys() == {"0"}
+    assert any("not all evaluated alike" in said for said in remarks([CELLS[0], other]))
+    assert any("2 different commits" in said for said in remarks([CELLS[0], replace(CELLS[1], commit="d")]))
+
+
+def test_the_terminal_has_a_table_for_each_step_and_one_against_the_first_arm() -> None:
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as said:
+        for table in tables(CELLS, ["full", "equal"]):
+            console.print(table)
+    text = said.get()
+    assert all(f"After {step} steps: gain over {whom}" in text for step in (2, 4) for whom in ("the base", "full"))
+    assert headline(ABOUT, []) == "The study hackable has no finished cell yet."

@@ -1,0 +1,44 @@
+"""A cell of a study: evaluated at several steps of one run, and whatever was lost is made again to the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from marble_core.config.loading import load_config
+from marble_core.evaluation import run
+from marble_core.evaluation.results import Evaluation
+from marble_core.prompts.dataset import prepare_data
+from marble_core.tracking.finished_runs import local_run
+from marble_core.training.study_cell import run_cell
+from study_builders import TINY
+
+
+@pytest.mark.slow
+def test_a_cell_is_evaluated_at_several_steps_and_what_is_lost_is_trained_again_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("demo", overrides=[*TINY])
+    data = prepare_data(config)
+    sampled: list[str] = []
+    score = run._Evaluator.score
+    monkeypatch.setattr(run._Evaluator, "score", lambda self, role, model: sampled.append(role) or score(self, role, model))
+
+    def made(place: str) -> bytes:
+        cell = run_cell(config, "a", data.train, data.evaluation, tmp_path / place, (1, 2), tmp_path / "roles")
+        cell.save(tmp_path / "cell.json")
+        assert sorted(cell.evaluations) == [1, 2] and cell.steps == (1, 2)
+        return (tmp_path / "cell.json").read_bytes()
+
+    whole = made("run")
+    assert sampled == ["base", "trained", "trained"], "the base is sampled once"
+    first, last = (Evaluation.load(tmp_path / "run" / f"step-{step}" / "evaluation.json") for step in (1, 2))
+    assert first.settings["adapter_sha256"] != last.settings["adapter_sha256"]
+    assert local_run(str(tmp_path / "run" / "step-1"), tmp_path).evaluation == first, "marble compare reads it"
+
+    shutil.rmtree(tmp_path / "run" / "step-1")  # while the checkpoint of step 2 is still there
+    assert made("run") == whole
+    assert sampled[3:] == ["trained"], "what was not lost is not sampled again"
+    assert len(whole) < 300_000
