@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_core.config.formats import check_pipeline
 from marble_core.config.loading import load_config, read_config
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import (
@@ -33,6 +34,7 @@ from marble_core.config.stage_files import (
     read_prepared,
 )
 from marble_core.runtime import progress
+from marble_core.runtime.environment import PIPELINE_FORMAT
 from marble_core.runtime.files import atomic_directory
 from marble_core.tracking.step_history import trained_steps
 
@@ -41,6 +43,14 @@ if TYPE_CHECKING:
     from marble_core.evaluation.results import Evaluation
     from marble_core.prompts.dataset import Data
     from marble_core.tracking.tracker import Tracker
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[dict[str, Any]]:
+    """Frames a stage's work with events, once the pipeline that started it is one that this code understands."""
+    with progress.stage(name) as result:
+        check_pipeline(os.environ.get(PIPELINE_FORMAT, ""))
+        yield result
 
 
 def checked_data(config: RunConfig) -> Data:
@@ -70,7 +80,7 @@ def prepare(
 
     Returns the run id; an empty one where a retraining has nothing to train on, so that the pipeline asks for no GPU.
     """
-    with progress.stage("prepare") as result:
+    with _stage("prepare") as result:
         from marble_core.checkpoints.start_from import check_beginning
         from marble_core.config.pipeline_parameters import overrides_of
         from marble_core.estimate import resolve_batch_sizes
@@ -119,7 +129,7 @@ def prepare(
 
 def skip(prepared: Path) -> str:
     """Record a run that had nothing to train on. Returns why, in words."""
-    with progress.stage("skip") as result:
+    with _stage("skip") as result:
         said = " ".join(json.loads((prepared / RUN).read_bytes())["notes"])
         with _tracked(prepared, "skip") as tracker:
             tracker.set_tags({"marble.decision": "nothing to train on", "mlflow.note.content": said})
@@ -129,7 +139,7 @@ def skip(prepared: Path) -> str:
 
 def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
-    with progress.stage("train") as result:
+    with _stage("train") as result:
         from marble_core.prompts import read_prompts
         from marble_core.tracking.step_history import read_history
         from marble_core.training.launch import processes_wanted, train_on
@@ -157,7 +167,7 @@ def cleanup() -> str:
 
     if KFP_RUN not in os.environ:
         return ""
-    with progress.stage("cleanup") as result:
+    with _stage("cleanup") as result:
         result |= {"deleted": " ".join(delete_jobs_of_this_run())}
     return str(result["deleted"])
 
@@ -165,7 +175,7 @@ def cleanup() -> str:
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
     """Compare base, champion and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns what was measured."""
     with (
-        progress.stage("evaluate") as result,
+        _stage("evaluate") as result,
         _tracked(prepared, "evaluate", "RUNNING") as tracker,
         atomic_directory(out),
         tempfile.TemporaryDirectory() as scratch,
@@ -203,7 +213,7 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
 
 def gate(evaluation: Path) -> bool:
     """Whether the trained model may be registered."""
-    with progress.stage("gate") as result:
+    with _stage("gate") as result:
         _, decision, _ = _judge(evaluation)
         result |= {"passed": decision.promote, "reasons": list(decision.reasons)}
     return decision.promote
@@ -211,7 +221,7 @@ def gate(evaluation: Path) -> bool:
 
 def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
     """Register the adapter as the next version of the model. Returns the version."""
-    with progress.stage("register") as result:
+    with _stage("register") as result:
         from marble_core.tracking.registry import register_version
         from marble_core.training.retraining import successor_tags
 
@@ -225,7 +235,7 @@ def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
 
 def reject(prepared: Path, evaluation: Path) -> str:
     """Record why the model was refused. Returns the reason, in words."""
-    with progress.stage("reject") as result:
+    with _stage("reject") as result:
         from marble_core.tracking.registry import record_refusal
 
         numbers, decision, _ = _judge(evaluation)

@@ -10,7 +10,8 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from marble_core import __version__
-from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES, PIPELINE_VERSION
+from marble_core.config.formats import PIPELINE
+from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES, PIPELINE_FORMAT, PIPELINE_VERSION
 from marble_kubeflow.pipelines.settings import MODELS, Settings
 
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
@@ -30,6 +31,7 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
     task.set_container_image(image)
     task.set_caching_options(False)  # a nightly run with the same parameters must not be a cache hit
     task.set_env_variable(PIPELINE_VERSION, __version__).set_env_variable(IMAGE, image)
+    task.set_env_variable(PIPELINE_FORMAT, str(PIPELINE.version))
     for value, limit in (
         (pod.cpu_request, task.set_cpu_request),
         (pod.cpu_limit, task.set_cpu_limit),

@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from marble_core.config.formats import CHECKPOINT
+
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{6,})-[0-9a-f]{8}")  # the step, and the process that wrote it
 _FILE = re.compile(r"\w[\w.-]*")
@@ -43,23 +45,27 @@ def seal(directory: Path, run_id: str, name: str) -> None:
     manifest tells, and the one before or S3 has it.
     """
     files = {path.name: _describe(path) for path in sorted(directory.iterdir())}
-    (directory / MANIFEST).write_bytes(_canonical({"name": name, "run_id": run_id, "files": files}))
+    (directory / MANIFEST).write_bytes(_canonical(CHECKPOINT.stamp({"name": name, "run_id": run_id, "files": files})))
 
 
 def read_manifest(text: bytes, run_id: str, name: str) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of each file. Raises Broken unless it is, byte for byte, a manifest that ``seal`` wrote for this name.
+    """Size and SHA-256 of each file. Raises Broken unless it is, byte for byte, a manifest that ``seal`` wrote for this name, and
+    MarbleError where it is whole but of a version that cannot be read: such a checkpoint is not to be passed over.
 
     A file's name is a plain one, so that nothing can be read or written outside of the checkpoint.
     """
     try:
         manifest = json.loads(text)
-        claimed = manifest.pop("sha256")
-        files = manifest["files"]
-        whole = _canonical(manifest) == text and bool(claimed)
+        whole = bool(manifest.pop("sha256")) and _canonical(manifest) == text
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise Broken(f"{MANIFEST} was changed since it was written") from None
+        whole = False
     if not whole:
         raise Broken(f"{MANIFEST} was changed since it was written")
+    manifest = CHECKPOINT.upgrade(manifest, f"The checkpoint {name} of the run {run_id}")
+    try:
+        files = manifest["files"]
+    except KeyError:
+        raise Broken(f"{MANIFEST} names no files") from None
     if bad := sorted(file for file in files if not _FILE.fullmatch(file)):
         raise Broken(f"{MANIFEST} names {bad[0]!r}, which is no plain file name")
     if (manifest["name"], manifest["run_id"]) != (name, run_id):

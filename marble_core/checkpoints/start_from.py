@@ -11,6 +11,7 @@ from pathlib import Path
 
 from marble_core.checkpoints.manifest import Broken, is_name
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
+from marble_core.config.loading import parse_config
 from marble_core.config.resume_rules import require_same_run
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import CONFIG
@@ -70,6 +71,6 @@ def config_of_latest(run: RunCheckpoints) -> RunConfig | None:
     """The configuration in the run's latest checkpoint. Not verified: what is broken here, training names and skips."""
     name = run.latest()
     found = run.s3.get(f"{run.prefix}/{name}/{CONFIG}") if name else None
-    with contextlib.suppress(ValueError):
-        return RunConfig.model_validate_json(found[0]) if found else None
+    with contextlib.suppress(MarbleError):
+        return parse_config(found[0], run.uri(name or "")) if found else None
     return None

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from marble_core.config.errors import first_error, quoted, sentence
+from marble_core.config.formats import CONFIGURATION
 from marble_core.config.schema import RunConfig
 from marble_core.config.strict_yaml import parse, read_yaml
 from marble_core.types import MarbleError
@@ -50,13 +51,19 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration that ``RunConfig.to_json`` wrote. Raises MarbleError, which names the file and the field."""
+    """The configuration that ``RunConfig.to_json`` wrote, in this version or before. Raises MarbleError with file and field."""
     try:
-        return RunConfig.model_validate_json(path.read_bytes())
+        return parse_config(path.read_bytes(), path)
     except OSError as error:
         raise MarbleError(f"The configuration {path} cannot be read: {error.strerror}.") from None
+
+
+def parse_config(data: bytes, where: str | Path) -> RunConfig:
+    """The same of the bytes of a file at ``where``."""
+    try:
+        return RunConfig.model_validate_json(CONFIGURATION.upgrade_json(data, where))
     except ValidationError as error:
-        raise MarbleError(sentence(error, str(path))) from None
+        raise MarbleError(sentence(error, str(where))) from None
 
 
 def read_sections(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
+from marble_core.config.formats import CONFIGURATION
 from marble_core.config.section import DottedPath, Section, Share, Uri
 from marble_core.types import SOURCES
 
@@ -254,7 +255,8 @@ class RunConfig(Section):
         return self.rewards + self.evaluation.rewards
 
     def to_json(self) -> str:
-        return self.model_dump_json(indent=2)
+        """With the version of the format; loading.read_config reads it."""
+        return CONFIGURATION.stamp_json(self.model_dump_json(), indent=2)
 
     def flat(self) -> dict[str, str]:
         """Every setting by its dotted name: ``section.key``, and ``rewards.NAME.key`` for the lists of rewards."""
@@ -265,8 +267,8 @@ class RunConfig(Section):
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that name this configuration."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+        """Twelve hex digits that name this configuration, whatever the version of the format."""
+        return hashlib.sha256(self.model_dump_json(indent=2).encode()).hexdigest()[:12]
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from marble_core.config.formats import CELL
 from marble_core.evaluation.results import Alarm, Diversity, Estimate
 from marble_core.types import MarbleError, Prompt
 
@@ -62,14 +63,14 @@ class Cell:
         """Whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        draft.write_bytes(_FORMAT.dump_json(self) + b"\n")
+        draft.write_text(CELL.stamp_json(_FORMAT.dump_json(self)) + "\n", encoding="utf-8")
         os.replace(draft, path)
 
     @classmethod
     def load(cls, path: Path) -> Cell:
         """Raises MarbleError if the file cannot be read or is no cell."""
         try:
-            return _FORMAT.validate_json(path.read_bytes())
+            return _FORMAT.validate_json(CELL.upgrade_json(path.read_bytes(), path))
         except OSError as error:
             raise MarbleError(f"The cell {path} cannot be read: {error.strerror}.") from None
         except ValidationError as error:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from marble_core.config import formats
 from marble_core.types import MarbleError
 
 ROLES = ("base", "champion", "trained")
@@ -121,13 +122,13 @@ class Evaluation:
         return {**self.rewards, **self.held_out}
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_bytes(_FORMAT.dump_json(self, indent=2) + b"\n")
+        Path(path).write_text(formats.EVALUATION.stamp_json(_FORMAT.dump_json(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Raises MarbleError if the file cannot be read or is no evaluation."""
+        """Of this version or before. Raises MarbleError if the file cannot be read or is no evaluation."""
         try:
-            return _FORMAT.validate_json(Path(path).read_bytes())
+            return _FORMAT.validate_json(formats.EVALUATION.upgrade_json(Path(path).read_bytes(), path))
         except OSError as error:
             raise MarbleError(f"The evaluation {path} cannot be read: {error.strerror}.") from None
         except ValidationError as error:

@@ -2,6 +2,7 @@
 
 PROGRESS = "MARBLE_PROGRESS"  # the file that a stage appends its progress events to
 PIPELINE_VERSION = "MARBLE_PIPELINE_VERSION"  # of MARBLE, with which the pipeline file was compiled
+PIPELINE_FORMAT = "MARBLE_PIPELINE_FORMAT"  # the version of the compiled pipeline, see config/formats.py
 NODES = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what a TrainJob's pods get that the stage's pod has
 KFP_RUN = "MARBLE_KFP_RUN"  # the id of the run in Kubeflow Pipelines; as a label it says which jobs a run has left behind
 GIT_COMMIT = "MARBLE_GIT_COMMIT"  # the commit that an image was built from

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from marble_core import __version__
+from marble_core.config.formats import CHECKPOINT
 from marble_core.config.loading import read_config
 from marble_core.config.resume_rules import require_same_run
 from marble_core.config.stage_files import CONFIG, HISTORY
@@ -43,7 +44,7 @@ def save_state(learner: Learner, directory: Path) -> None:
         "versions": versions(),
         "parameters": list(default),
     }
-    (directory / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    (directory / "state.json").write_text(json.dumps(CHECKPOINT.stamp(state), indent=2), encoding="utf-8")
     (directory / CONFIG).write_text(learner.config.to_json(), encoding="utf-8")
     write_history(learner.history, directory / HISTORY)
 
@@ -59,7 +60,9 @@ def load_state(learner: Learner, directory: Path) -> list[str]:
     Raises MarbleError if it belongs to another model, or to a configuration that this run may not have been begun with.
     """
     require_same_run(read_config(directory / CONFIG), learner.config, directory)
-    state: dict[str, Any] = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = CHECKPOINT.upgrade(
+        json.loads((directory / "state.json").read_text(encoding="utf-8")), directory / "state.json"
+    )
     tensors = _read_tensors(directory / TENSORS)
     _load_lora(learner, tensors, directory)
     default = learner.policy.parameters_of("default")

@@ -17,8 +17,7 @@ from marble_core.algorithm import backward
 from marble_core.algorithm.row_gradients import RowGradients
 from marble_core.algorithm.split_half import split
 from marble_core.bench.shapes import SD35_MEDIUM
-from marble_core.config.loading import load_config, presets
-from marble_core.config.schema import RunConfig
+from marble_core.config.loading import load_config, parse_config, presets
 from marble_core.estimate import GIB, check_fits, memory_of, resolve_batch_sizes, sizes_of, work_of
 from marble_core.estimate.memory import _kept
 from marble_core.estimate.sizes import Sizes
@@ -130,7 +129,7 @@ import cvxpy, diffusers, onnxruntime, peft, rapidocr, scipy.optimize, torch, tra
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPTextModelWithProjection, T5EncoderModel
 from marble_core.training import loop
-from marble_core.config.loading import load_config
+from marble_core.config.loading import load_config, parse_config
 from marble_core.prompts.dataset import prepare_data
 from marble_core.step import optimizer_step
 
@@ -178,7 +177,7 @@ def test_the_memory_of_sd35_mediums_real_shape_is_within_15_percent_of_its_measu
 def test_every_preset_is_valid_fits_its_hardware_and_says_its_numbers(name):
     config = resolve_batch_sizes(load_config(name))
     check_fits(config)
-    assert RunConfig.model_validate_json(config.to_json()) == config
+    assert parse_config(config.to_json().encode(), "here") == config
     assert min(config.loss.micro_batch, config.rollout.batch_size, config.evaluation.batch_size) >= 1
     work = work_of(config, sizes_of(config.model))
     assert work.hours is not None and work.images == config.rollout.prompts * config.rollout.images_per_prompt
