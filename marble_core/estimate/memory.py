@@ -16,7 +16,7 @@ from marble_core.storage.catalogue import needs
 GIB = 2**30
 PHASES = ("encoding", "sampling", "decoding", "scoring", "training")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-DECODED_PIXELS = 2**20  # at once, whatever the batch: models/base.py
+DECODED_PIXELS, DECODED_IMAGES = 2**20, 36  # at once, whatever the batch: models/base.py
 OCR = 100_000_000  # rapidocr's sessions, always in the host's memory
 
 # Bytes kept of a forward for each token and channel, by the size of a weight: a joint block, the second attention of a dual one,
@@ -155,7 +155,8 @@ def _decoding(config: RunConfig, sizes: Sizes) -> int:
     pixels = config.model.height * config.model.width
     if config.model.vae_tiling:
         return 3 * 4 * sizes.vae_channels * pixels // 4
-    return min(config.rollout.batch_size, max(1, DECODED_PIXELS // pixels)) * 3 * 4 * sizes.vae_channels * pixels
+    images = min(config.rollout.batch_size, DECODED_IMAGES, max(1, DECODED_PIXELS // pixels))
+    return images * 3 * 4 * sizes.vae_channels * pixels
 
 
 def _scoring(networks: Mapping[str, Mapping[str, Scorer]], images: int) -> int:
