@@ -65,6 +65,7 @@ def memory_of(config: RunConfig, sizes: Sizes) -> Memory:
         "optimizer": 2 * lora,
         "prompts and latents": prompts * sizes.text_tokens * sizes.text_width * b + 4 * images * _latents(config, sizes),
     }
+    merged = 4 * sizes.lora(1) * sizes.width // 2  # copies of the weights that have a LoRA: models/policy.py
     on_host = config.hardware.gpus == 0
     encoders = b * (sizes.clips + sizes.t5 * (m.t5 == "device" or (on_host and m.t5 == "cpu")))
     scorers = 4 * sum(n.weights for n in {**_merged(networks)}.values())
@@ -82,7 +83,7 @@ def memory_of(config: RunConfig, sizes: Sizes) -> Memory:
     return Memory(
         {
             "encoding": phase("encoding", activations=_encoding(config, sizes, prompts, b)),
-            "sampling": phase("sampling", activations=_sampling(config, sizes, b)),
+            "sampling": phase("sampling", activations=_sampling(config, sizes, b) + (merged if m.precision == "fp32" else 0)),
             "decoding": phase("decoding", activations=_decoding(config, sizes)),
             "scoring": phase("scoring", activations=_scoring(networks, images)),
             "training": phase("training", activations=_training(config, sizes, b), accumulators=(rows_of(config) + 1) * lora),

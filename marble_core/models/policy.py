@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLora
+from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 
 from marble_core.config.imports import import_class
@@ -96,6 +97,27 @@ class Policy:
         finally:
             if adapter == "off":
                 self.transformer.enable_adapters()
+
+    @contextmanager
+    def merged(self, adapter: str) -> Iterator[DiffusionModel]:
+        """As ``using``, for many forwards without gradients: the LoRA lies in the frozen weights meanwhile, which are restored bit
+        by bit. Weights narrower than float32 would round it away; beside those it stays apart.
+        """
+        layers = [m for m in self.transformer.modules() if isinstance(m, LoraLayer) and adapter in m.lora_A]
+        frozen = [layer.get_base_layer().weight for layer in layers]
+        if not layers or frozen[0].dtype != torch.promote_types(frozen[0].dtype, torch.float32):
+            with self.using(adapter) as model:
+                yield model
+            return
+        before = [weight.data for weight in frozen]
+        with self.using("off") as model:
+            try:
+                for layer, weight in zip(layers, frozen, strict=True):
+                    weight.data = weight.data + layer.get_delta_weight(adapter)
+                yield model
+            finally:
+                for weight, data in zip(frozen, before, strict=True):
+                    weight.data = data
 
     @torch.no_grad()
     def update(

@@ -21,7 +21,7 @@ def collect(
     index_N = distributed.images_of(batch).tolist()
     seeds = [derive(batch.seed, "rollout", batch.step, i) for i in index_N]
     texts = [batch.prompts[m].text for m in distributed.share(batch)]
-    with policy.using("old") as model:
+    with policy.merged("old") as model:
         x0_NCHW, images_NHWC, t_S, conditioning = sample(
             model, texts, seeds, config.solver, config.steps, config.batch_size, show
         )

@@ -5,10 +5,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from builders import small_config
+from builders import PROMPTS as ONE_A_SOURCE
+from builders import SmallModel, small_config, small_policy
 from marble_core.models.policy import Policy
+from marble_core.models.rollout import collect
 from marble_core.models.sampling import make_scheduler, sample, solve
 from marble_core.runtime.seeding import derive, noise
+from marble_core.types import PromptBatch
+from oracles import relative_error
 
 PROMPTS = ["a red circle", "two blue squares", "yellow and green stripes"]
 
@@ -70,3 +74,59 @@ def test_an_image_depends_on_its_own_seed_alone(policy):
     in_pieces = sample(policy.model, PROMPTS, seeds, "dpm2", 3, batch_size=4)[0]
     assert torch.allclose(all_at_once, in_pieces, atol=1e-4)
     assert not torch.allclose(all_at_once[0], all_at_once[1])
+
+
+def forwards_of_the_lora(policy, names):
+    """A list that grows with every forward of an adapter's layers."""
+    seen = []
+    for name in names:
+        for layer in policy.layers_of(name).values():
+            layer.register_forward_hook(lambda *_, name=name: seen.append(name))
+    return seen
+
+
+def velocity(model):
+    return model.velocity(noise([1, 2], model.latent_shape).to(model.dtype), torch.full((2,), 0.6), model.encode(PROMPTS[:2]))
+
+
+def test_a_merged_lora_gives_the_velocity_that_it_gives_apart_without_a_forward_of_its_own():
+    policy = small_policy(small_config(), perturb=0.1)
+    seen = forwards_of_the_lora(policy, ["default", "old"])
+    with policy.using("old") as model:
+        apart = velocity(model)
+    assert set(seen) == {"old"}
+    seen.clear()
+    with policy.merged("old") as model:
+        merged = velocity(model)
+    assert not seen and relative_error({"v": merged}, {"v": apart}) < 1e-5
+    with policy.using("off") as model:
+        assert relative_error({"v": velocity(model)}, {"v": apart}) > 0.01, "the LoRA does something"
+
+
+def test_the_frozen_weights_are_the_same_bits_after_a_merge_that_was_broken_off():
+    policy = small_policy(small_config(), perturb=0.1)
+    before = {name: p.clone() for name, p in policy.transformer.named_parameters()}
+    with pytest.raises(KeyboardInterrupt), policy.merged("old"):
+        assert not all(torch.equal(p, before[name]) for name, p in policy.transformer.named_parameters())
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, before[name]) for name, p in policy.transformer.named_parameters())
+
+
+def test_a_lora_is_not_merged_into_weights_that_would_round_it():
+    policy = small_policy(small_config(), perturb=0.1, model=SmallModel(torch.bfloat16, autocast=torch.bfloat16))
+    seen = forwards_of_the_lora(policy, ["old"])
+    with policy.using("old") as model:
+        apart = velocity(model)
+    count = len(seen)
+    with policy.merged("old") as model:
+        assert torch.equal(velocity(model), apart)
+    assert count and len(seen) == 2 * count
+
+
+def test_a_rollout_samples_without_a_forward_of_the_lora():
+    """A quarter of the sampling's time on a CPU."""
+    config = small_config()
+    policy = small_policy(config, perturb=0.1)
+    seen = forwards_of_the_lora(policy, ["default", "old"])
+    batch = PromptBatch(ONE_A_SOURCE, 2, 0, 0)
+    assert len(collect(policy, batch, config.rollout).images_NHWC) == 6 and not seen
