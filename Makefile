@@ -72,7 +72,7 @@ test-containers: $(READY)  ## the images, and the whole pipeline in them; starts
 	TORCH="$(TORCH)" $(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 
 bench: $(READY)  ## what exact balancing costs, counted and measured (ROUNDS=5; 0 counts only)
-	$(BIN)/marble bench $(if $(ROUNDS),--rounds $(ROUNDS))
+	$(BIN)/marble bench costs $(if $(ROUNDS),--rounds $(ROUNDS))
 
 lint: $(READY)  ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .

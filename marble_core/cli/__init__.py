@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import checkpoints, cluster, demo, evaluate, experiments, fetch, pipeline, registry, runs
+from marble_core.cli import bench, checkpoints, cluster, demo, evaluate, experiments, fetch, pipeline, registry, runs
 from marble_core.cli.examples import add_examples
 
 app = typer.Typer(
@@ -29,13 +29,13 @@ for command in (
     pipeline.compile_,
     cluster.submit,
     pipeline.ui,
-    experiments.bench,
     experiments.study,
     experiments.compare,
     registry.rollback,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(cluster.schedule, name="schedule")
+app.add_typer(bench.app, name="bench")
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(demo.app, name="demo")

@@ -40,7 +40,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "runs cancel": ("marble runs cancel 20261124-093000-3fa9c1",),
     "runs wait": ("marble runs wait 20261124-093000-3fa9c1 --timeout 86400",),
     "ui": ("marble ui",),
-    "bench": ("marble bench --rounds 2",),
+    "bench costs": ("marble bench costs --rounds 2",),
+    "bench signal": (
+        "marble bench signal --config docs/studies/signal.yaml --without compressibility",
+        "marble bench signal --adapter models:/marble@champion --batches 5 --out .marble/signal-of-the-champion",
+    ),
     "study": (
         "marble study docs/studies/hackable.yaml",
         "marble study mine.yaml --jobs 1 --out studies/mine    # again: goes on",

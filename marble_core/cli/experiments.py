@@ -1,4 +1,4 @@
-"""Evidence: what exact balancing costs, what settings do over several seeds, and runs against each other."""
+"""Evidence: what settings do over several seeds, and runs against each other."""
 
 from __future__ import annotations
 
@@ -13,17 +13,6 @@ from marble_core.cli.options import ROOT
 
 if TYPE_CHECKING:
     from marble_core.tracking.finished_runs import FinishedRun
-
-
-def bench(
-    rounds: Annotated[int, typer.Option(min=0, help="Interleaved repeats of what is measured; 0 counts FLOP only.")] = 5,
-) -> None:
-    """What exact balancing costs: whole steps, counted on SD3.5-Medium's shape and measured here. JSON: .marble/bench.json."""
-    from rich.console import Console
-
-    from marble_core.bench import run as run_bench
-
-    run_bench(ROOT / "bench.json", rounds, Console(highlight=False))
 
 
 def study(

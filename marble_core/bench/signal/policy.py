@@ -56,7 +56,7 @@ def _adopt(policy: Policy, adapter: Path, config: RunConfig) -> None:
     weights = read_lora_file(path, policy.transformer, config.lora.rank)
     default = policy.parameters_of("default")
     if weights.keys() != default.keys():
-        odd = sorted(weights.keys() ^ default.keys())[0]
+        odd = min(weights.keys() ^ default.keys())
         raise MarbleError(f"The LoRA {path} is another model's: its layers are not those of model.family; one is {odd}.")
     alpha = _alpha(path)
     if alpha is not None and alpha != config.lora.alpha:

@@ -1,0 +1,66 @@
+"""Measurements of the method itself: what exact balancing costs, and what it sees of the signal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marble_core.cli.options import ROOT, File, Preset, Set, load
+
+app = typer.Typer(no_args_is_help=True, help="Measure the method: what exact balancing costs, what a step sees of the signal.")
+
+
+@app.command()
+def costs(
+    rounds: Annotated[int, typer.Option(min=0, help="Interleaved repeats of what is measured; 0 counts FLOP only.")] = 5,
+) -> None:
+    """What exact balancing costs: whole steps, counted on SD3.5-Medium's shape and measured here. JSON: .marble/bench.json."""
+    from rich.console import Console
+
+    from marble_core.bench import run as run_bench
+
+    run_bench(ROOT / "bench.json", rounds, Console(highlight=False))
+
+
+@app.command()
+def signal(
+    preset: Preset = "demo",
+    config: File = None,
+    set_: Set = None,
+    adapter: Annotated[
+        str, typer.Option(help="The policy: a directory with a LoRA or a checkpoint, models:/NAME@ALIAS. Default: untrained.")
+    ] = "",
+    batches: Annotated[int, typer.Option(min=2, help="Independent batches. Errors need 3, the table of meters 5.")] = 10,
+    subgroups: Annotated[int, typer.Option(min=1, help="Groups of images per prompt in a batch, a step each.")] = 2,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of times and noise for the same images, a step each.")] = 2,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="REWARD", help="Balance all but this one too; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The bank: a file per batch, and signal.json.")] = ROOT / "signal",
+) -> None:
+    """What one step sees of the signal at a fixed policy, and which balancing rule makes most of it.
+
+    Goes on where it was stopped; with more --batches it adds those that are missing.
+    """
+    import os
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+
+    from marble_core.bench.signal.batches import Design
+    from marble_core.bench.signal.run import run
+    from marble_core.tracking.registry import fetch_adapter
+
+    settings, _ = load(preset, config, set_)
+    with ExitStack() as stack:
+        place = Path(adapter) if adapter else None
+        if adapter.startswith("models:/"):
+            if not os.environ.get("MLFLOW_TRACKING_URI"):
+                from marble_core.services.local import addresses, embedded
+
+                os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
+            place = fetch_adapter(adapter, stack.enter_context(TemporaryDirectory()))
+        run(settings, batches, Design(subgroups, draws), place, without or (), out, Console(highlight=False))
