@@ -1,6 +1,8 @@
 """The bank's algebra, held against gradients whose signal and noise are known, and against other solvers and simulations."""
 
 from functools import partial
+from itertools import permutations
+from itertools import product as product_of
 
 import numpy as np
 import pytest
@@ -109,6 +111,25 @@ def test_the_meters_are_as_blunt_as_a_simulation_of_many_steps_finds():
     assert_within_errors(found["halves_sd"], np.std(by_halves, axis=0), 0.15)
     assert_within_errors(found["time_sd"], np.std(in_time, axis=0), 0.08)
     assert np.std(by_halves) > 1.5 * np.std(in_time)
+
+
+def test_the_meter_in_time_is_that_of_all_orders_of_the_batches():
+    """The variance of an EMA's estimate, term by term, over every order and every choice of a batch's steps."""
+    made = bank(signals(np.eye(1)), Z=5, X=1, Y=2)
+    step = made.whole[:, :, 0, :, :, 0]
+
+    def mean(count, product):
+        choices = list(product_of(range(2), repeat=count))
+        return np.mean([product(list(zip(order, f, strict=True))) for order in permutations(range(5), count) for f in choices])
+
+    one = mean(2, lambda s: step[*s[0], *s[1]] ** 2)
+    two = mean(3, lambda s: step[*s[0], *s[2]] * step[*s[1], *s[2]])
+    apart = mean(4, lambda s: step[*s[0], *s[1]] * step[*s[2], *s[3]])
+    truth = mean(2, lambda s: step[*s[0], *s[1]])
+    c = np.array([0.2 * 0.8**i for i in range(200)])
+    variance = (c**2).sum() * one + (1 - (c**2).sum()) * two - apart
+    assert variance > 0
+    np.testing.assert_allclose(meters(made)["time_sd"].value, np.sqrt(variance) / truth, rtol=1e-6)
 
 
 def test_a_hackable_reward_is_given_more_by_min_norm_than_by_the_consensus_and_turns_the_update():
