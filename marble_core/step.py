@@ -19,6 +19,7 @@ import torch
 from marble_core.algorithm.advantages import estimate
 from marble_core.algorithm.balancers import Balancer
 from marble_core.algorithm.diagnostics import rewards_not_finite, update_not_finite
+from marble_core.algorithm.meter import Meter
 from marble_core.algorithm.metrics import Clock, step_metrics
 from marble_core.algorithm.update import balanced_update
 from marble_core.config.schema import RunConfig
@@ -43,6 +44,11 @@ class Learner:
     updates: int = 0
     updating: bool = False  # between two states: neither to be saved nor to be interrupted
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per step, as the report draws it
+    meter: Meter | None = None  # of balance.meter: time
+
+    def __post_init__(self) -> None:
+        if self.meter is None and self.config.balance.meter == "time":
+            self.meter = Meter(self.config)
 
 
 def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
@@ -63,7 +69,7 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     advantages, clamped = raw.clamped(config.loss.advantage_max)
     if not advantages.A_NK.any():
         return _skipped(learner, ["no reward tells the images of a prompt apart"])
-    update = balanced_update(policy, rollout, advantages, balancer, learner.step, config)
+    update = balanced_update(policy, rollout, advantages, balancer, learner.step, config, learner.meter)
     if not update.is_finite:
         return _skipped(learner, [update_not_finite(update, rollout, table.names)], fault=True)
     if not update.balance.active_K.any():
@@ -73,6 +79,8 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
 
     learner.updating = True
     norm = policy.update(learner.optimizer, update.gradient, learner.updates, config.optimizer)
+    if learner.meter and update.memorable:
+        learner.meter.remember(update.memorable)
     learner.step, learner.updates = learner.step + 1, learner.updates + 1
     clock.lap("train")
     metrics |= clock.metrics(len(batch)) | {"clamped": clamped, "update/norm": norm}

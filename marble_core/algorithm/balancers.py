@@ -12,12 +12,13 @@ One rule for every mode (MARBLE, arXiv 2605.06507, eq. 5-8, carried further):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from marble_core.algorithm.advantages import Mixing
+from marble_core.algorithm.meter import InTime
 from marble_core.algorithm.split_half import SplitHalf
 from marble_core.config.balance import BalanceConfig, StageConfig
 
@@ -27,7 +28,7 @@ class Balance:
     """Weights w_K of the raw gradients, the shares a_K they stand for, alpha*_K where it was solved, and what was odd.
 
     ``w_star_K`` are the weights of the raw gradients that alpha*_K stands for. ``stationary``: no direction improves every reward;
-    ``failed``: the QP has no solution and the last weights are used. Both are counted in the log.
+    ``failed``: the QP has no solution and the last weights are used. Both are counted in the log, as is all of ``numbers``.
     """
 
     w_K: np.ndarray
@@ -38,6 +39,7 @@ class Balance:
     stationary: bool = False
     failed: bool = False
     notes: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 class Balancer:
@@ -52,8 +54,9 @@ class Balancer:
     def needs_gram(self, step: int) -> bool:
         return False
 
-    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: SplitHalf | None = None) -> Balance:
-        """Weights from the Gram matrix of the step's own gradients. ``has_signal_K``: some image has a non-zero advantage."""
+    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, signal: SplitHalf | InTime | None = None) -> Balance:
+        """Weights from the Gram matrix of the step's own gradients. ``has_signal_K``: some image has a non-zero advantage;
+        ``signal``: what ``balance.meter`` says, None where there is none."""
         raise NotImplementedError
 
     def between(self, step: int, has_signal_K: np.ndarray) -> Balance:

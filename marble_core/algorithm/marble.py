@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from marble_core.algorithm.balancers import Balance, Balancer
+from marble_core.algorithm.evidence import Evidence, shrunk
+from marble_core.algorithm.meter import InTime
 from marble_core.algorithm.min_norm import Limits, feasible, min_norm
 from marble_core.algorithm.split_half import SplitHalf
 from marble_core.config.balance import BalanceConfig
@@ -43,11 +45,12 @@ class MinNorm(Balancer):
         self.prior_K = _shares(config.prior, names)
         self.limits = read_limits(config, names)
         self.memory = _Memory.empty(len(names))
+        self.in_time = Evidence((len(names), len(names)), config.cross_rho)
 
     def needs_gram(self, step: int) -> bool:
         return step % self.config.every == 0 and step < self.steps - self.config.final_uniform_steps
 
-    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, halves: SplitHalf | None = None) -> Balance:
+    def weigh(self, G_KK: np.ndarray, has_signal_K: np.ndarray, signal: SplitHalf | InTime | None = None) -> Balance:
         """A reward without signal, with a non-finite gradient or one that vanishes beside the others is inactive: weight 0,
         its EMAs untouched. Otherwise it would be a normalised noise vector with a share of the update."""
         norm_K = np.sqrt(np.diag(G_KK))
@@ -58,9 +61,7 @@ class MinNorm(Balancer):
         if not active.any():
             return Balance(np.zeros(len(active)), np.zeros(len(active)), active, notes=notes)
 
-        signal_KK, unit_K = (
-            self._signal(G_KK, norm_K, active) if self.config.gram == "full" else self._cross(halves, norm_K, active)
-        )
+        signal_KK, unit_K, numbers = self._balanced(G_KK, norm_K, active, signal)
         cosine_KK = np.where(np.outer(active, active), signal_KK / np.outer(unit_K, unit_K), 0.0)
         alpha_star_K = w_star_K = None
         try:
@@ -77,11 +78,9 @@ class MinNorm(Balancer):
         if length < STATIONARY * (1.0 if self.normalise else norm_K[active].min()):
             notes += ("Pareto-stationary: no direction improves every reward, the update is the KL's alone",)
             w_K = np.zeros(len(active))
-            return Balance(
-                w_K, alpha_K, active, alpha_star_K, w_star_K, stationary=True, failed=alpha_star_K is None, notes=notes
-            )
+            return Balance(w_K, alpha_K, active, alpha_star_K, w_star_K, True, alpha_star_K is None, notes, numbers)
         w_K = _rescale(alpha_K, unit_K, active)
-        return Balance(w_K, alpha_K, active, alpha_star_K, w_star_K, failed=alpha_star_K is None, notes=notes)
+        return Balance(w_K, alpha_K, active, alpha_star_K, w_star_K, False, alpha_star_K is None, notes, numbers)
 
     def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
         """Between two QPs: abar on gradients normalised by the EMA of their norms, or on raw ones. At the end: uniform [P]."""
@@ -106,13 +105,26 @@ class MinNorm(Balancer):
         alpha_K[active] = min_norm(cosine_KK[np.ix_(active, active)], self.limits.of(active))
         return alpha_K
 
+    def _balanced(
+        self, G_KK: np.ndarray, norm_K: np.ndarray, active: np.ndarray, signal: SplitHalf | InTime | None
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+        """By ``balance.gram``: the Gram matrix that is balanced, the norms that normalise it, and what is logged of them."""
+        if self.config.gram == "time":
+            assert isinstance(signal, InTime)  # the configuration sees to it
+            self.in_time.add(signal.S_KK, np.outer(active, active) & np.isfinite(signal.S_KK))
+            cosine_KK, unit_K, share = shrunk(self.in_time, norm_K, active, self.config.cross_floor)
+            return cosine_KK * np.outer(unit_K, unit_K), unit_K, {"shrinkage": share}
+        if self.config.gram == "cross":
+            assert isinstance(signal, SplitHalf)
+            return *self._cross(signal, norm_K, active), {}
+        return *self._signal(G_KK, norm_K, active), {}
+
     def _signal(self, G_KK: np.ndarray, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The Gram matrix that is balanced, and the norms that normalise it."""
         return G_KK, np.where(active, norm_K, 1.0) if self.normalise else np.ones(len(norm_K))
 
-    def _cross(self, halves: SplitHalf | None, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cross(self, halves: SplitHalf, norm_K: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same of the gradients' signal: averaged over steps, made positive semidefinite, with a ridge and a floor."""
-        assert halves is not None  # the configuration sees to it
         config, both = self.config, np.outer(active, active)
         self.memory.cross_KK = _blend(self.memory.cross_KK, halves.cross, both, config.cross_rho)
         signal_KK = np.where(both, self.memory.cross_KK, 0.0)
@@ -128,10 +140,13 @@ class MinNorm(Balancer):
         return alpha_K / alpha_K.sum() if alpha_K.sum() > 0 else active / active.sum()
 
     def state(self) -> dict[str, Any]:
-        return {name: np.where(np.isnan(ema), np.array(None), ema).tolist() for name, ema in vars(self.memory).items()}
+        kept = {name: np.where(np.isnan(ema), np.array(None), ema).tolist() for name, ema in vars(self.memory).items()}
+        return kept | ({"in_time": self.in_time.state()} if self.config.gram == "time" else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.memory = _Memory(**{name: np.array(ema, dtype=float) for name, ema in state.items()})
+        self.memory = _Memory(**{name: np.array(state[name], dtype=float) for name in vars(self.memory)})
+        if "in_time" in state:
+            self.in_time.load_state(state["in_time"])
 
 
 def read_limits(config: BalanceConfig, names: tuple[str, ...]) -> Limits:

@@ -44,6 +44,8 @@ def step_metrics(
     if (stats := update.stats) is not None:
         parts["gradients"] = lambda: gradient_metrics(table.names, stats, update.balance)
         parts["halves"] = lambda: half_metrics(table.names, stats, update.balance, balancer, len(batch))
+        if (in_time := stats.time) is not None:
+            parts["meter"] = lambda: in_time.metrics(table.names, len(batch))
     metrics: dict[str, float] = {}
     notes: tuple[str, ...] = ()
     for part, compute in parts.items():
@@ -60,7 +62,7 @@ def balance_metrics(names: tuple[str, ...], update: Update, balancer: Balancer) 
     metrics: dict[str, float] = {"passes/forward": update.forwards, "passes/backward": update.backwards}
     if not balancer.mixing:
         metrics |= {f"alpha/{n}": float(a) for n, a in zip(names, balance.alpha_K, strict=True)}
-    metrics |= {"stationary": float(balance.stationary), "qp_failed": float(balance.failed)}
+    metrics |= {"stationary": float(balance.stationary), "qp_failed": float(balance.failed), **balance.numbers}
     return metrics | {"inactive": float((~balance.active_K).sum())}
 
 
@@ -68,7 +70,7 @@ def gradient_metrics(names: tuple[str, ...], stats: GradientStats, balance: Bala
     """Of every reward whose gradient counts: norm, cosines with the others and with the update.
 
     ``cosine/worst`` is the least cosine of the update (without the KL) with a reward's gradient, ``cosine/worst_star`` that of
-    alpha* alone, which is logged whatever the method.
+    alpha* alone, which is logged whatever the method. What the steps before say is ``InTime.metrics``.
     """
     on, norm_K, cosine_KK = _counted(names, stats, balance)
     if not len(on):

@@ -11,6 +11,7 @@ from marble_core.algorithm import backward
 from marble_core.algorithm.advantages import Advantages
 from marble_core.algorithm.backward import Passes
 from marble_core.algorithm.balancers import Balance, Balancer
+from marble_core.algorithm.meter import InTime, Memorable, Meter
 from marble_core.algorithm.split_half import SplitHalf, split
 from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
@@ -23,23 +24,28 @@ class GradientStats:
     """The K gradients of a step as the log sees them: Gram matrix G_KK, and of the two halves where they were kept apart.
 
     Where the rewards were mixed before there was a gradient, the mixed one is the last entry of all three; w_K are the
-    weights of these gradients that make the update, without the KL.
+    weights of these gradients that make the update, without the KL. ``time`` is what the steps before say of them.
     """
 
     G_KK: np.ndarray
     halves: SplitHalf | None
     w_K: np.ndarray
+    time: InTime | None = None
 
 
 @dataclass(frozen=True)
 class Update:
-    """The gradient to follow by parameter name, the balance behind it, and ``stats`` where the K gradients were computed."""
+    """The gradient to follow by parameter name, the balance behind it, and ``stats`` where the K gradients were computed.
+
+    ``memorable`` is for the meter in time, once the update was made.
+    """
 
     gradient: dict[str, torch.Tensor]
     balance: Balance
     stats: GradientStats | None
     forwards: int
     backwards: int
+    memorable: Memorable | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -47,12 +53,18 @@ class Update:
 
 
 def balanced_update(
-    policy: Policy, rollout: Rollout, advantages: Advantages, balancer: Balancer, step: int, config: RunConfig
+    policy: Policy,
+    rollout: Rollout,
+    advantages: Advantages,
+    balancer: Balancer,
+    step: int,
+    config: RunConfig,
+    meter: Meter | None = None,
 ) -> Update:
     """The update of one step; where it is not finite or the step is interrupted, the balancer remembers nothing of it."""
     remembered, update = balancer.state(), None
     try:
-        update = _update(policy, rollout, advantages, balancer, step, config)
+        update = _update(policy, rollout, advantages, balancer, step, config, meter)
         return update
     finally:
         if update is None or not update.is_finite:
@@ -60,39 +72,83 @@ def balanced_update(
 
 
 def _update(
-    policy: Policy, rollout: Rollout, advantages: Advantages, balancer: Balancer, step: int, config: RunConfig
+    policy: Policy,
+    rollout: Rollout,
+    advantages: Advantages,
+    balancer: Balancer,
+    step: int,
+    config: RunConfig,
+    meter: Meter | None,
 ) -> Update:
     """The balanced gradient of all K rewards where the balancer needs them, else one mixed backward with its weights.
 
-    Every ``observe``-th step the K gradients are computed for the log alone; that changes no bit of the update.
+    Every ``observe``-th step the K gradients are computed for the log alone; that changes no bit of the update. The meter in time
+    remembers them where the method never needs any.
     """
-    T, keep, subtract = config.loss.timesteps, config.balance, config.balance.subtract_common
-    half_N = split(rollout.batch) if keep.halves else None
+    T, keep = config.loss.timesteps, config.balance
     has_signal_K = np.abs(advantages.A_NK).max(0) > 0
     parameters = policy.parameters_of("default")
 
-    def all_gradients(with_mixed: bool = False) -> tuple[Passes, np.ndarray, SplitHalf | None]:
-        rows = backward.reward_rows(advantages, half_N, T, subtract, with_mixed)
-        every = backward.per_reward(policy, rollout, rows, config.loss)
-        G_JJ = distributed.sum_array(every.gradients.gram())[:-1, :-1]
-        halves = SplitHalf(G_JJ) if keep.halves else None
-        return every, halves.whole if halves else G_JJ, halves
-
     if balancer.needs_gram(step):
-        every, G_KK, halves = all_gradients()
-        balance = distributed.on_main(lambda: balancer.weigh(G_KK, has_signal_K, halves))
-        w_J = np.concatenate([*[balance.w_K] * (2 if halves else 1), [1.0]])
-        gradient = distributed.gather_layers(every.gradients.combine(w_J), parameters)
-        return Update(gradient, balance, GradientStats(G_KK, halves, balance.w_K), every.forwards, every.backwards)
+        every = _all_gradients(policy, rollout, advantages, config, meter)
+        balance = distributed.on_main(lambda: balancer.weigh(every.G_KK, has_signal_K, every.signal))
+        w_J = np.concatenate([*[balance.w_K] * (2 if every.halves else 1), [1.0]])
+        gradient = distributed.gather_layers(every.passes.gradients.combine(w_J), parameters)
+        memorable = every.memorable(meter, parameters, has_signal_K, balance.w_K[None])
+        stats = GradientStats(every.G_KK, every.halves, balance.w_K, every.time)
+        return Update(gradient, balance, stats, every.passes.forwards, every.passes.backwards, memorable)
 
-    balance, stats = distributed.on_main(lambda: balancer.between(step, has_signal_K)), None
+    balance, seen, memorable = distributed.on_main(lambda: balancer.between(step, has_signal_K)), None, None
     if keep.observe and step % keep.observe == 0:
-        _, G_KK, halves = all_gradients(with_mixed=bool(balancer.mixing))
-        stats = GradientStats(G_KK, halves, np.eye(len(G_KK))[-1] if balancer.mixing else balance.w_K)
+        every = _all_gradients(policy, rollout, advantages, config, meter, with_mixed=bool(balancer.mixing))
+        w_K = np.eye(len(every.G_KK))[-1] if balancer.mixing else balance.w_K
+        seen = GradientStats(every.G_KK, every.halves, w_K, every.time)
+        if not keep.weighs_gradients:
+            memorable = every.memorable(meter, parameters, has_signal_K, w_K[None])
     if balancer.mixing:
         rows, w_J = backward.mean_row(advantages.A_N, T), np.ones(1)
     else:
-        rows, w_J = backward.reward_rows(advantages, None, T, subtract), balance.w_K
+        rows, w_J = backward.reward_rows(advantages, None, T, keep.subtract_common), balance.w_K
     one = backward.weighted_sum(policy, rollout, rows, w_J, config.loss)
     gradient = distributed.gather_layers(one.gradients.combine(np.ones(1)), parameters)
-    return Update(gradient, balance, stats, one.forwards, one.backwards)
+    return Update(gradient, balance, seen, one.forwards, one.backwards, memorable)
+
+
+@dataclass(frozen=True)
+class _Every:
+    """The gradients of all rewards, what was made of them, and of a meter in time what it keeps of them."""
+
+    passes: Passes
+    G_KK: np.ndarray
+    halves: SplitHalf | None
+    time: InTime | None
+    kept: dict[str, torch.Tensor]
+
+    @property
+    def signal(self) -> SplitHalf | InTime | None:
+        return self.halves or self.time
+
+    def memorable(
+        self, meter: Meter | None, like: dict[str, torch.nn.Parameter], known_K: np.ndarray, W_RJ: np.ndarray
+    ) -> Memorable | None:
+        return meter.memorable(self.kept, like, self.G_KK, known_K, W_RJ) if meter else None
+
+
+def _all_gradients(
+    policy: Policy,
+    rollout: Rollout,
+    advantages: Advantages,
+    config: RunConfig,
+    meter: Meter | None,
+    with_mixed: bool = False,
+) -> _Every:
+    half_N = split(rollout.batch) if config.balance.meter == "halves" else None
+    rows = backward.reward_rows(advantages, half_N, config.loss.timesteps, config.balance.subtract_common, with_mixed)
+    passes = backward.per_reward(policy, rollout, rows, config.loss)
+    G_JJ = distributed.sum_array(passes.gradients.gram())[:-1, :-1]
+    halves = SplitHalf(G_JJ) if half_N is not None else None
+    G_KK = halves.whole if halves else G_JJ
+    if meter is None:
+        return _Every(passes, G_KK, halves, None, {})
+    kept = meter.kept(passes.gradients.sums, len(G_KK))
+    return _Every(passes, G_KK, halves, meter.read(kept, G_KK), kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,9 @@ BALANCING = ("marble", "mgda")
 
 
 METHODS = ("marble", "mgda", "weighted_sum", "equal", "gdpo", "sequential", "single:<reward>")
+
+
+FULL_UP_TO, PROJECTED = 16, 2**16  # rewards that the meter in time keeps whole, and numbers kept of a gradient above
 
 
 OWN_METHOD = re.compile(r"\w+(\.\w+)*:[A-Z]\w*")  # the import path of a user's Balancer; rewards have small letters
@@ -43,13 +46,41 @@ class BalanceConfig(Section):
     wishes: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
     final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
     observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
-    halves: bool = True  # [O] keep the gradients of two halves of the prompts apart: 2K + 1 accumulators instead of K + 1
-    gram: Literal["full", "cross"] = "full"  # [P] full; [O] cross: an unbiased estimate of the signal's Gram matrix
-    cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps
+    meter: Literal["halves", "time", "none"] = "halves"  # [O] halves of a step, or the steps before it, tell signal from noise
+    meter_beta: float = Field(0.8, ge=0, lt=1)  # [O] of time: the EMA of the gradients over steps
+    meter_dimensions: int | None = Field(None, ge=0)  # [O] of time: 0: whole gradients; n: projected; null: projected above 16
+    gram: Literal["full", "cross", "time"] = (
+        "full"  # [P] full; [O] cross, time: an estimate of the signal's Gram matrix by that meter
+    )
+    cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps, of time's too
     cross_ridge: float = Field(0.1, ge=0)  # [O]
-    cross_floor: float = Field(0.15, gt=0, le=1)  # [O] least signal norm, as a share of the gradient's
+    cross_floor: float = Field(0.15, gt=0, le=1)  # [O] least signal norm, as a share of the gradient's, of time's too
     dead_norm: float = Field(1e-6, ge=0)  # [O] inactive below this share of the median gradient norm
     stages: tuple[StageConfig, ...] = ()  # of sequential
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_name_of_the_meter(cls, data: Any) -> Any:
+        """Configurations that are stored say ``halves: true`` or ``false``."""
+        if not isinstance(data, dict) or "halves" not in data:
+            return data
+        rest = {key: value for key, value in data.items() if key != "halves"}
+        if data["halves"] not in (True, False):
+            raise ValueError("balance.halves is true or false; its newer name is balance.meter: halves, time or none")
+        if rest.get("meter") == "time":
+            raise ValueError("balance.halves is an older name of balance.meter, so leave it out beside meter: time")
+        return rest | {"meter": "halves" if data["halves"] else "none"}
+
+    def projected(self, rewards: int) -> int:
+        """Numbers that the meter in time keeps of a gradient; 0: all of them."""
+        if self.meter_dimensions is None:
+            return PROJECTED if rewards > FULL_UP_TO else 0
+        return self.meter_dimensions
+
+    @property
+    def directions(self) -> int:
+        """Directions of the last step that the meter in time keeps: the update's."""
+        return 1
 
     @property
     def single(self) -> str:
@@ -76,6 +107,15 @@ class BalanceConfig(Section):
         wanted = [key for key in ("prior", "floor", "cap", "wishes") if getattr(self, key)]
         if wanted and not self.weighs_gradients:
             raise ValueError(f"method {self.method!r} does not balance, so balance.{wanted[0]} would say nothing; leave it out")
-        if self.gram == "cross" and not (self.halves and name != "mgda"):
-            raise ValueError("gram 'cross' is made of balance.halves and balances normalised gradients, so it needs both")
+        return self
+
+    @model_validator(mode="after")
+    def _known_signal(self) -> BalanceConfig:
+        made_of = {"cross": "halves", "time": "time"}.get(self.gram)
+        if made_of and (self.meter != made_of or self.method == "mgda"):
+            raise ValueError(
+                f"gram {self.gram!r} is made by balance.meter: {made_of} and balances normalised gradients, so it needs both"
+            )
+        if self.meter_dimensions is not None and self.meter != "time":
+            raise ValueError("balance.meter_dimensions is of balance.meter: time, so it needs that or must be left out")
         return self

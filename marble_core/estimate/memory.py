@@ -65,6 +65,8 @@ def memory_of(config: RunConfig, sizes: Sizes) -> Memory:
         "optimizer": 2 * lora,
         "prompts and latents": prompts * sizes.text_tokens * sizes.text_width * b + 4 * images * _latents(config, sizes),
     }
+    if kept := meter_of(config, sizes):
+        always["meter"] = kept
     merged = 4 * sizes.lora(1) * sizes.width // 2  # copies of the weights that have a LoRA: models/policy.py
     on_host = config.hardware.gpus == 0
     encoders = b * (sizes.clips + sizes.t5 * (m.t5 == "device" or (on_host and m.t5 == "cpu")))
@@ -108,7 +110,22 @@ def rows_of(config: RunConfig) -> int:
     if not (balance.weighs_gradients or balance.observe):
         return 1
     mixes = balance.method in ("weighted_sum", "gdpo")
-    return (2 if balance.halves else 1) * (K + mixes) + 1
+    return (2 if balance.meter == "halves" else 1) * (K + mixes) + 1
+
+
+def meter_of(config: RunConfig, sizes: Sizes) -> int:
+    """Bytes that the meter in time keeps from step to step, on every process: an average for each reward, and the directions of
+    the last step. They are float32 like the LoRA, or a projection of it."""
+    balance, K = config.balance, len(config.rewards)
+    if balance.meter != "time" or not (balance.weighs_gradients or balance.observe):
+        return 0
+    numbers = balance.projected(K) or sizes.lora(config.lora.rank)
+    return 4 * numbers * (K + balance.directions)
+
+
+def checkpoint_of(config: RunConfig, sizes: Sizes) -> int:
+    """Bytes of a checkpoint: the LoRA's three copies, the optimizer's two moments, and what the meter in time keeps."""
+    return 5 * 4 * sizes.lora(config.lora.rank) + meter_of(config, sizes)
 
 
 def _merged(networks: Mapping[str, Mapping[str, Scorer]]) -> dict[str, Scorer]:

@@ -118,15 +118,28 @@ def sum_by_layer(sums: dict[str, torch.Tensor]) -> None:
                 del sums[name]
 
 
-def gather_layers(layers: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All layers on every process, to the same bit, where each has those that ``sum_by_layer`` left it; shapes as in ``like``."""
+def sum_tensor(total: torch.Tensor) -> torch.Tensor:
+    """Over all processes, to the same bit on each."""
+    if world() > 1:
+        with _together():
+            dist.reduce(total, 0)
+            dist.broadcast(total, 0)
+    return total
+
+
+def gather_layers(
+    layers: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor], rows: int | None = None
+) -> dict[str, torch.Tensor]:
+    """All layers on every process, to the same bit, where each has those that ``sum_by_layer`` left it; shapes as in ``like``,
+    with a first axis of ``rows`` where that is given."""
     if world() == 1:
         return dict(layers)
-    gathered = {}
+    gathered, leading = {}, () if rows is None else (rows,)
     with _together():
         for owner, name in _owners(like):
-            wide = torch.promote_types(like[name].dtype, torch.float32)
-            gathered[name] = layers[name] if owner == rank() else torch.empty_like(like[name], dtype=wide, requires_grad=False)
+            wide, place = torch.promote_types(like[name].dtype, torch.float32), like[name].device
+            mine = owner == rank()
+            gathered[name] = layers[name] if mine else torch.empty((*leading, *like[name].shape), dtype=wide, device=place)
             dist.broadcast(gathered[name], owner)
     return gathered
 

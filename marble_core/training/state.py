@@ -34,12 +34,15 @@ def save_state(learner: Learner, directory: Path) -> None:
     tensors |= {f"ema/{n}": p for n, p in policy.ema.items()}
     for n, p in default.items():
         tensors |= {f"adam/{key}/{n}": value for key, value in learner.optimizer.state[p].items()}
+    if learner.meter:
+        tensors |= learner.meter.tensors()
     save_file({n: t.detach().contiguous() for n, t in tensors.items()}, directory / TENSORS)
     state = {
         "step": learner.step,
         "updates": learner.updates,
         "old_is_default": policy.old_is_default,
         "balancer": learner.balancer.state(),
+        "meter": learner.meter.state() if learner.meter else None,
         "config": learner.config.digest,
         "versions": versions(),
         "parameters": list(default),
@@ -72,6 +75,8 @@ def load_state(learner: Learner, directory: Path) -> list[str]:
             learner.optimizer.state[p] = {"step": tensors[f"adam/step/{n}"].clone(), **moments}
     learner.policy.old_is_default = state["old_is_default"]
     learner.balancer.load_state(state["balancer"])
+    if learner.meter:
+        learner.meter.load(state["meter"], tensors, next(iter(default.values())).device)
     learner.step, learner.updates = state["step"], state["updates"]
     learner.history = read_history(directory)
     then, now = state["versions"], versions()
