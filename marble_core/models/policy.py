@@ -103,7 +103,7 @@ class Policy:
         """As ``using``, for many forwards without gradients: the LoRA lies in the frozen weights meanwhile, which are restored bit
         by bit. Weights narrower than float32 would round it away; beside those it stays apart.
         """
-        layers = [m for m in self.transformer.modules() if isinstance(m, LoraLayer) and adapter in m.lora_A]
+        layers: list[Any] = [m for m in self.transformer.modules() if isinstance(m, LoraLayer) and adapter in m.lora_A]
         frozen = [layer.get_base_layer().weight for layer in layers]
         if not layers or frozen[0].dtype != torch.promote_types(frozen[0].dtype, torch.float32):
             with self.using(adapter) as model:

@@ -78,7 +78,9 @@ def gradients_by_autograd(one):
 
 @pytest.mark.parametrize("method", ["marble", "equal balance.observe=1"])
 def test_self_consistency_and_the_cosines_of_the_last_update_are_those_of_the_written_out_rule(method):
-    one = learner(TIME, "balance.meter_beta=0.6", f"balance.method={method.split()[0]}", *method.split()[1:], dtype=torch.float64)
+    one = learner(
+        TIME, "balance.meter_beta=0.6", f"balance.method={method.split()[0]}", *method.split()[1:], dtype=torch.float64
+    )
     m, last = np.zeros(()), None
     for t in range(3):
         g = gradients_by_autograd(one)
@@ -172,7 +174,9 @@ def test_a_run_with_a_meter_in_time_that_is_stopped_goes_on_to_the_same_bits(set
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
     (said, tensors), (again, others) = state_of(whole.meter), state_of(resumed.meter)
     assert said == again and tensors.keys() == others.keys() and all(torch.equal(t, others[n]) for n, t in tensors.items())
-    kept, now = ({n: v for n, v in one.history[-1]["metrics"].items() if "time/" not in n or "_time/" in n} for one in (whole, resumed))
+    kept, now = (
+        {n: v for n, v in one.history[-1]["metrics"].items() if "time/" not in n or "_time/" in n} for one in (whole, resumed)
+    )
     kept.pop("images_per_second"), now.pop("images_per_second")
     assert json.dumps(kept) == json.dumps(now)
 

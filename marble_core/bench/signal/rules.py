@@ -110,7 +110,9 @@ def _of_torchjd() -> dict[str, Rule]:
     """TorchJD's weightings of a Gram matrix with their published settings. They are told gradients of about unit length, for some
     take what is small for nothing."""
     import torch
-    from torchjd import aggregation as torchjd
+    from torchjd import aggregation
+
+    torchjd: Any = aggregation  # it takes any projector, and names one class
 
     weightings: Mapping[str, Any] = {
         "UPGrad": torchjd.UPGradWeighting(projector=_onto_dual_cone),

@@ -48,7 +48,10 @@ def run(
     paths = banks.collect(config, design, count, adapter, out, console)
     found = analyse(products(config.reward_names, paths), without, console)
     means = [batches.reward_means(path) for path in paths]
-    rewards = {name: tables.numbers(np.mean([mean[name] for mean in means if name in mean])) for name in config.reward_names}
+    rewards = {
+        name: tables.numbers(np.asarray(np.mean([mean[name] for mean in means if name in mean])))
+        for name in config.reward_names
+    }
     found = {"batches": count, "bank": banks.settings_of(out), "mean_rewards": rewards, **found}
     (out / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     console.print(f"Written to {out / RESULT}", soft_wrap=True)
