@@ -27,7 +27,7 @@ CORE = (
     "marble_core/prompts/mixing.py",
 )
 RESULTS = ROOT / ".mutants.json"
-BITS = ("_BitOr", "_BitAnd", "_BitXor", "_LShift", "_RShift")
+BITS = tuple(f"_{name}" for name in ("BitOr", "BitAnd", "BitXor", "LShift", "RShift"))
 WITH_ARGUMENTS = ("VariableReplacer", "VariableInserter")  # of cosmic-ray, which need a variable's name
 
 

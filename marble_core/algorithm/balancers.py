@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from marble_core.algorithm.advantages import Mixing
-from marble_core.algorithm.meter import InTime
 from marble_core.algorithm.split_half import SplitHalf
 from marble_core.config.balance import BalanceConfig, StageConfig
+
+if TYPE_CHECKING:
+    from marble_core.algorithm.meter import InTime
 
 
 @dataclass(frozen=True)

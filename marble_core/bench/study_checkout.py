@@ -25,7 +25,7 @@ def begun_with(out: Path, source: Path = _RUNNING) -> tuple[str, Path]:
     """
     record, checkout = out / COMMIT, out / CHECKOUT
     if record.is_file():
-        commit = record.read_text().strip()
+        commit = record.read_text(encoding="utf-8").strip()
         if not commit:
             return "", source
         if not checkout.is_dir():
@@ -37,7 +37,7 @@ def begun_with(out: Path, source: Path = _RUNNING) -> tuple[str, Path]:
             )
         return commit, checkout
     if not (source / ".git").exists():
-        record.write_text("\n")
+        record.write_text("\n", encoding="utf-8")
         return "", source
     if changed := _changed(source):
         raise MarbleError(
@@ -46,7 +46,7 @@ def begun_with(out: Path, source: Path = _RUNNING) -> tuple[str, Path]:
         )
     commit = _git(source, "rev-parse", "HEAD")
     _add(source, checkout, commit)
-    record.write_text(f"{commit}\n")
+    record.write_text(f"{commit}\n", encoding="utf-8")
     return commit, checkout
 
 

@@ -43,7 +43,7 @@ def owned(out: Path) -> Iterator[int]:
     A lock belongs to all processes that hold its file: that of a study which was killed goes when its last cell has ended.
     Raises MarbleError where it does not go.
     """
-    with (out / ".lock").open("a") as file:
+    with (out / ".lock").open("a", encoding="utf-8") as file:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -187,7 +187,7 @@ def events(place: Path) -> list[dict[str, Any]]:
     """What the cell's process has told of itself, over all attempts; a last line that a kill has cut is left out."""
     found = []
     with suppress(OSError):
-        for line in (place / "progress.jsonl").read_text().splitlines():
+        for line in (place / "progress.jsonl").read_text(encoding="utf-8").splitlines():
             with suppress(json.JSONDecodeError):
                 found.append(json.loads(line))
     return found

@@ -49,9 +49,7 @@ class BalanceConfig(Section):
     meter: Literal["halves", "time", "none"] = "halves"  # [O] halves of a step, or the steps before it, tell signal from noise
     meter_beta: float = Field(0.8, ge=0, lt=1)  # [O] of time: the EMA of the gradients over steps
     meter_dimensions: int | None = Field(None, ge=0)  # [O] of time: 0: whole gradients; n: projected; null: projected above 16
-    gram: Literal["full", "cross", "time"] = (
-        "full"  # [P] full; [O] cross, time: an estimate of the signal's Gram matrix by that meter
-    )
+    gram: Literal["full", "cross", "time"] = "full"  # [P] full; [O] cross, time: the signal's, estimated by that meter
     cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps, of time's too
     cross_ridge: float = Field(0.1, ge=0)  # [O]
     cross_floor: float = Field(0.15, gt=0, le=1)  # [O] least signal norm, as a share of the gradient's, of time's too

@@ -54,7 +54,7 @@ class SharedRoles:
             found = sample()
             draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.directory))
             _link(images, draft, role)
-            (draft / "depends_on.json").write_text(json.dumps(depends_on, indent=1, sort_keys=True))
+            (draft / "depends_on.json").write_text(json.dumps(depends_on, indent=1, sort_keys=True), encoding="utf-8")
             _write(found, draft / _SCORES)
             if place.exists():  # on a file system without locks another process was faster
                 shutil.rmtree(draft)
@@ -77,11 +77,11 @@ def _write(found: Sampled, path: Path) -> None:
     """Every float as its shortest decimal, which reads back as the same bits."""
     side = {name: column.tolist() for name, column in found.table.side.items()}
     table = {"names": found.table.names, "R_NK": found.table.R_NK.tolist(), "side": side}
-    path.write_text(json.dumps({**table, "distances_M": found.distances_M.tolist()}))
+    path.write_text(json.dumps({**table, "distances_M": found.distances_M.tolist()}), encoding="utf-8")
 
 
 def _read(path: Path) -> Sampled:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     side = {name: np.array(column) for name, column in found["side"].items()}
     return Sampled(RewardTable(tuple(found["names"]), np.array(found["R_NK"]), side), np.array(found["distances_M"]))
 
@@ -89,7 +89,7 @@ def _read(path: Path) -> Sampled:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Until the end of the block; the system lets go of it when the process ends, however it ends."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         with suppress(OSError):  # a file system without locks: at worst two processes do the same
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

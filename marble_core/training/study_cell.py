@@ -98,7 +98,7 @@ def _keep(learner: Learner, place: Path) -> None:
     draft.mkdir(parents=True)
     learner.policy.save_adapter(draft / "adapter", learner.policy.ema)
     write_history(learner.history, draft / HISTORY)
-    (draft / CONFIG).write_text(learner.config.to_json())
+    (draft / CONFIG).write_text(learner.config.to_json(), encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)
     draft.rename(place)
 
@@ -153,7 +153,9 @@ def _weights_sha256(adapter: Path) -> str:
 
 def _scores(place: Path, role: str, measured: Mapping[str, RewardResult]) -> dict[str, Column]:
     """Each reward's scores by prompt, at ``RewardResult.digits`` and one more: at most a thousandth of the base's std."""
-    lines: list[dict[str, Any]] = [json.loads(line) for line in (place / IMAGES / SCORES).read_text().splitlines()]
+    lines: list[dict[str, Any]] = [
+        json.loads(line) for line in (place / IMAGES / SCORES).read_text(encoding="utf-8").splitlines()
+    ]
     return {
         name: as_column([line[role].get(name, float("nan")) for line in lines], result.digits + 1)
         for name, result in measured.items()

@@ -114,17 +114,13 @@ def test_the_lora_sits_on_the_joint_attention_of_every_block_and_nowhere_else():
 
 
 @pytest.mark.slow
-def test_a_step_of_sd35_mediums_real_shape_fits_a_cpu_with_24_gib(medium_step, capsys):
+def test_a_step_of_sd35_mediums_real_shape_fits_a_cpu_with_24_gib(medium_step):
     step = medium_step
     assert step["parameters"] == 2_243_171_520 and step["dtypes"] == ["torch.bfloat16"]
     assert len(step["layers"]) == 191 and not [name for name in step["layers"] if "attn2" in name]
     assert step["lora_dtypes"] == ["torch.float32"] and step["moved"] == 382 and step["finite"] and not step["skipped"]
     assert (step["forwards"], step["backwards"]) == (3, 3)  # v_old, v_ref, v; q1, q0 and the KL's share
     assert step["peak_bytes"] < 24 * 2**30
-    with capsys.disabled():
-        print(
-            f"\nSD3.5-Medium, one step at 32 px: peak {step['peak_bytes'] / 1e9:.2f} GB, {step['before_bytes'] / 1e9:.2f} of it before"
-        )
 
 
 @pytest.mark.parametrize(
