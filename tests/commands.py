@@ -23,7 +23,7 @@ def environment(stand_in: str = "") -> dict[str, str]:
 
 def marble_process(cwd: Path, *arguments: str, stand_in: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "marble_core.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment(stand_in), capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment(stand_in), capture_output=True, text=True, timeout=600, check=False)
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -56,7 +56,7 @@ def run(cwd: Path, environment: dict[str, str], run_id: str, *overrides: str) ->
     for pair in [*TINY, *overrides]:
         command += ["--set", pair]
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=400, check=False
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=1800, check=False
     )
 
 

@@ -188,7 +188,7 @@ def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_n
         parent = subprocess.Popen(command, cwd=tmp_path, env=environment("hangs"), stdout=output, stderr=output)
     request.addfinalizer(parent.kill)
     events = tmp_path / ".marble" / "runs" / "stopped" / "progress.jsonl"
-    assert eventually(lambda: events.exists() and '"note": "pid' in events.read_text(), 60), (tmp_path / "output").read_text()
+    assert eventually(lambda: events.exists() and '"note": "pid' in events.read_text(), 600), (tmp_path / "output").read_text()
     notes = [json.loads(line).get("note", "") for line in events.read_text().splitlines()]
     stage = int(next(note for note in notes if note.startswith("pid ")).split()[1])
     assert is_alive(stage) and addresses(tmp_path / ".marble")

@@ -38,7 +38,7 @@ def test_fetch_brings_the_others_where_one_is_refused(hub, tmp_path):
     rewards = [{"name": n, "options": {"checkpoint": f"org/{u}"}} for n, u in (("clipscore", "clip"), ("pickscore", "tiny"))]
     command = [sys.executable, "-m", "marble_core.cli", "fetch", "--set", f"rewards={json.dumps(rewards)}"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "HF_TOKEN": "t0k3n"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2 and "Fetched" in done.stdout and "works offline" not in done.stdout
     assert done.stderr.strip().splitlines()[-1].startswith("The model 'org/clip' is gated: accept its licence on")
     assert "Traceback" not in done.stderr and "t0k3n" not in done.stderr + done.stdout

@@ -23,7 +23,7 @@ METHODS = ("marble", "weighted_sum", "marble balance.subtract_common=true")
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-7)}  # of the direction; of alpha and the other numbers
 
 
-def launch(count, work, *arguments, seconds=55, hopeless=None):
+def launch(count, work, *arguments, seconds=300, hopeless=None):
     """``work(*arguments)`` in ``count`` processes under the environment that torchrun gives them. Returns them, ended;
     the ``hopeless`` one is not waited for."""
     with socket.socket() as free:
@@ -136,15 +136,15 @@ def end_of_one(directory, how):
             optimizer_step(one, prompts())
         except MarbleError as error:
             (directory / str(distributed.rank())).write_text(str(error))
-            assert time.monotonic() - began < 30
+            assert time.monotonic() - began < 120
             raise
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path, how):
     began = time.monotonic()
-    ended = launch(3, end_of_one, tmp_path, how, seconds=40, hopeless=1)
-    assert time.monotonic() - began < 60
+    ended = launch(3, end_of_one, tmp_path, how, seconds=240, hopeless=1)
+    assert time.monotonic() - began < 240
     assert ended[0].exitcode == ended[2].exitcode == 1
     if how == signal.SIGKILL:
         assert "because another one ended or hung" in (tmp_path / "0").read_text()

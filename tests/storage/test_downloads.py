@@ -89,7 +89,7 @@ def test_of_several_processes_one_fetches(bucket: S3, tmp_path, cache):
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "abc"
     ]
-    said = [process.communicate(timeout=60) for process in running]
+    said = [process.communicate(timeout=600) for process in running]
     assert len({out for out, _ in said}) == 1 and all(process.returncode == 0 for process in running), said
     assert sum("Fetching" in err for _, err in said) == 1
 

@@ -54,7 +54,7 @@ def test_a_stage_that_is_told_to_end_saves_on_all_processes_and_leaves_none(serv
         start_new_session=True,
     )
     try:
-        assert eventually(lambda: events.exists() and '"done": 2' in events.read_text(), 90)
+        assert eventually(lambda: events.exists() and '"done": 2' in events.read_text(), 600)
         stage.send_signal(signal.SIGTERM)  # to the stage alone, as in a container
         assert stage.wait(40) != 0
         with pytest.raises(ProcessLookupError):

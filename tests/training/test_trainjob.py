@@ -139,7 +139,7 @@ def test_a_stage_that_is_told_to_end_deletes_its_job(kube: StubKube, stage: Stag
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(stage.prepared), str(stage.out)])
     try:
-        assert eventually(lambda: bool(kube.posted), 30)
+        assert eventually(lambda: bool(kube.posted))
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
     finally:
