@@ -16,6 +16,7 @@ import hashlib
 import json
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 
@@ -117,21 +118,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--survivors", action="store_true", help="run those that survived again")
+    parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     drawn = sample(arguments.count, arguments.seed)
+    todo = [m for m in drawn if m.key not in known or (arguments.survivors and not known[m.key]["killed"])]
     warm()
-    for n, mutant in enumerate(drawn, 1):
-        before = known.get(mutant.key)
-        if before and (before["killed"] or not arguments.survivors):
-            continue
-        done = outcome(mutant.file, mutant.code, TESTS[mutant.file])
-        known[mutant.key] = {"file": mutant.file, "operator": mutant.operator, "change": mutant.change, **vars(done)}
-        RESULTS.write_text(json.dumps(known, indent=1))
-        print(
-            f"{n:4} {'killed  ' if done.killed else 'SURVIVED'} {mutant.file}: {mutant.change}  [{done.by}, {done.seconds} s]",
-            flush=True,
-        )
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        running = {pool.submit(outcome, m.file, m.code, TESTS[m.file]): m for m in todo}
+        for n, future in enumerate(as_completed(running), 1):
+            mutant, done = running[future], future.result()
+            known[mutant.key] = {"file": mutant.file, "operator": mutant.operator, "change": mutant.change, **vars(done)}
+            RESULTS.write_text(json.dumps(known, indent=1))
+            word = "killed  " if done.killed else "SURVIVED"
+            print(f"{n:4} {word} {mutant.file}: {mutant.change}  [{done.by}, {done.seconds} s]", flush=True)
     results = [known[mutant.key] for mutant in drawn if mutant.key in known]
     killed = Counter(r["file"] for r in results if r["killed"])
     for file, count in sorted(Counter(r["file"] for r in results).items()):

@@ -96,3 +96,10 @@ def test_the_split_keeps_prompts_whole_and_sources_balanced():
     for offset in range(3):
         assert by_prompt[offset::3, 0].sum() in (2, 3)
     assert half_N.sum() in (28, 32)
+
+
+def test_two_sources_in_turn_are_split_each_for_itself():
+    """By turns alone the first source would lie in one half and the second in the other."""
+    prompts = tuple(Prompt(f"{s} {n}", s) for n in range(4) for s in ("general", "ocr"))
+    half_M = split(PromptBatch(prompts, 2, step=0, seed=0))[::2]
+    assert half_M[::2].tolist() == [1, 0, 1, 0] and half_M[1::2].tolist() == [0, 1, 0, 1]
