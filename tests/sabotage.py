@@ -23,7 +23,7 @@ SABOTAGES = (
     # those that were found to pass every test
     ("the EMA's weights swapped", POLICY, "[name].mul_(decay).add_(p, alpha=1 - decay)", "[name].mul_(1 - decay).add_(p, alpha=decay)", UPDATES),
     ("old's weights swapped", POLICY, "old[name].mul_(eta).add_(p, alpha=1 - eta)", "old[name].mul_(1 - eta).add_(p, alpha=eta)", UPDATES),
-    ("the rollout drawn by default", f"{MODELS}rollout.py", 'policy.using("old")', 'policy.using("default")', ROLLOUT),
+    ("the rollout drawn by default", f"{MODELS}rollout.py", 'policy.merged("old")', 'policy.merged("default")', ROLLOUT),
     ("the KL's scale without 1 / taken", PAIRS, "scale = 1 / taken if", "scale = 1 / (N * config.timesteps) if", MARBLE),
     ("one prompt's conditioning for all in the loss", PAIRS, "batch.prompt_N[images_B] - batch.prompt_N[rollout.first]]", "0 * batch.prompt_N[images_B]]", MARBLE),
     ("prompts in another order while sampling", f"{MODELS}sampling.py", "conditioning[owner_N[part]]", "conditioning[owner_N.flip(0)[part]]", ROLLOUT),
