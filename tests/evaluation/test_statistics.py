@@ -62,7 +62,7 @@ def test_the_mean_gain_is_in_stds_of_the_base_and_leaves_out_a_base_without_spre
     assert found.mean_gain([(d, flat)]) == Estimate(0.0, 0.0, 0.0)
     counts, centred = found.counts_UN, b - 5
     each = [(c @ d / c.sum()) / math.sqrt(max(c @ centred**2 / c.sum() - (c @ centred / c.sum()) ** 2, 2.0)) for c in counts]
-    assert np.allclose(found._gains(d, b), each), "a resample's own std, but at least half the base's"
+    assert np.allclose(found.gains(d, b), each), "a resample's own std, but at least half the base's"
 
 
 def test_the_change_of_diversity_is_relative_and_paired():
