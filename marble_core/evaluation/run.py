@@ -93,7 +93,7 @@ def measure(
     work = _Evaluator(config, prompts, scorers, Path(out) / IMAGES, list(adapters))
     tables = {}
     for role, name in adapters.items():
-        with policy.merged(name) as model:
+        with policy.using(name) as model:
             tables[role] = work.score(role, model)
     work.write_scores(tables)
     return tables, _settings(config, prompts, adapter, scorers)
@@ -138,7 +138,7 @@ class _Evaluator:
         """The role's rewards and distances; from ``shared`` where they are there."""
 
         def sample() -> Sampled:
-            with policy.merged(adapter) as model:
+            with policy.using(adapter) as model:
                 return Sampled(self.score(role, model), self.distances(role, model))
 
         return shared.get(role, self.depends_on(policy), self.directory, sample) if shared else sample()

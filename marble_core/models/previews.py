@@ -33,7 +33,7 @@ def grid(policy: Policy, prompts: Sequence[Prompt], config: RunConfig) -> np.nda
     texts = [text for row in rows for text in row]
     e = config.evaluation
     seeds = [derive(e.seed, "samples", i) for i in range(len(texts))]
-    with policy.merged("default") as model:
+    with policy.using("default") as model:
         images_NHWC = sample(model, texts, seeds, e.solver, e.steps, e.batch_size, precision=config.model.precision)[1]
     small = [_small(image_HWC) for image_HWC in images_NHWC]
     width = len(rows[0])
