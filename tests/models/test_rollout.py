@@ -54,7 +54,9 @@ def test_the_solver_agrees_with_euler_of_many_steps(policy):
     }
     assert errors["dpm2", 40] < 0.05 * float(fine.std())
     assert errors["dpm2", 40] < errors["dpm2", 10] < errors["euler", 10]
-    assert errors["dpm2", 40] < errors["dpm2_nft", 40] < errors["dpm2_nft", 10], "the released grid converges, and ours is closer"
+    assert errors["dpm2", 40] < errors["dpm2_nft", 40] < errors["dpm2_nft", 10], (
+        "the released grid converges, and ours is closer"
+    )
 
 
 def test_sampling_equals_diffusers_own_pipeline(policy):
