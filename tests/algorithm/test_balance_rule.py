@@ -6,6 +6,7 @@ import pytest
 from marble_core.algorithm.methods import make_balancer
 from marble_core.algorithm.split_half import SplitHalf
 from marble_core.config.balance import BalanceConfig
+from marble_core.types import MarbleError
 from oracles import min_norm_by_enumeration
 
 NAMES = ("a", "b", "c")
@@ -106,3 +107,14 @@ def test_stationary_is_said_of_a_direction_a_millionth_as_long_as_a_gradient(met
         g = np.array([[1.0, gap], [-1.0, gap], [0.0, 1.0]]) * 5
         done = balancer(method=method).weigh(g @ g.T, ALL)
         assert done.stationary is said and bool(done.w_K.any()) is not said
+
+
+def test_a_single_reward_has_all_the_weight_unless_its_limits_forbid_it():
+    def of_one(**config):
+        return make_balancer(BalanceConfig(**config), ("a",), 10)
+
+    assert of_one(wishes=("a >= 0.5",)).weigh(np.array([[4.0]]), np.ones(1, bool)).w_K.tolist() == [1.0]
+    assert of_one().weigh(np.array([[4.0]]), np.ones(1, bool)).w_K.tolist() == [1.0]
+    for config in ({"cap": {"a": 0.5}}, {"wishes": ("a <= 0.5",)}):
+        with pytest.raises(MarbleError, match="No weights that add up to 1"):
+            of_one(**config)
