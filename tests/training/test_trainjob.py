@@ -134,8 +134,9 @@ def test_a_kubernetes_that_is_away_for_a_moment_does_not_end_the_stage(kube: Stu
 
 def test_a_stage_that_is_told_to_end_deletes_its_job(kube: StubKube, stage: Stage) -> None:
     script = (
-        "import sys; from pathlib import Path; from marble_core import nodes, stages; nodes.POLL = 0.05; "
-        "prepared, out = map(Path, sys.argv[1:]); nodes.train_on_nodes(*stages.read_prepared(prepared), prepared, out)"
+        "import sys; from pathlib import Path; from marble_core.config.stage_files import read_prepared; "
+        "from marble_core.training import trainjob; trainjob.POLL = 0.05; "
+        "prepared, out = map(Path, sys.argv[1:]); trainjob.train_on_nodes(*read_prepared(prepared), prepared, out)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(stage.prepared), str(stage.out)])
     try:
