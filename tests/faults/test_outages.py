@@ -29,7 +29,7 @@ class S3AtOnePort(SeaweedFS):
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         words, environment = super().command()
-        self.port = self._port = self.port or self._port
+        self.port = self.port or int(self._url.rpartition(":")[2])
         self._url = f"http://127.0.0.1:{self.port}"
         return [f"-s3.port={self.port}" if word.startswith("-s3.port=") else word for word in words], environment
 
