@@ -54,8 +54,8 @@ class Learner:
 def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     """One step under the configured loss and balancer; the learner is changed only if all numbers are finite."""
     config, policy, balancer, clock = learner.config, learner.policy, learner.balancer, Clock()
-
-    batch = mix(eligible(learner, prompts), config.rollout.prompts, config.rollout.images_per_prompt, learner.step, config.seed)
+    eligible = balancer.eligible(prompts, learner.scorers, learner.step)
+    batch = mix(eligible, config.rollout.prompts, config.rollout.images_per_prompt, learner.step, config.seed)
     background = BackgroundScores(learner.scorers, batch.prompts_of(distributed.images_of(batch)))
     rollout = collect(policy, batch, config.rollout, background.add)
     clock.lap("sample")
@@ -85,15 +85,6 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     clock.lap("train")
     metrics |= clock.metrics(len(batch)) | {"clamped": clamped, "update/norm": norm}
     return _recorded(learner, StepReport(learner.step, metrics, update.balance.notes + odd))
-
-
-def eligible(learner: Learner, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts of the sources that this step's rewards apply to, or that its stage names: all of them for most methods."""
-    names, sources = learner.balancer.rewards(learner.step), learner.balancer.sources(learner.step)
-    if not sources:
-        scorers = [s for s in learner.scorers if s.name in names]
-        sources = tuple({p.source for p in prompts if any(s.applies(p) for s in scorers)})
-    return [p for p in prompts if p.source in sources]
 
 
 def _skipped(learner: Learner, why: list[str], fault: bool = False) -> StepReport:

@@ -151,6 +151,10 @@ def test_no_file_is_over_300_lines_and_no_function_over_60_without_a_sentence_wh
     assert long == []
 
 
+def test_the_step_is_one_file_of_a_hundred_lines() -> None:
+    assert len((ROOT / "marble_core/step.py").read_text(encoding="utf-8").splitlines()) <= 100
+
+
 BREACHES = [  # a module, an import that it must not have, the contract that forbids it
     ("report/words.py", "from marble_core.rewards import registry", "report reads results"),
     ("tracking/metric_glossary.py", "from marble_core.prompts import mixing", "tracking knows what was configured"),

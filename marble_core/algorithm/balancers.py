@@ -11,7 +11,7 @@ One rule for every mode (MARBLE, arXiv 2605.06507, eq. 5-8, carried further):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from marble_core.algorithm.advantages import Mixing
 from marble_core.algorithm.split_half import SplitHalf
 from marble_core.config.balance import BalanceConfig, StageConfig
+from marble_core.types import Prompt, Scorer
 
 if TYPE_CHECKING:
     from marble_core.algorithm.meter import InTime
@@ -72,6 +73,14 @@ class Balancer:
     def sources(self, step: int) -> tuple[str, ...]:
         """The sources that this step is limited to; empty where it is not."""
         return ()
+
+    def eligible(self, prompts: Sequence[Prompt], scorers: Sequence[Scorer], step: int) -> list[Prompt]:
+        """Prompts of the sources that this step's rewards apply to, or that its stage names: all of them for most methods."""
+        names, sources = self.rewards(step), self.sources(step)
+        if not sources:
+            own = [s for s in scorers if s.name in names]
+            sources = tuple({p.source for p in prompts if any(s.applies(p) for s in own)})
+        return [p for p in prompts if p.source in sources]
 
     def rethink(self, G_KK: np.ndarray, balance: Balance) -> np.ndarray:
         """The weights w_K that this Gram matrix would have had instead of the one behind ``balance``, without memory: what the
