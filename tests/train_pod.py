@@ -76,3 +76,14 @@ class Stage:
             kube.end(job["metadata"]["name"], "Complete")
 
         return start
+
+
+@pytest.fixture
+def kube(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StubKube]:
+    with stage_pod(monkeypatch, tmp_path) as stub:
+        yield stub
+
+
+@pytest.fixture
+def stage(bucket: S3, tmp_path: Path) -> Stage:
+    return Stage(bucket, tmp_path)
