@@ -72,6 +72,34 @@ def test_every_method_runs_in_the_one_loop_and_moves_the_policy(method):
     assert not report.skipped and any(not torch.equal(a, before[n]) for n, a in weights(one).items())
 
 
+def test_the_released_codes_balance_learns_from_a_share_of_a_step_and_steers_means_over_all_images(monkeypatch):
+    """docs/algorithm.md, section 7: weights from the QP of some micro-batches, for the whole step's raw gradients, masks left out."""
+    settings = "{meter: none, qp_share: 0.3, masks_between: all, normalise_between: false, every: 10}"
+    one = learner(f"balance={settings}", "loss.micro_batch=5", dtype=torch.float64)
+    config, policy, cut = one.config, one.policy, backward._micro_batches
+    batch = mix(prompts(), 6, 4, 0, config.seed)
+    rollout = collect(policy, batch, config.rollout)
+    advantages = estimate(score_all(one.scorers, rollout.images_NHWC, batch.prompts), batch.group_N, "batch")
+
+    def gradients(weight_NK):
+        of = lambda k: autograd_gradient(policy, rollout, config, weight_NK[:, k] / 2, advantages.A_NK[:, k])
+        return [of(k) for k in range(3)]
+
+    whole = gradients(advantages.mask_NK / 24)
+    kl = autograd_gradient(policy, rollout, config, np.zeros(24), np.zeros(24), kl=True)
+    assert len(list(cut(rollout, config.loss, 0.3))) == 3 and len(list(cut(rollout, config.loss))) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(backward, "_micro_batches", lambda *given: cut(*given, 0.3))
+        part = gradients(advantages.mask_NK / advantages.count_K)
+    flat = np.array([torch.cat([g.flatten() for g in one_.values()]).numpy() for one_ in part])
+    unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    alpha, _ = min_norm_by_enumeration(unit @ unit.T)
+    found, report = direction_of(one)
+    assert np.allclose([report.metrics[f"alpha/{n}"] for n in config.reward_names], alpha, atol=1e-6)
+    assert relative_error(found, {n: sum(float(alpha[k]) * whole[k][n] for k in range(3)) + kl[n] for n in kl}) < 1e-5
+    assert (report.metrics["passes/backward"], report.metrics["alpha_star/ocr"]) == (13, pytest.approx(alpha[2], abs=1e-6))
+
+
 def test_stages_follow_each_other_with_their_own_rewards_and_sources():
     stages = "[{rewards: [ocr], steps: 1}, {rewards: [clipscore, pickscore], sources: [general], steps: 1}]"
     one = learner("train.steps=2", f"balance={{method: sequential, stages: {stages}}}")

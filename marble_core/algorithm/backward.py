@@ -73,11 +73,11 @@ def mean_row(A_N: np.ndarray, timesteps: int) -> Rows:
     return Rows(np.full((1, N), 1 / (N * timesteps)), A_N[None], np.zeros(N))
 
 
-def per_reward(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig) -> Passes:
+def per_reward(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig, share: float = 1.0) -> Passes:
     """The gradients of all J rows, and as the last row the KL's, from one backward pass a term of the loss.
 
     For NFT that is two passes whatever J, one where ``old`` equals ``default``, and the KL's share of a third. A term that
-    only the last row wants rides with the KL.
+    only the last row wants rides with the KL. ``share`` of the micro-batches, drawn by (seed, step), are gone through.
     """
     alone = torch.zeros(len(rows.weight_JN) + 1, 1, dtype=torch.float64)
     alone[-1] = 1.0
@@ -95,7 +95,7 @@ def per_reward(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig)
             passes.append(Pass(last_BCHW, alone.expand(-1, len(images_B))))
         return passes
 
-    return _accumulate(policy, rollout, len(alone), plan, config)
+    return _accumulate(policy, rollout, len(alone), plan, config, share)
 
 
 def weighted_sum(policy: Policy, rollout: Rollout, rows: Rows, w_J: np.ndarray, config: LossConfig) -> Passes:
@@ -112,12 +112,12 @@ def weighted_sum(policy: Policy, rollout: Rollout, rows: Rows, w_J: np.ndarray, 
 Plan = Callable[[np.ndarray, Sequence[Term], torch.Tensor | None], list[Pass]]
 
 
-def _accumulate(policy: Policy, rollout: Rollout, rows: int, plan: Plan, config: LossConfig) -> Passes:
+def _accumulate(policy: Policy, rollout: Rollout, rows: int, plan: Plan, config: LossConfig, share: float = 1.0) -> Passes:
     """Every micro-batch's forwards, and the backward passes that ``plan`` makes of the loss's terms and the KL's cotangent."""
     gradients = RowGradients(policy.layers_of("default"), rows, policy.transformer if policy.checkpointing else None)
     with gradients.capturing():
         forwards = sum(
-            _micro_batch_gradients(policy, part, gradients, plan, config) for part in _micro_batches(rollout, config)
+            _micro_batch_gradients(policy, part, gradients, plan, config) for part in _micro_batches(rollout, config, share)
         )
     distributed.sum_by_layer(gradients.sums)
     forwards, backwards = distributed.sum_array(np.array([forwards, gradients.backwards])).tolist()
@@ -153,8 +153,8 @@ class _MicroBatch:
     kl_scale: float  # 0 where this micro-batch does not carry the KL
 
 
-def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch]:
-    """All (image, timestep) pairs; timesteps and noise are functions of (seed, step, image, timestep).
+def _micro_batches(rollout: Rollout, config: LossConfig, share: float = 1.0) -> Iterator[_MicroBatch]:
+    """All (image, timestep) pairs, or those of a share of the micro-batches; timesteps and noise are functions of (seed, step, image, timestep).
 
     Each image has its own: shared by the images of a prompt, they would leave a correlated error (measured on the demo
     model at T = 5: cosine with the gradient over many draws .47 shared, .83 independent). The micro-batches, and which of
@@ -167,7 +167,9 @@ def _micro_batches(rollout: Rollout, config: LossConfig) -> Iterator[_MicroBatch
     count = len(starts) * config.timesteps
     carriers = _kl_carriers(count, config, derive(seed, "kl", step))
     taken = sum(min(config.micro_batch, N - starts[n % len(starts)]) for n in carriers)
-    for n in range(count):
+    for n in (
+        range(count) if share == 1 else sorted(_choice(count, math.ceil(share * count), derive(seed, "qp", step)).tolist())
+    ):
         j, s = divmod(n, len(starts))
         images_B = np.intersect1d(np.arange(starts[s], min(starts[s] + config.micro_batch, N)), rollout.index_N)
         if not len(images_B):

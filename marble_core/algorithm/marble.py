@@ -1,4 +1,7 @@
-"""MARBLE's balance: the min-norm point of the rewards' gradients, averaged over steps, within the user's limits."""
+"""MARBLE's balance: the min-norm point of the rewards' gradients, averaged over steps, within the user's limits.
+
+``balance.trust`` may put another point in its place (``trust.py``); all else stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from marble_core.algorithm.evidence import Evidence, shrunk
 from marble_core.algorithm.meter import InTime
 from marble_core.algorithm.min_norm import Limits, feasible, min_norm
 from marble_core.algorithm.split_half import SplitHalf
+from marble_core.algorithm.trust import trust_point
 from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.types import MarbleError
@@ -40,7 +44,8 @@ class MinNorm(Balancer):
 
     def __init__(self, config: BalanceConfig, names: tuple[str, ...], steps: int) -> None:
         super().__init__(config, names, steps)
-        self.normalise = config.method == "marble"
+        self.normalise = config.method == "marble" and config.normalise
+        self.p = None if isinstance(config.trust, str) else config.trust  # None: the smallest ball, which is the QP
         self.ema_on_solved = config.every == 1 if config.ema_on_solved is None else config.ema_on_solved
         self.prior_K = _shares(config.prior, names)
         self.limits = read_limits(config, names)
@@ -101,8 +106,12 @@ class MinNorm(Balancer):
         return _rescale(self._share(self._solve(signal_KK / np.outer(unit_K, unit_K), active), active), unit_K, active)
 
     def _solve(self, cosine_KK: np.ndarray, active: np.ndarray) -> np.ndarray:
-        alpha_K = np.zeros(len(active))
-        alpha_K[active] = min_norm(cosine_KK[np.ix_(active, active)], self.limits.of(active))
+        alpha_K, own_KK, limits = np.zeros(len(active)), cosine_KK[np.ix_(active, active)], self.limits.of(active)
+        if self.p is None:
+            alpha_K[active] = min_norm(own_KK, limits)
+        else:
+            prior_K = self.prior_K[active]
+            alpha_K[active] = trust_point(own_KK, self.p, prior_K if prior_K.any() else np.ones(len(prior_K)), limits)
         return alpha_K
 
     def _balanced(

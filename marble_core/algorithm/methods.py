@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from marble_core.algorithm.auto_trust import AutoTrust
 from marble_core.algorithm.balancers import Balancer, Gdpo, Sequential, Single, WeightedSum
 from marble_core.algorithm.marble import MinNorm
 from marble_core.config.balance import BalanceConfig
@@ -24,4 +25,6 @@ def make_balancer(config: BalanceConfig, names: tuple[str, ...], steps: int) -> 
     if config.is_own:
         own: Balancer = import_class(config.method, "balance.method")(config, names, steps)
         return own
+    if config.trust == "auto":
+        return AutoTrust(config, names, steps)
     return METHODS[config.method.partition(":")[0]](config, names, steps)

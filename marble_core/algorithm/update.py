@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -83,23 +83,33 @@ def _update(
     """The balanced gradient of all K rewards where the balancer needs them, else one mixed backward with its weights.
 
     Every ``observe``-th step the K gradients are computed for the log alone; that changes no bit of the update. The meter in time
-    remembers them where the method never needs any.
+    remembers them where the method never needs any. With ``qp_share`` the balancer learns from a share of the step, and its
+    weights are those of a step between two QPs.
     """
     T, keep = config.loss.timesteps, config.balance
     has_signal_K = np.abs(advantages.A_NK).max(0) > 0
     parameters = policy.parameters_of("default")
 
-    if balancer.needs_gram(step):
+    if balancer.needs_gram(step) and keep.qp_share == 1:
         every = _all_gradients(policy, rollout, advantages, config, meter)
         balance = distributed.on_main(lambda: balancer.weigh(every.G_KK, has_signal_K, every.signal))
         w_J = np.concatenate([*[balance.w_K] * (2 if every.halves else 1), [1.0]])
         gradient = distributed.gather_layers(every.passes.gradients.combine(w_J), parameters)
-        memorable = every.memorable(meter, parameters, has_signal_K, balance.w_K[None])
+        tried_CK = np.zeros((0, len(balance.w_K))) if balance.tried_CK is None else balance.tried_CK
+        memorable = every.memorable(meter, parameters, has_signal_K, np.vstack([balance.w_K, tried_CK]))
         stats = GradientStats(every.G_KK, every.halves, balance.w_K, every.time)
         return Update(gradient, balance, stats, every.passes.forwards, every.passes.backwards, memorable)
 
-    balance, seen, memorable = distributed.on_main(lambda: balancer.between(step, has_signal_K)), None, None
-    if keep.observe and step % keep.observe == 0:
+    seen = memorable = None
+    forwards = backwards = 0
+    if balancer.needs_gram(step):
+        part = _all_gradients(policy, rollout, advantages, config, None)
+        balance = distributed.on_main(lambda: _learned(balancer, step, part.G_KK, has_signal_K))
+        seen = GradientStats(part.G_KK, None, balance.w_K)
+        forwards, backwards = part.passes.forwards, part.passes.backwards
+    else:
+        balance = distributed.on_main(lambda: balancer.between(step, has_signal_K))
+    if seen is None and keep.observe and step % keep.observe == 0:
         every = _all_gradients(policy, rollout, advantages, config, meter, with_mixed=bool(balancer.mixing))
         w_K = np.eye(len(every.G_KK))[-1] if balancer.mixing else balance.w_K
         seen = GradientStats(every.G_KK, every.halves, w_K, every.time)
@@ -109,9 +119,24 @@ def _update(
         rows, w_J = backward.mean_row(advantages.A_N, T), np.ones(1)
     else:
         rows, w_J = backward.reward_rows(advantages, None, T, keep.subtract_common), balance.w_K
+        if keep.masks_between == "all":
+            w_J = w_J * advantages.count_K / len(advantages.A_N)
     one = backward.weighted_sum(policy, rollout, rows, w_J, config.loss)
     gradient = distributed.gather_layers(one.gradients.combine(np.ones(1)), parameters)
-    return Update(gradient, balance, seen, one.forwards, one.backwards, memorable)
+    return Update(gradient, balance, seen, forwards + one.forwards, backwards + one.backwards, memorable)
+
+
+def _learned(balancer: Balancer, step: int, G_KK: np.ndarray, has_signal_K: np.ndarray) -> Balance:
+    """The weights of a step between two QPs, after one on the Gram matrix of a share of this step."""
+    solved = balancer.weigh(G_KK, has_signal_K)
+    return replace(
+        balancer.between(step, has_signal_K),
+        alpha_star_K=solved.alpha_star_K,
+        w_star_K=solved.w_star_K,
+        failed=solved.failed,
+        notes=solved.notes,
+        numbers=solved.numbers,
+    )
 
 
 @dataclass(frozen=True)
@@ -142,9 +167,11 @@ def _all_gradients(
     meter: Meter | None,
     with_mixed: bool = False,
 ) -> _Every:
+    share = 1.0 if with_mixed else config.balance.qp_share  # what is observed for the log is a whole step
+    loss = config.loss if share == 1 else config.loss.model_copy(update={"kl_beta": 0.0})  # the whole step has the KL
     half_N = split(rollout.batch) if config.balance.meter == "halves" else None
     rows = backward.reward_rows(advantages, half_N, config.loss.timesteps, config.balance.subtract_common, with_mixed)
-    passes = backward.per_reward(policy, rollout, rows, config.loss)
+    passes = backward.per_reward(policy, rollout, rows, loss, share)
     G_JJ = distributed.sum_array(passes.gradients.gram())[:-1, :-1]
     halves = SplitHalf(G_JJ) if half_N is not None else None
     G_KK = halves.whole if halves else G_JJ

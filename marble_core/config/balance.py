@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from marble_core.config.section import Section, Share
 
@@ -24,6 +24,14 @@ BALANCING = ("marble", "mgda")
 METHODS = ("marble", "mgda", "weighted_sum", "equal", "gdpo", "sequential", "single:<reward>")
 
 
+# What trust: auto chooses from, by name. The last is the prior-weighted sum of the gradients as they are.
+CANDIDATES: dict[str, dict[str, Any]] = {
+    **{f"{p:g}": {"trust": p} for p in (1.0, 1.5, 2.0, 4.0)},
+    "paper": {"trust": "paper"},
+    "raw": {"trust": 2.0, "normalise": False, "gram": "full"},
+}
+
+
 FULL_UP_TO, PROJECTED = 16, 2**16  # rewards that the meter in time keeps whole, and numbers kept of a gradient above
 
 
@@ -35,6 +43,12 @@ class BalanceConfig(Section):
 
     method: str = "marble"  # one of METHODS, or the import path of a Balancer: package.module:Class
     every: int = Field(1, ge=1)  # [O] 1: the QP is solved on every step; N: one backward pass in between. [C] 10
+    qp_share: float = Field(
+        1.0, gt=0, le=1
+    )  # [O] share of a step's micro-batches that the QP sees; [C] one: 0.005 of the paper's
+    masks_between: Literal["valid", "all"] = "valid"  # [O] between QPs a mean over a reward's own images; [C] over all images
+    trust: Annotated[float, Field(ge=1)] | Literal["paper", "auto"] = "paper"  # [P] p = inf; [O] p, 1 is the most robust; auto
+    normalise: bool = True  # [P] balance gradients of equal length; [O] false: as they are
     rho: float = Field(0.7, ge=0, lt=1)  # [P] EMA of alpha, and of the norms
     ema_on_solved: bool | None = None  # use abar on a solved step too; default: true for every = 1, false [P] above
     normalise_between: bool = True  # [O]; false [P]: abar on unnormalised gradients
@@ -55,6 +69,14 @@ class BalanceConfig(Section):
     cross_floor: float = Field(0.15, gt=0, le=1)  # [O] least signal norm, as a share of the gradient's, of time's too
     dead_norm: float = Field(1e-6, ge=0)  # [O] inactive below this share of the median gradient norm
     stages: tuple[StageConfig, ...] = ()  # of sequential
+
+    @field_validator("trust", mode="before")
+    @classmethod
+    def _number_or_name(cls, value: Any) -> Any:
+        known = value in ("paper", "auto") or (type(value) in (int, float) and 1 <= value < float("inf"))
+        if not known:
+            raise ValueError("it must be a number from 1 on, 'paper' (which is infinity), or 'auto'")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -77,8 +99,8 @@ class BalanceConfig(Section):
 
     @property
     def directions(self) -> int:
-        """Directions of the last step that the meter in time keeps: the update's."""
-        return 1
+        """Directions of the last step that the meter in time keeps: the update's, and those that auto chooses from."""
+        return 1 + (len(CANDIDATES) if self.trust == "auto" else 0)
 
     @property
     def single(self) -> str:
@@ -114,6 +136,32 @@ class BalanceConfig(Section):
             raise ValueError(
                 f"gram {self.gram!r} is made by balance.meter: {made_of} and balances normalised gradients, so it needs both"
             )
+        if made_of and not self.normalise:
+            raise ValueError(f"gram {self.gram!r} balances normalised gradients, so it needs balance.normalise: true")
         if self.meter_dimensions is not None and self.meter != "time":
             raise ValueError("balance.meter_dimensions is of balance.meter: time, so it needs that or must be left out")
+        return self
+
+    @model_validator(mode="after")
+    def _known_trust(self) -> BalanceConfig:
+        if self.method != "marble":
+            for key in ("trust", "normalise"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"balance.{key} is of the method 'marble', so it would say nothing for {self.method!r}")
+        if self.trust == "auto" and self.meter != "time":
+            raise ValueError("trust 'auto' chooses by what the next step says of a direction, so it needs balance.meter: time")
+        if self.trust == "auto" and not self.normalise:
+            raise ValueError("trust 'auto' has gradients as they are among its choices, so leave balance.normalise out")
+        return self
+
+    @model_validator(mode="after")
+    def _known_share(self) -> BalanceConfig:
+        if self.method not in BALANCING:
+            for key in ("qp_share", "masks_between"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"balance.{key} is of methods that solve a QP, so it would say nothing for {self.method!r}"
+                    )
+        if self.qp_share < 1 and self.meter != "none":
+            raise ValueError("balance.qp_share below 1 leaves a meter too few images, so it needs balance.meter: none")
         return self

@@ -219,6 +219,10 @@ class RunConfig(Section):
             parse(floor, tuple(measured), "floor")
         if unknown := (named | ({self.balance.single} - {""})) - set(names):
             raise ValueError(f"balance names the reward {min(unknown)!r}, but the rewards are {', '.join(names)}")
+        if self.balance.trust != "paper" and self.balance.prior and (unnamed := set(names) - set(self.balance.prior)):
+            raise ValueError(
+                f"balance.trust weighs rewards by balance.prior, which must then name each of them and leaves out {min(unnamed)!r}"
+            )
         for wish in self.balance.wishes:
             parse(wish, tuple(names))
         if unknown := {s for stage in self.balance.stages for s in stage.sources} - set(self.data.train):

@@ -37,7 +37,10 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
     micro_batches = -(-images // loss.micro_batch) * loss.timesteps
     every = micro_batches * processes_of(config)
     carriers = math.ceil(loss.kl_fraction * every) if loss.kl_beta else 0
-    solves = config.balance.weighs_gradients
+    solves, share = config.balance.weighs_gradients, config.balance.qp_share
+    again = (
+        math.ceil(share * every) if solves and share < 1 else 0
+    )  # micro-batches that the QP sees, before the step's own pass
     step = flop_of_step(config, sizes, solves) if sizes else None
     speed = 1e12 * hardware.tflops * hardware.utilisation * max(1, hardware.gpus)
     return Work(
@@ -45,8 +48,8 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
         images_per_process=images,
         batches=-(-images // rollout.batch_size),
         micro_batches=micro_batches,
-        forwards=_velocities(config) * every + carriers,
-        backwards=_terms(config) * every + carriers if solves else every,
+        forwards=_velocities(config) * (every + again) + carriers,
+        backwards=_terms(config) * every + carriers if solves and not again else every + _terms(config) * again,
         flop=step,
         hours=step * config.train.steps / speed / 3600 if step and speed else None,
     )
@@ -55,10 +58,13 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
 def flop_of_step(config: RunConfig, sizes: Sizes, solves: bool) -> float:
     rollout, loss = config.rollout, config.loss
     kl = loss.kl_fraction if loss.kl_beta else 0.0
-    passes = _terms(config) + kl if solves else 1.0
-    if solves and config.balance.every > 1:
-        passes = (passes + config.balance.every - 1) / config.balance.every
-    velocities = _velocities(config) + kl + config.model.gradient_checkpointing
+    passes, share, again = 1.0, config.balance.qp_share, 0.0
+    if solves:
+        again = share if share < 1 else 0.0
+        solved = 1 + again * _terms(config) if again else _terms(config) + kl
+        passes = (solved + config.balance.every - 1) / config.balance.every
+        again /= config.balance.every
+    velocities = (_velocities(config) + config.model.gradient_checkpointing) * (1 + again) + kl
     images = rollout.prompts * rollout.images_per_prompt
     return images * flop_of_velocity(config, sizes) * (rollout.steps + loss.timesteps * (velocities + passes * BACKWARD))
 

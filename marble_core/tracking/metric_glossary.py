@@ -2,7 +2,7 @@
 
 GLOSSARY = {
     "alpha/NAME": "the share of the update that a reward steers",
-    "alpha_star/NAME": "the share that the min-norm point of this very step gives it, before averages, priors and limits",
+    "alpha_star/NAME": "the share that the min-norm point (or the point of `balance.trust`) of this very step gives it, before averages, priors and limits",
     "cosine/worst": "least cosine of the update with a reward's gradient: positive means that no reward is contradicted, on this very batch",
     "held_out/worst": "the same for a direction found on half of the prompts against gradients of the other half: what holds for the next batch",
     "consistency/NAME": "cosine of a reward's gradients from two halves of the prompts: near 1 signal, near 0 noise",
@@ -13,6 +13,9 @@ GLOSSARY = {
     "cosine/last_worst": "the least of these",
     "projection_error": "largest error of a cosine between this step's gradients where the steps before are kept as a random projection",
     "shrinkage": "share by which `balance.gram: time` draws the cosines towards 0: 1 is no evidence and equal weights, 0 is certainty",
+    "trust/p": "the exponent that `balance.trust: auto` uses; 0 is the paper's, which is infinity",
+    "trust/raw": "1 where it sums the gradients as they are",
+    "trust/score:P": "mean over steps of the least cosine of an exponent's last direction with a new step's gradient: what it is chosen by",
     "clamped": "share of the advantages that were cut to the range in which the loss is affine",
     "inactive": "rewards without a usable gradient in this step: their weight is 0, and their averages stay as they are",
     "stationary": "1 where no direction improves every reward, and the update is the KL's alone",

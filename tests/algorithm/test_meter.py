@@ -19,7 +19,7 @@ from marble_core.prompts import mix
 from marble_core.rewards.scoring import score_all
 from marble_core.step import optimizer_step
 from marble_core.training import loop
-from oracles import autograd_gradient
+from oracles import autograd_gradient, min_norm_by_enumeration
 
 TIME = "balance.meter=time"
 NAMES = ("clipscore", "pickscore", "ocr")
@@ -99,6 +99,19 @@ def test_self_consistency_and_the_cosines_of_the_last_update_are_those_of_the_wr
         m = 0.6 * m + 0.4 * g
 
 
+def test_auto_scores_the_directions_that_its_candidates_would_have_taken_by_the_next_steps_gradients():
+    one = learner(TIME, "balance.trust=auto", dtype=torch.float64)
+    before = gradients_by_autograd(one)
+    assert optimizer_step(one, prompts()).metrics["trust/p"] == 2
+    now = gradients_by_autograd(one)
+    metrics = optimizer_step(one, prompts()).metrics
+    unit = before / np.linalg.norm(before, axis=1, keepdims=True)
+    shares = {"2": np.full(3, 1 / 3) @ unit, "raw": before.mean(0), "paper": min_norm_by_enumeration(unit @ unit.T)[0] @ unit}
+    for label, d in shares.items():
+        worst = min(d @ g / np.linalg.norm(d) / np.linalg.norm(g) for g in now)
+        assert metrics[f"trust/score:{label}"] == pytest.approx(worst, abs=1e-5), label
+
+
 def test_images_needed_are_those_at_which_half_of_the_squared_norm_is_signal():
     signal_KD, steps = noisy_steps(400)
     meter = small_meter()
@@ -161,10 +174,10 @@ def test_the_meter_changes_no_bit_of_the_update_and_neither_does_observing():
     assert not all(torch.equal(w, by_time[n]) for n, w in plain.items())
 
 
-@pytest.mark.parametrize("setting", ["balance.gram=time", "balance.meter_dimensions=64"])
+@pytest.mark.parametrize("setting", ["balance={gram: time, trust: auto}", "balance.meter_dimensions=64"])
 def test_a_run_with_a_meter_in_time_that_is_stopped_goes_on_to_the_same_bits(setting, tmp_path):
     def run(place, steps):
-        one = learner(TIME, setting, f"train.steps={steps}")
+        one = learner(setting, TIME, f"train.steps={steps}")
         loop.train(one, prompts(), CheckpointStore(tmp_path / place, None, "run"), lambda _: None)
         return one
 

@@ -9,21 +9,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import real_shape
-from builders import random_advantages, small_config, small_policy, small_rollout
+from builders import learner, prompts, random_advantages, small_config, small_policy, small_rollout
 from marble_core.algorithm import backward
 from marble_core.algorithm.row_gradients import RowGradients
 from marble_core.algorithm.split_half import split
 from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config, parse_config, presets
-from marble_core.estimate import GIB, check_fits, memory_of, resolve_batch_sizes, sizes_of, work_of
+from marble_core.estimate import GIB, check_fits, checkpoint_of, memory_of, resolve_batch_sizes, sizes_of, work_of
 from marble_core.estimate.memory import _kept
 from marble_core.estimate.sizes import Sizes
 from marble_core.models.flux import Flux
 from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
+from marble_core.step import optimizer_step
+from marble_core.training.state import TENSORS, save_state
 from marble_core.types import MarbleError
 from paths import ROOT
 
@@ -229,6 +232,30 @@ def test_batches_that_memory_chooses_are_the_largest_that_fit_evenly_and_more_me
                     )
                 )
     assert memory_of(config, sizes).phases["training"]["text encoders"] == 0
+
+
+def test_the_meter_in_time_takes_the_memory_and_the_checkpoint_that_are_said(tmp_path):
+    """What a step of a small model leaves, against the arithmetic on sizes like its own."""
+    sizes = replace(known("stabilityai/stable-diffusion-3.5-medium"), width=32, blocks=3)
+    for settings, kept in (
+        (["balance.meter=time"], 4),  # three averages and the update
+        (["balance.meter=time", "balance.trust=auto"], 10),  # and six directions to choose from
+        (["balance.meter=time", "balance.meter_dimensions=64"], 4),
+        (["balance.meter=halves"], 0),
+    ):
+        one = learner(*settings)
+        optimizer_step(one, prompts())
+        save_state(one, tmp_path)
+        numbers = 64 if len(settings) > 1 and "dimensions" in settings[1] else sizes.lora(4)
+        assert memory_of(one.config, sizes).phases["sampling"].get("meter", 0) == 4 * kept * numbers
+        held = sum(4 * t.numel() for t in one.meter.tensors().values()) if one.meter else 0
+        assert held == 4 * kept * numbers
+        stored = {n: t.numel() for n, t in load_file(tmp_path / TENSORS).items() if not n.startswith("adam/step/")}
+        assert 4 * sum(stored.values()) == checkpoint_of(one.config, sizes)
+    apart, in_time = (
+        memory_of(learner(f"balance.meter={meter}").config, sizes).phases["training"] for meter in ("halves", "time")
+    )
+    assert in_time["accumulators"] + in_time["meter"] == apart["accumulators"] + 4 * sizes.lora(4), "one direction more"
 
 
 @pytest.mark.parametrize("offload", ["none", "encoders", "scorers", "all"])

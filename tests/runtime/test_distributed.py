@@ -19,6 +19,7 @@ from marble_core.types import MarbleError, Prompt, PromptBatch
 from oracles import relative_error
 from paths import TESTS
 
+METERS = ("balance={gram: time, trust: auto}", "balance.meter_dimensions=64")
 METHODS = ("marble", "weighted_sum", "marble balance.subtract_common=true")
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-7)}  # of the direction; of alpha and the other numbers
 
@@ -62,10 +63,19 @@ def found_direction(method, dtype):
     return {"gradient": found, "metrics": dict(report.metrics)}
 
 
+def found_in_time(setting):
+    """What the meter in time says in a second step, and what it keeps after it."""
+    one = learner(setting, "balance.meter=time", "loss.micro_batch=7", dtype=torch.float64)
+    metrics = [optimizer_step(one, prompts()).metrics for _ in range(2)][1]
+    kept = {n: m for n, m in metrics.items() if n.startswith(("consistency_time", "cosine/last", "trust/", "alpha/"))}
+    return {"metrics": kept, "tensors": {n: t.clone() for n, t in one.meter.tensors().items()}, "state": one.meter.state()}
+
+
 def everything(directory, store):
     """What one process saw of all claims below."""
     with distributed.processes():
         seen = {(method, dtype): found_direction(method, dtype) for method in METHODS for dtype in TOLERANCE}
+        seen |= {setting: found_in_time(setting) for setting in METERS}
         faulty = learner()
         if distributed.rank() == distributed.world() - 1:
             faulty.scorers[1].score = lambda images, _: np.full(len(images), np.inf)
@@ -108,6 +118,19 @@ def test_any_number_of_processes_gives_the_same_direction_and_alpha(seen, method
                 assert one[what]["metrics"][name] == pytest.approx(value, rel=of_numbers, abs=of_numbers / 10), name
     first, *others = (one[what]["gradient"] for one in seen[count])
     assert all(torch.equal(g, other[n]) for other in others for n, g in first.items()), "to the bit between processes"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("setting", METERS)
+def test_any_number_of_processes_has_the_same_meter_in_time(seen, setting, count):
+    alone, (first, *others) = seen[1][0][setting], [one[setting] for one in seen[count]]
+    assert {n.partition("/")[0] for n in first["metrics"]} >= {"consistency_time", "cosine", "alpha"}
+    for name, value in alone["metrics"].items():
+        assert first["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    assert relative_error(first["tensors"], alone["tensors"]) < 1e-6
+    for other in others:
+        assert other["state"] == first["state"] and other["tensors"].keys() == first["tensors"].keys()
+        assert all(torch.equal(t, other["tensors"][n]) for n, t in first["tensors"].items()), "to the bit between processes"
 
 
 @pytest.mark.parametrize("count", [2, 4])
