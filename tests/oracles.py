@@ -43,14 +43,20 @@ def _first(size, count, seed):
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].tolist()
 
 
+def written_share(seed, step, N, loss, share, purpose):
+    """Which (image, draw) pairs lie in a share of a step's micro-batches. Micro-batch n = j ceil(N / micro_batch) + i // micro_batch."""
+    per_draw = math.ceil(N / loss.micro_batch)
+    count = per_draw * loss.timesteps
+    chosen = _first(count, math.ceil(share * count), derive(seed, purpose, step))
+    return np.array([[j * per_draw + i // loss.micro_batch in chosen for j in range(loss.timesteps)] for i in range(N)])
+
+
 def written_pairs(seed, step, x0_NCHW, t_S, loss):
     """For each of the T draws: x_t, t_N and the KL's weight kl_N of all N images. Each (image, draw) has its own noise and time, an
     image's times are distinct, and the KL rides on ``kl_fraction`` of the micro-batches as a mean over what these hold."""
     N, T, S = len(x0_NCHW), loss.timesteps, len(t_S)
     drawn = [_first(S, T, derive(seed, "times", step, i)) for i in range(N)]
-    per_draw = math.ceil(N / loss.micro_batch)
-    carriers = _first(per_draw * T, math.ceil(loss.kl_fraction * per_draw * T), derive(seed, "kl", step))
-    carry_NT = np.array([[j * per_draw + i // loss.micro_batch in carriers for j in range(T)] for i in range(N)])
+    carry_NT = written_share(seed, step, N, loss, loss.kl_fraction, "kl")
     for j in range(T):
         t_N = torch.stack([t_S[drawn[i][j]] for i in range(N)])
         if loss.times == "between":  # uniform from each time down to the solver's next
@@ -64,13 +70,14 @@ def written_pairs(seed, step, x0_NCHW, t_S, loss):
         yield x0_NCHW - t * x0_NCHW + t * eps, t_N, carry_NT[:, j] / carry_NT.sum()
 
 
-def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False):
-    """The gradient of sum_it weight_i l(A_i), or of the KL, in one ordinary backward a draw of all images."""
+def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False, keep_NT=None):
+    """The gradient of sum_it weight_i l(A_i), or of the KL, in one ordinary backward a draw of all images. ``keep_NT``: the (image,
+    draw) pairs that count, of the first; all by default."""
     default, batch = policy.parameters_of("default"), rollout.batch
     total = {n: torch.zeros_like(p) for n, p in default.items()}
     x0 = rollout.x0_NCHW
     conditioning = rollout.conditioning[[m for m in range(len(batch.prompts)) for _ in range(batch.images_per_prompt)]]
-    for x_t, t_N, kl_N in written_pairs(batch.seed, batch.step, x0, rollout.t_S, config.loss):
+    for j, (x_t, t_N, kl_N) in enumerate(written_pairs(batch.seed, batch.step, x0, rollout.t_S, config.loss)):
         velocities = {}
         for adapter in ("old", "off"):
             with policy.using(adapter) as model, torch.no_grad():
@@ -82,7 +89,8 @@ def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False):
         if kl:
             weight, each = config.loss.kl_beta * kl_N, (v - velocities["off"]).pow(2).mean((1, 2, 3))
         else:
-            weight, each = weight_N, written_loss(v, velocities["old"], x_t, x0, t_N, torch.as_tensor(A_N).to(v), config.loss)
+            weight = weight_N if keep_NT is None else weight_N * keep_NT[:, j]
+            each = written_loss(v, velocities["old"], x_t, x0, t_N, torch.as_tensor(A_N).to(v), config.loss)
         loss = (torch.as_tensor(weight).to(v) * each).sum()
         for n, g in zip(default, torch.autograd.grad(loss, list(default.values()), allow_unused=True), strict=True):
             total[n] += 0 if g is None else g

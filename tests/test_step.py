@@ -15,7 +15,7 @@ from marble_core.prompts import mix
 from marble_core.rewards.scoring import score_all
 from marble_core.step import optimizer_step
 from marble_core.types import Prompt
-from oracles import relative_error
+from oracles import autograd_gradient, min_norm_by_enumeration, relative_error, written_share
 
 
 def direction_of(one):
@@ -72,25 +72,25 @@ def test_every_method_runs_in_the_one_loop_and_moves_the_policy(method):
     assert not report.skipped and any(not torch.equal(a, before[n]) for n, a in weights(one).items())
 
 
-def test_the_released_codes_balance_learns_from_a_share_of_a_step_and_steers_means_over_all_images(monkeypatch):
+def test_the_released_codes_balance_learns_from_a_share_of_a_step_and_steers_means_over_all_images():
     """docs/algorithm.md, section 7: weights from the QP of some micro-batches, for the whole step's raw gradients, masks left out."""
     settings = "{meter: none, qp_share: 0.3, masks_between: all, normalise_between: false, every: 10}"
     one = learner(f"balance={settings}", "loss.micro_batch=5", dtype=torch.float64)
-    config, policy, cut = one.config, one.policy, backward._micro_batches
+    config, policy = one.config, one.policy
     batch = mix(prompts(), 6, 4, 0, config.seed)
     rollout = collect(policy, batch, config.rollout)
-    advantages = estimate(score_all(one.scorers, rollout.images_NHWC, batch.prompts), batch.group_N, "batch")
+    table = score_all(one.scorers, rollout.images_NHWC, batch.prompts_of(rollout.index_N))
+    advantages = estimate(table, batch.group_N, "batch")
+    qp_NT = written_share(config.seed, 0, 24, config.loss, 0.3, "qp")
+    assert 0 < qp_NT.sum() <= 3 * 5, "3 of the 10 micro-batches, which hold at most 5 images"
 
-    def gradients(weight_NK):
-        of = lambda k: autograd_gradient(policy, rollout, config, weight_NK[:, k] / 2, advantages.A_NK[:, k])
+    def gradients(weight_NK, keep_NT=None):
+        of = lambda k: autograd_gradient(policy, rollout, config, weight_NK[:, k] / 2, advantages.A_NK[:, k], keep_NT=keep_NT)
         return [of(k) for k in range(3)]
 
     whole = gradients(advantages.mask_NK / 24)
     kl = autograd_gradient(policy, rollout, config, np.zeros(24), np.zeros(24), kl=True)
-    assert len(list(cut(rollout, config.loss, 0.3))) == 3 and len(list(cut(rollout, config.loss))) == 10
-    with monkeypatch.context() as patch:
-        patch.setattr(backward, "_micro_batches", lambda *given: cut(*given, 0.3))
-        part = gradients(advantages.mask_NK / advantages.count_K)
+    part = gradients(advantages.mask_NK / advantages.count_K, qp_NT)
     flat = np.array([torch.cat([g.flatten() for g in one_.values()]).numpy() for one_ in part])
     unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     alpha, _ = min_norm_by_enumeration(unit @ unit.T)
