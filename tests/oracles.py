@@ -44,7 +44,7 @@ def _first(size, count, seed):
 
 
 def written_share(seed, step, N, loss, share, purpose):
-    """Which (image, draw) pairs lie in a share of a step's micro-batches. Micro-batch n = j ceil(N / micro_batch) + i // micro_batch."""
+    """Which (image, draw) pairs lie in a share of a step's micro-batches, which are numbered draw by draw."""
     per_draw = math.ceil(N / loss.micro_batch)
     count = per_draw * loss.timesteps
     chosen = _first(count, math.ceil(share * count), derive(seed, purpose, step))

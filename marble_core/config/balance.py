@@ -43,9 +43,7 @@ class BalanceConfig(Section):
 
     method: str = "marble"  # one of METHODS, or the import path of a Balancer: package.module:Class
     every: int = Field(1, ge=1)  # [O] 1: the QP is solved on every step; N: one backward pass in between. [C] 10
-    qp_share: float = Field(
-        1.0, gt=0, le=1
-    )  # [O] share of a step's micro-batches that the QP sees; [C] one: 0.005 of the paper's
+    qp_share: float = Field(1.0, gt=0, le=1)  # [O] share of a step's micro-batches that the QP sees; [C] one of 192: 0.005
     masks_between: Literal["valid", "all"] = "valid"  # [O] between QPs a mean over a reward's own images; [C] over all images
     trust: Annotated[float, Field(ge=1)] | Literal["paper", "auto"] = "paper"  # [P] p = inf; [O] p, 1 is the most robust; auto
     normalise: bool = True  # [P] balance gradients of equal length; [O] false: as they are
