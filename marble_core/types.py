@@ -6,7 +6,7 @@ Shape suffixes, used on every tensor and array of the project:
     B  images in a micro-batch             T  training timesteps per image   S  timesteps of the rollout's solver
     J  accumulated gradients: a reward, a reward over half of the prompts, the KL
     Q  linear constraints on alpha_K       I  images per prompt              V  values compared, or reported beside a reward
-    U  resamples of the bootstrap          E  distinct texts among prompts    R  directions of the last step that the meter keeps
+    U  resamples of the bootstrap          E  distinct texts among prompts   R  directions that a step took or could have taken
     C  channels    H, W  height, width (of latents or pixels)    L  text tokens    D  features    P  pooled features
 
 A letter behind the underscore is an axis and means one thing. What stands before it is the value: ``R_NK`` rewards, ``A_NK``

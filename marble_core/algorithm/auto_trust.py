@@ -34,8 +34,8 @@ class AutoTrust(Balancer):
             label: MinNorm(config.model_copy(update=setting), names, steps) for label, setting in CANDIDATES.items()
         }
         self.chosen = BEGIN
-        self.score_C = Evidence((len(CANDIDATES),), RHO)
-        self.lead_CC = Evidence((len(CANDIDATES), len(CANDIDATES)), RHO)
+        self.score_R = Evidence((len(CANDIDATES),), RHO)
+        self.lead_RR = Evidence((len(CANDIDATES), len(CANDIDATES)), RHO)
 
     def needs_gram(self, step: int) -> bool:
         return self.candidates[self.chosen].needs_gram(step)
@@ -46,23 +46,23 @@ class AutoTrust(Balancer):
         if isinstance(signal, InTime) and active.any() and len(signal.last_RK) == 1 + len(balances):
             self._judge(np.nan_to_num(signal.last_RK[1:, active]).min(1))
         done = balances[self.chosen]
-        tried_CK = np.array([each.w_K for each in balances.values()])
-        return replace(done, tried_CK=tried_CK, numbers={**done.numbers, **self._numbers()})
+        tried_RK = np.array([each.w_K for each in balances.values()])
+        return replace(done, tried_RK=tried_RK, numbers={**done.numbers, **self._numbers()})
 
-    def _judge(self, worst_C: np.ndarray) -> None:
+    def _judge(self, worst_R: np.ndarray) -> None:
         """A direction of length 0 has the cosine 0."""
-        self.score_C.add(worst_C, np.ones(worst_C.shape, bool))
-        self.lead_CC.add(worst_C[:, None] - worst_C[None], np.ones(self.lead_CC.sum.shape, bool))
+        self.score_R.add(worst_R, np.ones(worst_R.shape, bool))
+        self.lead_RR.add(worst_R[:, None] - worst_R[None], np.ones(self.lead_RR.sum.shape, bool))
         labels = list(self.candidates)
-        best, now = int(self.score_C.mean.argmax()), labels.index(self.chosen)
-        if self.lead_CC.mean[best, now] > LEAD * np.sqrt(self.lead_CC.variance[best, now]):
+        best, now = int(self.score_R.mean.argmax()), labels.index(self.chosen)
+        if self.lead_RR.mean[best, now] > LEAD * np.sqrt(self.lead_RR.variance[best, now]):
             self.chosen = labels[best]
 
     def _numbers(self) -> dict[str, float]:
         p = self.candidates[self.chosen].p
         numbers = {"trust/p": p or 0.0, "trust/raw": float(self.chosen == "raw")}
-        if self.score_C.weight.any():
-            numbers |= {f"trust/score:{label}": float(s) for label, s in zip(self.candidates, self.score_C.mean, strict=True)}
+        if self.score_R.weight.any():
+            numbers |= {f"trust/score:{label}": float(s) for label, s in zip(self.candidates, self.score_R.mean, strict=True)}
         return numbers
 
     def between(self, step: int, has_signal_K: np.ndarray) -> Balance:
@@ -74,14 +74,14 @@ class AutoTrust(Balancer):
     def state(self) -> dict[str, Any]:
         return {
             "chosen": self.chosen,
-            "score": self.score_C.state(),
-            "lead": self.lead_CC.state(),
+            "score": self.score_R.state(),
+            "lead": self.lead_RR.state(),
             "candidates": {label: each.state() for label, each in self.candidates.items()},
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.chosen = state["chosen"]
-        self.score_C.load_state(state["score"])
-        self.lead_CC.load_state(state["lead"])
+        self.score_R.load_state(state["score"])
+        self.lead_RR.load_state(state["lead"])
         for label, each in self.candidates.items():
             each.load_state(state["candidates"][label])

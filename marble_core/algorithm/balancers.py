@@ -32,7 +32,7 @@ class Balance:
 
     ``w_star_K`` are the weights of the raw gradients that alpha*_K stands for. ``stationary``: no direction improves every reward;
     ``failed``: the QP has no solution and the last weights are used. Both are counted in the log, which has all of ``numbers`` too.
-    ``tried_CK``: weights of raw gradients that were not taken, whose directions the meter in time holds against the next step.
+    ``tried_RK``: weights of raw gradients that were not taken, whose directions the meter in time holds against the next step.
     """
 
     w_K: np.ndarray
@@ -44,7 +44,7 @@ class Balance:
     failed: bool = False
     notes: tuple[str, ...] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
-    tried_CK: np.ndarray | None = None
+    tried_RK: np.ndarray | None = None
 
 
 class Balancer:

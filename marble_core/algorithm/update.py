@@ -95,8 +95,8 @@ def _update(
         balance = distributed.on_main(lambda: balancer.weigh(every.G_KK, has_signal_K, every.signal))
         w_J = np.concatenate([*[balance.w_K] * (2 if every.halves else 1), [1.0]])
         gradient = distributed.gather_layers(every.passes.gradients.combine(w_J), parameters)
-        tried_CK = np.zeros((0, len(balance.w_K))) if balance.tried_CK is None else balance.tried_CK
-        memorable = every.memorable(meter, parameters, has_signal_K, np.vstack([balance.w_K, tried_CK]))
+        tried_RK = np.zeros((0, len(balance.w_K))) if balance.tried_RK is None else balance.tried_RK
+        memorable = every.memorable(meter, parameters, has_signal_K, np.vstack([balance.w_K, tried_RK]))
         stats = GradientStats(every.G_KK, every.halves, balance.w_K, every.time)
         return Update(gradient, balance, stats, every.passes.forwards, every.passes.backwards, memorable)
 

@@ -57,9 +57,9 @@ def test_a_step_whose_p_has_no_answer_keeps_the_last_weights():
     assert done.failed and np.allclose(done.alpha_K, [*last[:2] / last[:2].sum(), 0])
 
 
-def says(worst_C):
+def says(worst_R):
     """A reading whose least cosine with each candidate's last direction is this."""
-    last_RK = np.vstack([np.zeros(3), *[[c, c + 0.1, c + 0.2] for c in worst_C]])
+    last_RK = np.vstack([np.zeros(3), *[[c, c + 0.1, c + 0.2] for c in worst_R]])
     return InTime(np.full((3, 3), np.nan), np.ones(3), last_RK)
 
 

@@ -125,4 +125,10 @@ def test_what_is_balanced_is_psd_of_unit_diagonal_and_does_not_see_units():
     assert (
         np.allclose(C, other) and np.allclose(norm_K[:3] * unit_K[:3], other_norm_K[:3]) and share == pytest.approx(other_share)
     )
+    impossible = Evidence((4, 4), 0.9)
+    for sign in (1, -1):
+        value = np.array([[1.0, 0.9, 0.9, 0], [0.9, 1, -0.9, 0], [0.9, -0.9, 1, 0], [0, 0, 0, 1]])
+        impossible.add(value + 1e-3 * sign * np.ones((4, 4)), EVERY)
+    nearest, _, certain = shrunk(impossible, np.ones(4), active, 0.15)
+    assert certain < 0.01 and np.linalg.eigvalsh(nearest).min() > -1e-12 and np.allclose(np.diag(nearest), 1)
     assert np.linalg.eigvalsh(C).min() > -1e-12 and np.allclose(np.diag(C), 1) and not C[3, :3].any() and norm_K[3] == 1

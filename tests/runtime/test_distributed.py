@@ -98,7 +98,7 @@ def seen(tmp_path_factory):
     by_count = {}
     for count in (1, 2, 4):
         directory = tmp_path_factory.mktemp("seen")
-        ended = launch(count, everything, directory, directory / "store")
+        ended = launch(count, everything, directory, directory / "store", seconds=90)
         assert [p.exitcode for p in ended] == [0] * count
         by_count[count] = [torch.load(directory / f"{r}.pt", weights_only=False) for r in range(count)]
     return by_count
