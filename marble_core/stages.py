@@ -1,7 +1,8 @@
 """The pipeline's stages as typed functions: files in, files out. Each component calls one of them.
 
 ``prepare`` writes a directory that the other stages read: config.json, run.json, train.jsonl, evaluation.jsonl and
-data_report.json (and .html). prepare, gate, register and reject never import torch.
+data_report.json (and .html). prepare and register never import torch. Where prepare finds nothing new to train on, the stages
+behind it end at once and say so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marble_core.config.formats import check_pipeline
 from marble_core.config.loading import load_config, read_config
@@ -22,6 +23,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import (
     CONFIG,
     DATA_REPORT,
+    DECISION_FILE,
     EVALUATION,
     HELD_OUT_PROMPTS,
     HISTORY,
@@ -31,6 +33,7 @@ from marble_core.config.stage_files import (
     TRAIN_PROMPTS,
     check_run_id,
     new_run_id,
+    nothing_new,
     read_prepared,
 )
 from marble_core.runtime import progress
@@ -39,9 +42,8 @@ from marble_core.runtime.files import atomic_directory
 from marble_core.tracking.step_history import trained_steps
 
 if TYPE_CHECKING:
-    from marble_core.evaluation.gate import Decision
-    from marble_core.evaluation.results import Evaluation
     from marble_core.prompts.dataset import Data
+    from marble_core.tracking.outcome import Outcome
     from marble_core.tracking.tracker import Tracker
 
 
@@ -72,17 +74,26 @@ def checked_data(config: RunConfig) -> Data:
     return data
 
 
+class Wanted(NamedTuple):
+    """What a run asks of the stages behind prepare: the GPUs of their pods, as texts, since KFP reads no number there."""
+
+    run: str
+    gpus: str
+    evaluation_gpus: str
+
+
 def prepare(
     preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None
-) -> str:
+) -> Wanted:
     """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
     as HTML. ``form`` has the fields of marble_core.config.pipeline_parameters, laid over the overrides.
 
-    Returns the run id; an empty one where a retraining has nothing to train on, so that the pipeline asks for no GPU.
+    Returns the run id and the GPUs of train and evaluate: "0" where a retraining has nothing to train on, and for train where
+    the pods of other nodes do the work.
     """
     with _stage("prepare") as result:
         from marble_core.checkpoints.start_from import check_beginning
-        from marble_core.config.pipeline_parameters import overrides_of
+        from marble_core.config.pipeline_parameters import gpus_of, overrides_of
         from marble_core.estimate import resolve_batch_sizes
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
@@ -93,6 +104,7 @@ def prepare(
         from marble_core.tracking.tracker import run_params
         from marble_core.training.retraining import plan_retraining, store_prompts
 
+        gpus, evaluation_gpus = gpus_of(form or {})
         config = resolve_batch_sizes(load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))]))
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
@@ -105,7 +117,8 @@ def prepare(
         with atomic_directory(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / CONFIG).write_text(config.to_json(), encoding="utf-8")
-            (out / RUN).write_text(json.dumps({"run_id": run_id, "notes": said}), encoding="utf-8")
+            run = {"run_id": run_id, "notes": said, "nothing_new": "" if prompts else " ".join(said)}
+            (out / RUN).write_text(json.dumps(run), encoding="utf-8")
             write_jsonl(out / TRAIN_PROMPTS, prompts)
             write_jsonl(out / HELD_OUT_PROMPTS, data.evaluation)
             (out / DATA_REPORT).write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -124,22 +137,22 @@ def prepare(
         progress.emit("prepare", note=f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out")
         for sentence in (*said, *(f"Warning: {warning}" for warning in data.warnings)):
             progress.emit("prepare", note=sentence)
-    return run_id if prompts else ""
-
-
-def skip(prepared: Path) -> str:
-    """Record a run that had nothing to train on. Returns why, in words."""
-    with _stage("skip") as result:
-        said = " ".join(json.loads((prepared / RUN).read_bytes())["notes"])
-        with _tracked(prepared, "skip") as tracker:
-            tracker.set_tags({"marble.decision": "nothing to train on", "mlflow.note.content": said})
-        result |= {"reason": said}
-    return said
+    if not prompts:
+        return Wanted(run_id, "0", "0")
+    return Wanted(run_id, "0" if config.train.nodes > 1 else gpus, evaluation_gpus)
 
 
 def train(prepared: Path, out: Path) -> dict[str, float]:
-    """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics."""
+    """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics.
+
+    Where there is nothing to train on, ``out`` is empty and so are the metrics.
+    """
     with _stage("train") as result:
+        if said := nothing_new(prepared):
+            out.mkdir(parents=True, exist_ok=True)
+            result |= {"reason": said}
+            progress.emit("train", note=said)
+            return {}
         from marble_core.prompts import read_prompts
         from marble_core.tracking.step_history import read_history
         from marble_core.training.launch import processes_wanted, train_on
@@ -160,98 +173,106 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def cleanup() -> str:
-    """Delete the TrainJobs that this run in Kubeflow has left. Returns their names; elsewhere than in Kubeflow there are none."""
-    from marble_core.runtime.environment import KFP_RUN
-    from marble_core.training.trainjob import delete_jobs_of_this_run
-
-    if KFP_RUN not in os.environ:
-        return ""
-    with _stage("cleanup") as result:
-        result |= {"deleted": " ".join(delete_jobs_of_this_run())}
-    return str(result["deleted"])
-
-
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
-    """Compare base, champion and trained model on the held-out prompts; ``report`` becomes the HTML page. Returns what was measured."""
-    with (
-        _stage("evaluate") as result,
-        _tracked(prepared, "evaluate", "RUNNING") as tracker,
-        atomic_directory(out),
-        tempfile.TemporaryDirectory() as scratch,
-    ):
-        from marble_core.checkpoints.run_checkpoints import RunCheckpoints
-        from marble_core.evaluation.run import run_evaluation
-        from marble_core.prompts import read_prompts
-        from marble_core.report import shown_files, write_report
-        from marble_core.storage.s3 import S3
-        from marble_core.tracking.past_runs import evaluation_metrics
-        from marble_core.tracking.registry import fetch_champion
+    """Compare base, champion and trained model on the held-out prompts, and decide; ``report`` becomes the HTML page.
 
-        tracker.watch_machine()
-        config, run_id = read_prepared(prepared)
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(prepared / CONFIG, out / CONFIG)  # for the gate
-        incumbent = fetch_champion(config, adapter, Path(scratch))
-        run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
-        evaluation, decision, _ = _judge(out)
-        history, past = adapter / HISTORY, tracker.past_runs(config.registry.model)
-        write_report(out / REPORT, evaluation, decision, history, out / IMAGES, config, past, run_id)
-        report.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(out / REPORT, report)
-        step = trained_steps(adapter)
-        RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
-        metrics = evaluation_metrics(evaluation)
-        tracker.log_metrics(metrics, step)
-        for path in (out / REPORT, out / EVALUATION):
-            tracker.log_artifact(path)
-        for path in shown_files(out / IMAGES):
-            tracker.log_artifact(path, "evaluation")
+    Returns what was measured: nothing where nothing was trained, since nothing is new.
+    """
+    with _stage("evaluate") as result:
+        if said := nothing_new(prepared):
+            _evaluate_nothing(prepared, out, report, said)
+            result |= {"reason": said, "report": str(report)}
+            progress.emit("evaluate", note=said)
+            return {}
+        with (
+            _tracked(prepared, "evaluate", "RUNNING") as tracker,
+            atomic_directory(out),
+            tempfile.TemporaryDirectory() as scratch,
+        ):
+            tracker.watch_machine()
+            metrics = _evaluate(prepared, adapter, out, report, Path(scratch), tracker)
         result |= {"evaluation": str(out / EVALUATION), "report": str(report)}
     return metrics
 
 
-def gate(evaluation: Path) -> bool:
-    """Whether the trained model may be registered."""
-    with _stage("gate") as result:
-        _, decision, _ = _judge(evaluation)
-        result |= {"passed": decision.promote, "reasons": list(decision.reasons)}
-    return decision.promote
-
-
-def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
-    """Register the adapter as the next version of the model. Returns the version."""
-    with _stage("register") as result:
-        from marble_core.tracking.registry import register_version
-        from marble_core.training.retraining import successor_tags
-
-        numbers, decision, config = _judge(evaluation)
-        with _tracked(prepared, "register") as tracker:
-            leads_on = successor_tags(config, read_prepared(prepared)[1])
-            version, alias = register_version(config, numbers, decision, evaluation / IMAGES, tracker.mlflow_run_id, leads_on)
-        result |= {"model": config.registry.model, "version": version, "alias": alias}
-    return version
-
-
-def reject(prepared: Path, evaluation: Path) -> str:
-    """Record why the model was refused. Returns the reason, in words."""
-    with _stage("reject") as result:
-        from marble_core.tracking.registry import record_refusal
-
-        numbers, decision, _ = _judge(evaluation)
-        with _tracked(prepared, "reject") as tracker:
-            record_refusal(numbers, decision, tracker.mlflow_run_id)
-        result |= {"reason": " ".join(decision.reasons)}
-    return " ".join(decision.reasons)
-
-
-def _judge(evaluation: Path) -> tuple[Evaluation, Decision, RunConfig]:
+def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: Path, tracker: Tracker) -> dict[str, float]:
+    from marble_core.checkpoints.run_checkpoints import RunCheckpoints
+    from marble_core.evaluation.decision_file import write_decision
     from marble_core.evaluation.gate import decide
     from marble_core.evaluation.results import Evaluation
+    from marble_core.evaluation.run import run_evaluation
+    from marble_core.prompts import read_prompts
+    from marble_core.report import shown_files, write_report
+    from marble_core.storage.s3 import S3
+    from marble_core.tracking.past_runs import evaluation_metrics
+    from marble_core.tracking.registry import fetch_champion
 
-    config = read_config(evaluation / CONFIG)
-    numbers = Evaluation.load(evaluation / EVALUATION)
-    return numbers, decide(numbers, config.registry), config
+    config, run_id = read_prepared(prepared)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(prepared / CONFIG, out / CONFIG)  # for whoever reads the decision
+    incumbent = fetch_champion(config, adapter, scratch)
+    run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
+    evaluation = Evaluation.load(out / EVALUATION)
+    decision = decide(evaluation, config.registry)
+    write_decision(out, decision, config.registry)
+    history, past = adapter / HISTORY, tracker.past_runs(config.registry.model)
+    write_report(out / REPORT, evaluation, decision, history, out / IMAGES, config, past, run_id)
+    report.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / REPORT, report)
+    step = trained_steps(adapter)
+    RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
+    metrics = evaluation_metrics(evaluation)
+    tracker.log_metrics(metrics, step)
+    for path in (out / REPORT, out / EVALUATION, out / DECISION_FILE):
+        tracker.log_artifact(path)
+    for path in shown_files(out / IMAGES):
+        tracker.log_artifact(path, "evaluation")
+    return metrics
+
+
+def _evaluate_nothing(prepared: Path, out: Path, report: Path, said: str) -> None:
+    from marble_core.evaluation.decision_file import write_decision
+    from marble_core.evaluation.gate import NOTHING_NEW, Decision
+    from marble_core.tracking.outcome import write_page
+
+    config, run_id = read_prepared(prepared)
+    with atomic_directory(out):
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(prepared / CONFIG, out / CONFIG)
+        write_decision(out, Decision(False, NOTHING_NEW, (said,)), config.registry)
+    write_page(report, "Nothing was trained, so there is nothing to compare.", [said], {"Run": run_id})
+
+
+def register(prepared: Path, adapter: Path, evaluation: Path, page: Path) -> Outcome:
+    """Do what evaluate decided: make the adapter the next version of the model, or record why not. ``page`` becomes its HTML page."""
+    with _stage("register") as result:
+        from marble_core.evaluation.decision_file import read_decision
+        from marble_core.tracking import registry
+        from marble_core.tracking.outcome import Outcome
+        from marble_core.training.retraining import successor_tags
+
+        config, run_id = read_config(evaluation / CONFIG), read_prepared(prepared)[1]
+        decision, numbers, anew = read_decision(evaluation, config.registry)
+        version = alias = ""
+        with _tracked(prepared, "register") as tracker:
+            mlflow_run, images = tracker.mlflow_run_id, evaluation / IMAGES
+            if numbers is None:
+                tracker.set_tags({"marble.decision": decision.summary, "mlflow.note.content": " ".join(decision.reasons)})
+            elif decision.promote:
+                leads_on = successor_tags(config, run_id)
+                version, alias = registry.register_version(config, numbers, decision, images, mlflow_run, leads_on)
+            else:
+                registry.record_refusal(numbers, decision, mlflow_run)
+            notes = [anew] if anew else []
+            outcome = Outcome(run_id, config.registry.model, decision, numbers, version, alias, notes)
+            outcome.write_page(page)
+            tracker.log_artifact(page)
+        result |= {"model": config.registry.model, "version": version, "alias": alias, "promoted": decision.promote}
+        result |= {"verdict": decision.verdict, "reasons": [*decision.reasons, *notes]}
+        progress.emit("register", note=outcome.sentence)
+        for note in notes:
+            progress.emit("register", note=note)
+    return outcome
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from marble_core.runtime.environment import PROGRESS
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.pods import CACHE, SCRATCH
-from marble_kubeflow.pipelines.settings import IMAGE_OF, Images, Settings
+from marble_kubeflow.pipelines.settings import STAGES, Images, Settings
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -46,7 +46,7 @@ def find(images: Images) -> None:
     from docker.errors import DockerException, ImageNotFound
 
     with _engine() as client:
-        for name in sorted({images.of(stage) for stage in IMAGE_OF}):
+        for name in sorted({images.of(stage) for stage in STAGES}):
             try:
                 client.images.get(name)
             except ImageNotFound:

@@ -1,5 +1,6 @@
-"""The pipeline: prepare -> train -> evaluate -> gate -> register or reject; prepare -> skip where there is nothing new to train on.
-Whatever the end, cleanup removes what a training on several nodes left.
+"""The pipeline, one straight line: prepare -> train -> evaluate -> register. Nothing in it is conditional: each layer of a graph
+costs KFP a pod and hides the stages on its page. register does what evaluate decided; where prepare finds nothing new to train on, the
+stages behind it get no GPU, end at once and say so.
 
 One definition for the laptop, for containers and for a cluster. ``python -m marble_kubeflow.pipelines.marble`` compiles it
 with the default settings to pipelines/marble.yaml, byte for byte the same each time.
@@ -10,13 +11,9 @@ from typing import Any
 
 from kfp import compiler, dsl
 
-from marble_kubeflow.components.cleanup.component import cleanup
 from marble_kubeflow.components.evaluate.component import evaluate
-from marble_kubeflow.components.gate.component import gate
 from marble_kubeflow.components.prepare.component import prepare
 from marble_kubeflow.components.register.component import register
-from marble_kubeflow.components.reject.component import reject
-from marble_kubeflow.components.skip.component import skip
 from marble_kubeflow.components.train.component import train
 from marble_kubeflow.pipelines.pods import give_gpus, place
 from marble_kubeflow.pipelines.settings import Settings
@@ -70,43 +67,33 @@ def build(settings: Settings) -> Any:
             registered_model: The name in MLflow's model registry.
             config: Any other override as JSON, {"optimizer": {"lr": 1e-4}} or ["optimizer.lr=1e-4"]. The fields above win.
         """
-        left = cleanup()
-        with dsl.ExitHandler(left, name="run"):
-            prepared = prepare(
-                preset=preset,
-                base_model=base_model,
-                prompts=prompts,
-                held_out=held_out,
-                rewards=rewards,
-                method=method,
-                steps=steps,
-                gpus=gpus,
-                seed=seed,
-                run_id=run_id,
-                start_from=start_from,
-                new_prompts=new_prompts,
-                gate_margin=gate_margin,
-                bucket=bucket,
-                registered_model=registered_model,
-                config=config,
-            )
-            data = prepared.outputs["prepared"]
-            # kfp.local skips a plain If on a named output without a word: hence one return value, and both branches.
-            with dsl.If(prepared.outputs["Output"] != "", name="train"):
-                trained = train(gpus=gpus, accelerator=accelerator, prepared=data)
-                adapter = trained.outputs["adapter"]
-                evaluated = evaluate(gpus=evaluation_gpus, accelerator=accelerator, prepared=data, adapter=adapter)
-                evaluation = evaluated.outputs["evaluation"]
-                passed = gate(evaluation=evaluation)
-                with dsl.If(passed.output == True, name="passed"):  # kfp needs the comparison
-                    registered = register(prepared=data, adapter=adapter, evaluation=evaluation)
-                with dsl.Else(name="refused"):
-                    rejected = reject(prepared=data, evaluation=evaluation)
-            with dsl.Else(name="nothing-new"):
-                skipped = skip(prepared=data)
-        give_gpus(trained, gpus, accelerator, settings)
-        give_gpus(evaluated, evaluation_gpus, accelerator, settings)
-        for task in (prepared, trained, evaluated, passed, registered, rejected, skipped, left):
+        prepared = prepare(
+            preset=preset,
+            base_model=base_model,
+            prompts=prompts,
+            held_out=held_out,
+            rewards=rewards,
+            method=method,
+            steps=steps,
+            gpus=gpus,
+            evaluation_gpus=evaluation_gpus,
+            seed=seed,
+            run_id=run_id,
+            start_from=start_from,
+            new_prompts=new_prompts,
+            gate_margin=gate_margin,
+            bucket=bucket,
+            registered_model=registered_model,
+            config=config,
+        )
+        data, wanted = prepared.outputs["prepared"], [prepared.outputs[name] for name in ("gpus", "evaluation_gpus")]
+        trained = train(gpus=wanted[0], accelerator=accelerator, prepared=data)
+        adapter = trained.outputs["adapter"]
+        evaluated = evaluate(gpus=wanted[1], accelerator=accelerator, prepared=data, adapter=adapter)
+        registered = register(prepared=data, adapter=adapter, evaluation=evaluated.outputs["evaluation"])
+        give_gpus(trained, wanted[0], accelerator, settings)
+        give_gpus(evaluated, wanted[1], accelerator, settings)
+        for task in (prepared, trained, evaluated, registered):
             place(task, task.name, settings)
 
     return marble

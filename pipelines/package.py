@@ -15,7 +15,7 @@ from marble_core.config.pipeline_parameters import KEYS, overrides_of
 from marble_core.estimate import resolve_batch_sizes
 from marble_core.types import MarbleError
 
-FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus")
+FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus", "evaluation_gpus")
 
 
 def _boolean(text: str) -> bool:

@@ -51,10 +51,9 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
         kubernetes.add_pod_label(task, label, text)
     _environment(task, stage, settings)
     _volumes(task, stage, settings)
-    if stage in ("train", "cleanup"):
+    if stage == "train":
         for variable, path in OWN_POD.items():
             kubernetes.use_field_path_as_env(task, variable, path)
-    if stage == "train":
         task.set_env_variable(NODES, json.dumps(_of_several_nodes(settings)))
 
 
@@ -97,8 +96,6 @@ def _of_several_nodes(settings: Settings) -> dict[str, Any]:
 
 def give_gpus(task: PipelineTask, count: object, resource: object, settings: Settings) -> None:
     """``count`` and ``resource`` are parameters of the pipeline: texts, since KFP reads no number into a pod's resources."""
-    # Inside a condition kfp hands on only what a task is said to read.
-    task.register_pipeline_channels([count, resource])
     task.set_accelerator_type(resource).set_accelerator_limit(count)
     for toleration in settings.gpu.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))

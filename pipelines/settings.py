@@ -8,7 +8,7 @@ are in Kubernetes' secrets alone.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -19,23 +19,14 @@ from marble_core.config.section import Section
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.types import MarbleError
 
-Stage = Literal["prepare", "train", "evaluate", "gate", "register", "reject", "skip", "cleanup"]
-Image = Literal["prepare", "train", "evaluate", "register"]
-IMAGE_OF: dict[str, Image] = {
-    **{stage: stage for stage in ("prepare", "train", "evaluate", "register")},
-    "gate": "register",
-    "reject": "register",
-    "skip": "register",
-    "cleanup": "train",  # which has Kubeflow's SDK
-}
+Stage = Literal["prepare", "train", "evaluate", "register"]  # and so is its image called
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]  # of a Kubernetes object
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
-STORAGE: tuple[Stage, ...] = ("prepare", "train", "evaluate", "register")
-TRACKING: tuple[Stage, ...] = ("prepare", "train", "evaluate", "gate", "register", "reject", "skip")
 MODELS: tuple[Stage, ...] = ("prepare", "train", "evaluate")
 
 
@@ -44,15 +35,15 @@ class Images(Section):
 
     registry: str = Field("", pattern=r"^[a-z0-9.:/_-]*$")  # registry.example/team; empty: the engine's own images
     tag: str = Field(__version__, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")
-    digests: dict[Image, Digest] = Field({})  # wins over the tag
+    digests: dict[Stage, Digest] = Field({})  # wins over the tag
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: tuple[Name, ...] = ()
 
     def of(self, stage: str) -> str:
         """The reference of a stage's image."""
-        image = IMAGE_OF[stage]
-        name = "/".join(filter(None, (self.registry.rstrip("/"), f"marble-{image}")))
-        return f"{name}@{self.digests[image]}" if image in self.digests else f"{name}:{self.tag}"
+        name = "/".join(filter(None, (self.registry.rstrip("/"), f"marble-{stage}")))
+        digest = self.digests.get(stage)  # type: ignore[call-overload]
+        return f"{name}@{digest}" if digest else f"{name}:{self.tag}"
 
 
 class Source(Section):
@@ -86,11 +77,7 @@ PODS: dict[Stage, Pod] = {
     "prepare": Pod(cpu_request="1", memory_request="2Gi", timeout_hours=6),
     "train": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=168, retries=8),  # a retry goes on from the checkpoint
     "evaluate": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=24),
-    "gate": Pod(cpu_request="100m", memory_request="256Mi"),
     "register": Pod(cpu_request="250m", memory_request="512Mi"),
-    "reject": Pod(cpu_request="100m", memory_request="256Mi"),
-    "skip": Pod(cpu_request="100m", memory_request="256Mi"),
-    "cleanup": Pod(cpu_request="100m", memory_request="256Mi"),
 }
 
 
@@ -128,11 +115,11 @@ class Volumes(Section):
 
 
 SECRETS = (
-    Source(name="marble-s3", keys=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), stages=STORAGE),
+    Source(name="marble-s3", keys=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), stages=STAGES),
     Source(
         name="marble-mlflow",
         keys=("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
-        stages=TRACKING,
+        stages=STAGES,
     ),
     Source(name="marble-hub", keys=("HF_TOKEN",), stages=MODELS),
     Source(name="marble-rewards", keys=("OPENAI_API_KEY",), stages=("train", "evaluate")),
@@ -141,7 +128,7 @@ CONFIG_MAPS = (
     Source(
         name="marble-defaults",
         keys=("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI", "HF_ENDPOINT"),
-        stages=TRACKING,
+        stages=STAGES,
     ),
 )
 

@@ -15,8 +15,10 @@ from commands import TINY
 from marble_core import stages
 from marble_core.algorithm.advantages import Advantages
 from marble_core.algorithm.methods import make_balancer
-from marble_core.config.loading import load_config
+from marble_core.config.loading import load_config, read_config
 from marble_core.config.schema import RunConfig
+from marble_core.evaluation.decision_file import write_decision
+from marble_core.evaluation.gate import Decision
 from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
 from marble_core.runtime.seeding import derive, noise
@@ -164,7 +166,13 @@ REWARDS = (
 
 def prepared_run(directory: Path, *overrides: str) -> tuple[Path, str]:
     """What prepare wrote for a tiny run on the environment's S3, and the run's id."""
-    run_id = stages.prepare(
-        "demo", [*TINY, REWARDS, *overrides], f"launch-{uuid.uuid4().hex[:8]}", directory / "prepared", directory / "data.html"
-    )
+    run_id = f"launch-{uuid.uuid4().hex[:8]}"
+    stages.prepare("demo", [*TINY, REWARDS, *overrides], run_id, directory / "prepared", directory / "data.html")
     return directory / "prepared", run_id
+
+
+def registered_by_hand(prepared: Path, adapter: Path, evaluation: Path) -> str:
+    """The version that register makes of an evaluation, whatever evaluate decided: so small a training shows nothing."""
+    config = read_config(evaluation / "config.json")
+    write_decision(evaluation, Decision(True, "promoted", ("By hand.",)), config.registry)
+    return stages.register(prepared, adapter, evaluation, evaluation / "page.html").version

@@ -103,7 +103,7 @@ def kfp_models() -> None:
 
 
 def kfp_pipeline(tmp_path: Path) -> None:
-    """In a condition, a resource's parameter reaches the inner graph if it is registered; a package says its parameters."""
+    """A resource's parameter reaches its task; a package says its parameters."""
     from google.protobuf.json_format import MessageToDict
     from kfp import compiler, dsl
     from kfp.components import load_component_from_text
@@ -114,9 +114,7 @@ def kfp_pipeline(tmp_path: Path) -> None:
 
     @dsl.pipeline(name="tiny")
     def tiny(gpus: str = "0", steps: int = 3) -> None:
-        with dsl.If(steps > 2):
-            task = work(said="x")
-        task.register_pipeline_channels([gpus])
+        task = work(said="x")
         task.set_accelerator_type("gpu").set_accelerator_limit(gpus)
         assert task.name == "work"
 
@@ -125,7 +123,7 @@ def kfp_pipeline(tmp_path: Path) -> None:
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     assert spec["pipelineInfo"]["name"] == "tiny" and "dag" in spec["root"]
     assert parameters["steps"] == {"parameterType": "NUMBER_INTEGER", "defaultValue": 3, "isOptional": True}
-    assert "pipelinechannel--gpus" in spec["components"]["comp-condition-1"]["inputDefinitions"]["parameters"]
+    assert "pipelinechannel--gpus" in spec["root"]["dag"]["tasks"]["work"]["inputs"]["parameters"]
 
 
 def kfp_docker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +163,7 @@ def trainer() -> None:
             client.get_job("none")
     assert refused.value.__cause__.status == 404 and client.backend.namespace == "team" and constants.NODE == "node"
     assert isinstance(client.backend.custom_api, kubernetes.CustomObjectsApi)
+    assert isinstance(client.backend.core_api, kubernetes.CoreV1Api)
 
 
 def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

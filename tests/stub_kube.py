@@ -48,6 +48,7 @@ class StubKube:
         self.calls: list[tuple[str, str]] = []
         self.log: list[str] = []
         self.events: list[str] = []
+        self.restarts = 0  # of the first pod's container, whose log begins anew each time
         self.refuse: dict[str, int] = {}  # method: status
         stub = self
 
@@ -137,19 +138,32 @@ class StubKube:
         return 201, body
 
     def _pod(self, job: str) -> dict[str, Any]:
-        labels = {"jobset.sigs.k8s.io/replicatedjob-name": "node", "batch.kubernetes.io/job-completion-index": "0"}
+        labels = {
+            "jobset.sigs.k8s.io/jobset-name": job,
+            "jobset.sigs.k8s.io/replicatedjob-name": "node",
+            "batch.kubernetes.io/job-completion-index": "0",
+        }
+        own = {"name": "node", "image": "marble-train", "imageID": "", "ready": True, "restartCount": self.restarts}
         return {
-            "metadata": {"name": f"{job}-node-0-0", "labels": labels, "creationTimestamp": CREATED},
+            "metadata": {"name": f"{job}-node-0-0-bmkkp", "labels": labels, "creationTimestamp": CREATED},
             "spec": {"containers": [{"name": "node", "image": "marble-train"}]},
-            "status": {"phase": "Running"},
+            "status": {"phase": "Running", "containerStatuses": [own]},
         }
 
     def _events(self) -> list[dict[str, Any]]:
-        about = [{"kind": "Pod", "name": f"{job}-node-0-0"} for job in self.jobs][:1]
+        """As the scheduler writes them: eventTime, and neither firstTimestamp nor lastTimestamp; and another pod's, newer."""
+        empty = {"firstTimestamp": None, "lastTimestamp": None, "reason": "FailedScheduling", "type": "Warning"}
+        about = [f"{job}-node-0-0-bmkkp" for job in self.jobs][:1]
+        said = [(pod, n, text) for pod in about for n, text in enumerate(self.events)]
         return [
-            {"metadata": {"name": str(n)}, "involvedObject": pod, "message": said, "reason": "Said", "firstTimestamp": CREATED}
-            for pod in about
-            for n, said in enumerate(self.events)
+            {
+                **empty,
+                "metadata": {"name": f"{pod}.{n}", "namespace": "team"},
+                "involvedObject": {"kind": "Pod", "name": pod},
+                "message": text,
+                "eventTime": f"2026-11-28T18:53:{n:02}.024340Z",
+            }
+            for pod, n, text in reversed([*said, ("another", 59, "Of another pod.")])
         ]
 
     def _send(self, request: BaseHTTPRequestHandler, status: int, data: bytes, kind: str) -> None:

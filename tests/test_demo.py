@@ -12,8 +12,8 @@ import boto3
 import pytest
 from mlflow import MlflowClient
 
+from builders import registered_by_hand
 from commands import TINY
-from marble_core import stages
 from marble_core.tracking.metric_glossary import GLOSSARY, as_markdown
 from paths import ROOT
 
@@ -128,7 +128,7 @@ def test_plain_diffusers_loads_the_registered_lora_and_gives_the_evaluations_pic
 
     _, directory = done
     prepared, evaluation = artifact(directory, "prepare", "prepared"), artifact(directory, "evaluate", "evaluation")
-    version = stages.register(prepared, artifact(directory, "train", "adapter"), evaluation)
+    version = registered_by_hand(prepared, artifact(directory, "train", "adapter"), evaluation)
     found = MlflowClient().get_model_version("marble", version)
     assert set(found.aliases) & {"champion", "challenger"} and found.run_id
     adapter = Path(download_artifacts(f"models:/marble/{version}", dst_path=str(tmp_path))) / "adapter_weights"

@@ -182,7 +182,7 @@ def test_an_import_against_the_grain_fails_the_contracts(module: str, line: str,
     assert done.returncode == 1 and any(said.startswith(contract) for said in broken), done.stdout + done.stderr
 
 
-TORCH_FREE = ("prepare", "gate", "register", "reject", "skip", "cleanup")
+TORCH_FREE = ("prepare", "register")
 
 
 def test_no_stage_but_train_and_evaluate_imports_torch() -> None:

@@ -1,4 +1,4 @@
-"""Compare base and trained model on held-out prompts."""
+"""Compare base and trained model on held-out prompts, and decide."""
 
 from kfp import dsl
 
@@ -15,14 +15,14 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
 ) -> None:
-    """Sample both models on the same prompts with the same noise, and score them.
+    """Sample both models on the same prompts with the same noise, score them, and decide whether the model may be registered.
 
     Args:
-        gpus: The pod's GPUs. Only what is an input here reaches a pod's resources inside of a condition (kfp 2.17).
+        gpus: The pod's GPUs, as prepare hands them on: 0 where there is nothing to do.
         accelerator: The resource that they are.
         prepared: The directory that prepare wrote.
         adapter: The directory that train wrote.
-        evaluation: evaluation.json and the pictures.
+        evaluation: evaluation.json, decision.json and the pictures.
         metrics: The mean gain, and every reward's difference, base and trained.
         report: One HTML page with pictures before and after, and curves.
     """

@@ -1,5 +1,7 @@
 """Check the configuration, read the prompts and hold some out."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from marble_kubeflow.components import image
@@ -15,6 +17,7 @@ def prepare(
     method: str,
     steps: int,
     gpus: str,
+    evaluation_gpus: str,
     seed: int,
     run_id: str,
     start_from: str,
@@ -25,7 +28,7 @@ def prepare(
     config: str,
     prepared: dsl.Output[dsl.Dataset],
     data_report: dsl.Output[dsl.HTML],
-) -> str:
+) -> NamedTuple("Wanted", [("run", str), ("gpus", str), ("evaluation_gpus", str)]):  # type: ignore[valid-type]
     """Check everything that can be checked without a GPU. The parameters are the pipeline's own.
 
     Args:
@@ -33,7 +36,7 @@ def prepare(
         data_report: One HTML page on the prompts: counts, lengths, tags, examples, what was dropped and what is cut.
 
     Returns:
-        The run id; empty where there is nothing to train on.
+        The run id, and the GPUs of the pods of train and evaluate: none where there is nothing to train on.
     """
     from pathlib import Path
 
@@ -47,6 +50,7 @@ def prepare(
         "method": method,
         "steps": steps,
         "gpus": gpus,
+        "evaluation_gpus": evaluation_gpus,
         "seed": seed,
         "start_from": start_from,
         "new_prompts": new_prompts,

@@ -16,7 +16,7 @@ def train(
     """Train with MARBLE, going on from the run's newest checkpoint in S3.
 
     Args:
-        gpus: The pod's GPUs. Only what is an input here reaches a pod's resources inside of a condition (kfp 2.17).
+        gpus: The pod's GPUs, as prepare hands them on: 0 where there is nothing to do.
         accelerator: The resource that they are.
         prepared: The directory that prepare wrote.
         adapter: A directory with pytorch_lora_weights.safetensors, as diffusers loads it.

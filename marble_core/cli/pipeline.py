@@ -159,8 +159,9 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     from marble_core.evaluation.statistics import interval
 
     found = outcome.results
-    if "skip" in found:
-        console.print(found["skip"]["reason"], markup=False)
+    decision = found["register"]
+    if "evaluation" not in found["evaluate"]:
+        console.print(" ".join(decision["reasons"]), markup=False)
         return
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
     table = Table("reward", title="Held-out prompts, same noise for all models; 95 % intervals")
@@ -184,13 +185,13 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     console.print(f"Mean gain: {interval(evaluation.mean_gain)} base standard deviations")
     for note in evaluation.notes:
         console.print(f"Note: {note}", markup=False)
-    decision = found["gate"]
-    console.print(f"Gate: {'passed' if decision['passed'] else 'refused'}", style="green" if decision["passed"] else "red")
+    passed = decision["promoted"]
+    console.print(f"Gate: {'passed' if passed else 'refused'}", style="green" if passed else "red")
     for reason in decision.get("reasons", ()):
         console.print(f"  {reason}", markup=False)
-    if decision["passed"]:
-        version = f"version {found['register']['version']} of {settings.registry.model}"
-        console.print(f"Registered: {version} as {found['register']['alias']} in MLflow (see it: marble ui)")
+    if decision["version"]:
+        version = f"version {decision['version']} of {settings.registry.model}"
+        console.print(f"Registered: {version} as {decision['alias']} in MLflow (see it: marble ui)")
     if Path(found["evaluate"]["report"]).is_file():
         console.print(
             f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True

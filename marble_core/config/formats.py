@@ -115,11 +115,14 @@ def _with(tree: Tree, path: list[str], value: Any) -> Tree:
 CONFIGURATION = Format("the configuration", 1, "write it anew with marble init, or start a new run", {0: unchanged})
 CHECKPOINT = Format("a checkpoint", 1, "start with another run id", {0: unchanged})  # its manifest.json and state.json
 EVALUATION = Format("an evaluation", 1, "run the evaluate stage again", {0: unchanged})
-PIPELINE = Format("the compiled pipeline", 1, "compile it anew with marble compile", {0: unchanged})
+PIPELINE = Format("the compiled pipeline", 2, "compile it anew with marble compile")  # 2: four stages in one line
+DECISION = Format("a decision", 1, "run the evaluate stage again")
 CELL = Format("a study's cell", 1, "remove it to have it made again", {0: unchanged})
 
 
 def check_pipeline(stated: str) -> None:
-    """``stated`` is the version that the pipeline file gave this stage, empty where it gave none. Raises MarbleError."""
-    version = int(stated) if re.fullmatch(r"\d{1,6}", stated) else stated or 0
+    """``stated`` is the version that the pipeline file gave this stage, empty where no pipeline file runs it. Raises MarbleError."""
+    if not stated:
+        return
+    version = int(stated) if re.fullmatch(r"\d{1,6}", stated) else stated
     PIPELINE.upgrade({KEY: version}, "The pipeline file")

@@ -6,6 +6,7 @@ An empty text, a 0 or a negative number leaves what the preset says: KFP's param
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from marble_core.config.loading import load_config
@@ -39,14 +40,25 @@ def overrides_of(
         made += [_override(f"{key}.{source}", uri) for source, uri in _sources(text)]
     if rewards.strip():
         made.append(_override("rewards", _rewards(rewards, preset, made)))
-    if not (gpus.strip() or "0").isdecimal():
-        raise MarbleError(f"The pipeline's parameter gpus is {gpus!r}: give a number of GPUs, such as 8, or 0 for none.")
-    if count := int(gpus.strip() or 0):
+    if count := _count("gpus", gpus):
         made += [_override("train.processes", count), _override("hardware.gpus", count)]
+    _count("evaluation_gpus", fields.pop("evaluation_gpus", ""))  # of a pod, and nothing of the configuration
     for field, value in fields.items():
         if value >= 0 if field in FROM_ZERO else value:
             made.append(_override(KEYS[field], value.strip() if isinstance(value, str) else value))
     return made
+
+
+def gpus_of(form: Mapping[str, Any]) -> tuple[str, str]:
+    """The GPUs of the pods of train and evaluate, as texts. Raises MarbleError, which names the field."""
+    train, evaluate = (str(_count(name, form.get(name, ""))) for name in ("gpus", "evaluation_gpus"))
+    return train, evaluate
+
+
+def _count(name: str, text: str) -> int:
+    if not (text.strip() or "0").isdecimal():
+        raise MarbleError(f"The pipeline's parameter {name} is {text!r}: give a number of GPUs, such as 8, or 0 for none.")
+    return int(text.strip() or 0)
 
 
 def _override(key: str, value: Any) -> str:

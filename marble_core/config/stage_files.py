@@ -14,7 +14,7 @@ from marble_core.types import MarbleError
 
 # Written by prepare.
 CONFIG = "config.json"  # the whole configuration; in a checkpoint and beside an evaluation too
-RUN = "run.json"  # the run's id, and what prepare had to say
+RUN = "run.json"  # the run's id, what prepare had to say, and why there is nothing to train on
 TRAIN_PROMPTS = "train.jsonl"
 HELD_OUT_PROMPTS = "evaluation.jsonl"
 DATA_REPORT = "data_report.json"  # and as a page, .html
@@ -25,6 +25,7 @@ ADAPTER_DIRECTORY = "adapter_weights"  # of a model that mlflow.diffusers logged
 HISTORY = "history.jsonl"  # one line per step
 # Written by evaluate.
 EVALUATION = "evaluation.json"
+DECISION_FILE = "decision.json"  # the gate's, see evaluation/decision_file.py
 IMAGES = "images"
 SCORES = "scores.jsonl"  # below IMAGES, one line per prompt
 REPORT = "report.html"
@@ -47,4 +48,12 @@ def read_prepared(prepared: Path) -> tuple[RunConfig, str]:
     try:
         return config, check_run_id(json.loads((prepared / RUN).read_bytes())["run_id"])
     except (OSError, ValueError, TypeError, LookupError):
+        raise MarbleError(f"{prepared / RUN} is not what prepare wrote; run the prepare stage again.") from None
+
+
+def nothing_new(prepared: Path) -> str:
+    """Why the run has nothing to train on, in words; empty where it has."""
+    try:
+        return str(json.loads((prepared / RUN).read_bytes()).get("nothing_new", ""))
+    except (OSError, ValueError, AttributeError):
         raise MarbleError(f"{prepared / RUN} is not what prepare wrote; run the prepare stage again.") from None

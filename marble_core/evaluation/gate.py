@@ -18,17 +18,23 @@ from marble_core.config.schema import RegistryConfig
 from marble_core.evaluation.results import Estimate, Evaluation
 from marble_core.evaluation.statistics import interval
 
+NOTHING_NEW: Literal["nothing new"] = (
+    "nothing new"  # the verdict of a run that trained nothing, of which there is no evaluation
+)
+
 
 @dataclass(frozen=True)
 class Decision:
     """The gate's answer. ``reasons`` are whole sentences with the numbers in them, the deciding ones first."""
 
     promote: bool
-    verdict: Literal["promoted", "worse", "no gain", "not measured", "below a floor"]
+    verdict: Literal["promoted", "worse", "no gain", "not measured", "below a floor", "nothing new"]
     reasons: tuple[str, ...]
 
     @property
     def summary(self) -> str:
+        if self.verdict == NOTHING_NEW:
+            return "nothing to train on"
         return "promoted" if self.promote else f"refused: {self.verdict}"
 
 

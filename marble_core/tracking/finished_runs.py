@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from marble_core.config.loading import read_config
 from marble_core.config.stage_files import CONFIG, EVALUATION, HISTORY, IMAGES, SCORES
-from marble_core.evaluation.gate import decide
+from marble_core.evaluation.decision_file import read_decision
 from marble_core.evaluation.results import Evaluation
 from marble_core.tracking.provenance import redact_urls
 from marble_core.tracking.step_history import History
@@ -49,10 +49,12 @@ def local_run(name: str, runs: Path) -> FinishedRun | None:
     if not found.is_file():
         raise MarbleError(f"The run {name} has no evaluation in {directory}: let it finish (marble run --run-id {name}).")
     here = found.parent
-    config, evaluation = read_config(here / CONFIG), Evaluation.load(found)
+    config = read_config(here / CONFIG)
+    decision, evaluation, anew = read_decision(here, config.registry)
+    assert evaluation is not None, "its file is there"
     history = here.parents[1] / "train" / "adapter" / HISTORY if newest else here / HISTORY
     params = {key: redact_urls(value) for key, value in config.flat().items()}
-    verdict = decide(evaluation, config.registry).summary
+    verdict = f"{decision.summary} (decided anew)" if anew else decision.summary
     own = name if directory == runs / name else "/".join(directory.resolve().parts[-3:])  # of a study: ARM/seed-N/step-N
     return FinishedRun(own, params, evaluation, History.load(history), here / IMAGES, verdict)
 

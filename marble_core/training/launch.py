@@ -21,6 +21,7 @@ from pathlib import Path
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import TRAIN_PROMPTS
 from marble_core.training.process_errors import ERRORS, in_s3, record_error
+from marble_core.training.watched import Listener
 from marble_core.types import MarbleError
 
 
@@ -71,17 +72,36 @@ def main(prepared: str, out: str) -> None:
     from marble_core.config.stage_files import read_prepared
     from marble_core.prompts import read_prompts
     from marble_core.runtime import distributed
-    from marble_core.training.loop import run_training
+    from marble_core.training.loop import Terminated, run_training
 
+    listener = _listener(prepared)
+    if listener and listener.ended_before():
+        return
     try:
         with _here(prepared, out) as (source, adapter):
             config, run_id = read_prepared(source)
             with distributed.processes():
                 run_training(config, run_id, read_prompts(source / TRAIN_PROMPTS), adapter)
+    except Terminated:
+        if not (listener and listener.silent.is_set()):
+            raise
+        os._exit(0)  # the state is saved; a process that has ended is not waited for
     except MarbleError as error:
+        if listener and listener.silent.is_set():  # of a process that has ended
+            os._exit(0)
         record_error(error, out)
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def _listener(prepared: str) -> Listener | None:
+    """Of a process of a TrainJob, which listens from now on; None on a machine of one's own."""
+    if not prepared.startswith("s3://"):
+        return None
+    s3, prefix = in_s3(prepared)
+    listener = Listener(s3, prefix.rpartition("/")[0])
+    listener.listen(first=os.environ["RANK"] == "0")
+    return listener
 
 
 @contextmanager

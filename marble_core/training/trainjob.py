@@ -9,31 +9,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import SHARED
+from marble_core.config.stage_files import ADAPTER_FILE, SHARED
 from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3
 from marble_core.training.process_errors import first_error
+from marble_core.training.trainer_api import CONTAINER, RUNTIME, Log, answer, client, first_log, last_event, sentences
+from marble_core.training.watched import forget_silence, heartbeat
 from marble_core.types import MarbleError
 
 LABEL = "marble/kfp-run"
-RUNTIME = "torch-distributed"  # of those that Kubeflow Trainer brings along
-CONTAINER = "node"  # its pods' container, and the name of its jobs
 _JOBS = ("trainer.kubeflow.org", "v1alpha1")
 COMPLETE, FAILED = "Complete", "Failed"
+ANEW = 3  # times that a job is made
 POLL = 5.0  # seconds
 LAST_LINES = 15.0  # seconds for what is left of the log
 OUTAGE = 300.0  # seconds for which Kubernetes may not answer
@@ -43,7 +43,8 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
     """Train on ``train.nodes`` nodes with ``train.processes`` processes each; ``out`` becomes the adapter's directory.
 
     Raises MarbleError where a process stopped with one, where the job fails or is not done in time, and where Kubernetes does
-    not let us. SIGTERM deletes the job, whose pods save a checkpoint then.
+    not let us. SIGTERM deletes the job, whose pods save a checkpoint then; where this process has no time for that, they miss
+    its heartbeat (marble_core.training.watched) and do the same.
     """
     if NODES not in os.environ:
         raise MarbleError(
@@ -58,32 +59,26 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
     for file in SHARED:
         s3.upload_file(prepared / file, f"{place}/prepared/{file}")
     job = TrainJob(name)
-    with job.ended_with_us():
-        job.create(_body(config, pods, s3.uri(place), name))
-        status = job.follow(pods["seconds"])
+    with heartbeat(s3, place), job.ended_with_us():
+        for _ in range(ANEW):
+            job.create(_body(config, pods, s3.uri(place), name), lambda: forget_silence(s3, place))
+            status = job.follow(pods["seconds"], lambda: first_error(s3, place))
+            if status == FAILED or s3.exists(f"{place}/adapter/{ADAPTER_FILE}"):
+                break
+            job.remove()  # it ended because nobody watched it, before this attempt of the stage did
+        else:
+            raise MarbleError(f"The TrainJob {name} ended {ANEW} times without an adapter: see the lines of its log above.")
+        if status == FAILED:
+            said = first_error(s3, place)
+            if said:  # Kubernetes would start its processes again
+                job.remove()
     if status == FAILED:
         raise MarbleError(
-            first_error(s3, place)
-            or f"The TrainJob {name} failed without a word of ours: kubectl -n {job.namespace} describe trainjob {name}, and "
-            "the logs of its pods, say why."
+            said
+            or f"The TrainJob {name} failed without a word of ours: the last lines above are of its first pod, and "
+            f"kubectl -n {job.namespace} describe trainjob {name} says what Kubernetes knows."
         )
     s3.download_dir(f"{place}/adapter", out)
-
-
-def delete_jobs_of_this_run() -> list[str]:
-    """Delete the TrainJobs that the run in Kubeflow has left, and return their names. Elsewhere than in Kubeflow: nothing."""
-    run = os.environ.get(KFP_RUN)
-    if not run:
-        return []
-    with _sentences("delete its TrainJobs"):
-        client = _client()
-        jobs = client.backend.custom_api.list_namespaced_custom_object(
-            *_JOBS, client.backend.namespace, "trainjobs", label_selector=f"{LABEL}={run}"
-        )
-        names = [job["metadata"]["name"] for job in jobs["items"]]
-        for name in names:
-            client.delete_job(name)
-    return names
 
 
 def _name_of(run_id: str, prepared: Path) -> str:
@@ -140,71 +135,86 @@ class TrainJob:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        with _sentences("use Kubernetes"):
-            self._client = _client()
+        with sentences("use Kubernetes"):
+            self._client = client()
         self.namespace: str = self._client.backend.namespace
         self._over = threading.Event()
 
-    def create(self, body: dict[str, Any]) -> None:
-        """Create it, or adopt what is there by its name; one that has failed is replaced."""
+    def create(self, body: dict[str, Any], before: Callable[[], None]) -> None:
+        """Create it, after ``before``, or adopt what is there by its name; one that has failed is replaced."""
         api = self._client.backend.custom_api
-        with _sentences("create a TrainJob"):
+        with sentences("create a TrainJob"):
             self._client.get_runtime(RUNTIME)
             if self._status() == FAILED:
-                self._client.delete_job(self.name)
-                while self._status():
-                    time.sleep(POLL)
+                self.remove()
             adopted = bool(self._status())
             if adopted:  # Kubernetes deletes a job with its owner, which is no longer the pod of the attempt before
                 owners = {"metadata": {"ownerReferences": body["metadata"]["ownerReferences"]}}
                 api.patch_namespaced_custom_object(*_JOBS, self.namespace, "trainjobs", self.name, owners)
             else:
+                before()
                 api.create_namespaced_custom_object(*_JOBS, self.namespace, "trainjobs", body)
         emit("train", note=f"TrainJob {self.name}: {'goes on' if adopted else 'created'}")
+
+    def remove(self) -> None:
+        """Delete it, and wait until it is gone."""
+        with sentences("delete its TrainJob"):
+            self._client.delete_job(self.name)
+            while self._status():
+                time.sleep(POLL)
 
     def _status(self) -> str:
         """Created, Running, Complete or Failed; empty where there is no such job."""
         try:
             return str(self._client.get_job(self.name).status)
         except RuntimeError as error:
-            if _answer(error) == 404:
+            if answer(error) == 404:
                 return ""
             raise
 
-    def follow(self, seconds: float) -> str:
-        """Forward its log until it has ended, and return Complete or Failed. Raises MarbleError after ``seconds``."""
+    def follow(self, seconds: float, refused: Callable[[], str]) -> str:
+        """Forward its log until it has ended, and return Complete or Failed. Raises MarbleError after ``seconds``.
+
+        ``refused`` is the sentence with which a process stopped, empty where none did: the job is over then, though Kubernetes
+        would start the process again and again.
+        """
+        self._over.clear()
         log = threading.Thread(target=self._forward, daemon=True)
         log.start()
         try:
-            with _sentences("follow its TrainJob"):
-                return self._ended_within(seconds)
+            with sentences("follow its TrainJob"):
+                return self._ended_within(seconds, refused)
         finally:
             self._over.set()
-            log.join(LAST_LINES)
+            if sys.exc_info()[0] is None:  # else whoever asked us to end does not wait for the last lines
+                log.join(LAST_LINES)
 
-    def _ended_within(self, seconds: float) -> str:
+    def _ended_within(self, seconds: float, refused: Callable[[], str]) -> str:
         begun = answered = time.monotonic()
         while True:
             try:
                 status, answered = self._status(), time.monotonic()
             except (RuntimeError, TimeoutError) as error:
-                if _answer(error) in (401, 403) or time.monotonic() - answered > OUTAGE:
+                if answer(error) in (401, 403) or time.monotonic() - answered > OUTAGE:
                     raise
             else:
                 if status in (COMPLETE, FAILED):
                     return status
                 if not status:
                     raise MarbleError(f"The TrainJob {self.name} was deleted while it trained: start the run again to go on.")
+            with contextlib.suppress(MarbleError):  # S3 is away: Kubernetes will tell
+                if refused():
+                    return FAILED
             if time.monotonic() - begun > seconds:
                 raise MarbleError(self._late(seconds))
             time.sleep(POLL)
 
     def _late(self, seconds: float) -> str:
         """The sentence after a time-out, with what Kubernetes said last, such as that no node has GPUs enough."""
-        events: list[Any] = []
+        said = ""
         with contextlib.suppress(Exception):  # it is a hint, and the service account may not read it
-            events = self._client.get_job_events(self.name)
-        said = f" ({' '.join(events[-1].message.split()).rstrip('.')})" if events else ""
+            said = last_event(self._client.backend.core_api, self.namespace, self.name)
+        said = f" ({said})" if said else ""
         self._client.delete_job(self.name)
         return (
             f"The TrainJob {self.name} was not done within {seconds / 3600:g} hours{said}: it is deleted, and the run goes on "
@@ -213,19 +223,17 @@ class TrainJob:
 
     def _forward(self) -> None:
         """Print each line of the first pod's log once, also where the connection breaks, or another pod takes its place."""
-        known, printed = "", 0
+        known: Log | None = None
+        printed = 0
         while True:
             over = self._over.is_set()  # asked before the log is read: what was written until the end is still printed
-            try:
-                steps = self._client.get_job(self.name).steps
-                pod = next((step.pod_name for step in steps if step.name == f"{CONTAINER}-0"), known)
-                known, printed = pod, printed if pod == known else 0
+            with contextlib.suppress(Exception):  # no pod yet, or no answer: again
+                found = first_log(self._client.backend.core_api, self.namespace, self.name)
+                known, printed = found, printed if found == known else 0
                 for n, line in enumerate(self._client.get_job_logs(self.name, follow=not over)):
                     if n >= printed:
                         print(line, flush=True)
                         printed = n + 1
-            except (RuntimeError, TimeoutError):
-                pass  # no pod yet, or no answer: again
             if over:
                 return
             self._over.wait(POLL)
@@ -242,57 +250,3 @@ class TrainJob:
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def _client() -> Any:
-    try:
-        from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
-    except ImportError:
-        raise MarbleError("Training on several nodes needs Kubeflow's SDK: pip install 'marble-core[cluster]'.") from None
-    logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns where it may not read the Trainer's version
-    return TrainerClient(KubernetesBackendConfig(namespace=os.environ.get("POD_NAMESPACE")))
-
-
-def _answer(error: BaseException | None) -> int | None:
-    """The status with which Kubernetes refused, which the SDK wraps in other errors."""
-    while error is not None:
-        if isinstance(status := getattr(error, "status", None), int):
-            return status
-        error = error.__cause__
-    return None
-
-
-@contextmanager
-def _sentences(doing: str) -> Iterator[None]:
-    from kubernetes.client import ApiException
-    from kubernetes.config import ConfigException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except ConfigException:
-        raise MarbleError(f"The train stage cannot {doing}: there is no cluster here; set train.nodes=1.") from None
-    except (ApiException, RuntimeError, TimeoutError, HTTPError) as error:
-        status, said = _answer(error), _said(error)
-        match status:
-            case 404:
-                why = f"the cluster has no {RUNTIME}, or not its version: install Kubeflow Trainer 2"
-            case 401 | 403:
-                why = f"it is not allowed{said}: where its service account lacks the role, helm/marble gives it one"
-            case int():
-                why = f"Kubernetes answers {status}{said}"
-            case _ if isinstance(error, HTTPError | TimeoutError) or isinstance(error.__cause__, HTTPError | TimeoutError):
-                why = "Kubernetes does not answer: start the run again"
-            case _:
-                raise  # no refusal of the cluster's
-        raise MarbleError(f"The train stage cannot {doing}: {why}.") from None
-
-
-def _said(error: BaseException | None) -> str:
-    """What Kubernetes says of its refusal, in brackets."""
-    while error is not None:
-        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
-            said = " ".join(json.loads(error.body)["message"].split())  # type: ignore[attr-defined]
-            return f" ({said.rstrip('.')[:300]})"
-        error = error.__cause__
-    return ""

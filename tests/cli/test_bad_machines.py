@@ -274,8 +274,8 @@ def test_a_prepared_directory_that_was_spoiled_is_named(tmp_path: Path, file: st
     refused(lambda: stage_files.read_prepared(tmp_path), says)
 
 
-def test_a_gate_without_its_evaluation_is_one_sentence(tmp_path: Path) -> None:
-    refused(lambda: stages.gate(tmp_path), "config.json", "No such file")
+def test_a_register_stage_without_its_evaluation_is_one_sentence(tmp_path: Path) -> None:
+    refused(lambda: stages.register(*[tmp_path] * 4), "config.json", "No such file")
 
 
 def test_what_is_told_of_a_reward_beforehand_is_what_its_scorer_says() -> None:

@@ -1,6 +1,6 @@
 """The command line as a user meets it: what it prints, its exit codes, and what it leaves behind.
 
-The stages that need a model are stood in for by tests/stand_ins; the runner, the servers, prepare, gate and reject are real.
+The stages that need a model are stood in for by tests/stand_ins; the runner, the servers, prepare and register are real.
 """
 
 import json

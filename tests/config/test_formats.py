@@ -180,15 +180,14 @@ def test_a_version_that_no_migration_leads_from_is_refused_with_what_to_do() -> 
         one.upgrade({"a": 5}, "x.json")
 
 
-def test_a_stage_reads_a_pipeline_of_this_version_and_before_and_refuses_a_later_one(
+def test_a_stage_reads_a_pipeline_of_this_version_and_refuses_one_of_another_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(OLD / "evaluation.json", tmp_path)
-    (tmp_path / "config.json").write_text(load_config("demo").to_json())
-    for version in ("", "0", "1"):
+    (tmp_path / "run.json").write_text(json.dumps({"run_id": "x", "nothing_new": "Nothing is new."}))
+    for version in ("", "2"):  # none: not started by a pipeline file
         monkeypatch.setenv("MARBLE_PIPELINE_FORMAT", version)
-        assert isinstance(stages.gate(tmp_path), bool)
-    for version in ("2", "x"):
+        assert stages.train(tmp_path, tmp_path / "out") == {}
+    for version in ("0", "1", "3", "x"):
         monkeypatch.setenv("MARBLE_PIPELINE_FORMAT", version)
         with pytest.raises(MarbleError, match=rf"^The pipeline file has .*{version}.* of the compiled pipeline"):
-            stages.gate(tmp_path)
+            stages.train(tmp_path, tmp_path / "out")

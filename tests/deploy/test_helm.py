@@ -122,12 +122,12 @@ def test_the_profile_may_do_what_the_train_stage_asks_of_kubernetes_and_no_more(
     stage: Stage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A job that is created, one that another attempt adopts, one that is too late, and the pipeline's last net."""
+    """A job that is created, one that another attempt adopts, one that is too late, and one that is removed."""
     kube.start = stage.trained(kube)
     stage()
     monkeypatch.setenv("POD_UID", "uid-2")
     stage()
-    trainjob.delete_jobs_of_this_run()
+    trainjob.TrainJob(next(iter(kube.jobs))).remove()
     kube.start = lambda job: None
     monkeypatch.setenv(environment.NODES, json.dumps(json.loads(PODS) | {"seconds": 0}))
     monkeypatch.setattr(trainjob, "LAST_LINES", 0.1)

@@ -9,9 +9,13 @@ import signal
 from pathlib import Path
 
 from marble_core import stages
+from marble_core.config.loading import load_config
+from marble_core.evaluation.decision_file import write_decision
+from marble_core.evaluation.gate import decide
 from marble_core.evaluation.results import Estimate, Evaluation, RewardResult
 from marble_core.runtime import progress
 from marble_core.storage.s3 import S3
+from marble_core.tracking import registry
 from marble_core.types import MarbleError
 
 KIND = os.environ.get("STAND_IN")
@@ -49,17 +53,16 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         assert (adapter / "pytorch_lora_weights.safetensors").exists()
         out.mkdir(parents=True)
         (out / "config.json").write_text((prepared / "config.json").read_text())
-        Evaluation({"ocr": reward}, {}, difference).save(out / "evaluation.json")
+        evaluation = Evaluation({"ocr": reward}, {}, difference)
+        evaluation.save(out / "evaluation.json")
+        section = load_config("demo").registry
+        write_decision(out, decide(evaluation, section), section)
         report.write_text("<!doctype html><title>report</title>")
         result |= {"evaluation": str(out / "evaluation.json"), "report": str(report)}
     return {"ocr": gain}
 
 
-def register(prepared: Path, adapter: Path, evaluation: Path) -> str:
-    with progress.stage("register") as result:
-        result |= {"model": "marble", "version": "7", "alias": "champion"}
-    return "7"
-
-
 if KIND:
-    stages.train, stages.evaluate, stages.register = train, evaluate, register
+    stages.train, stages.evaluate = train, evaluate
+if KIND == "better":  # no LoRA was logged that could be registered
+    registry.register_version = lambda *_: ("7", "champion")

@@ -9,7 +9,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from marble_core import stages
-from marble_core.evaluation.results import Evaluation
 from marble_core.tracking.tracker import RUN_ID_TAG
 from marble_core.training.retraining import choose
 from marble_core.types import Prompt
@@ -70,17 +69,15 @@ class Round:
         rewards = f"rewards=[{{name: warmth, scorer: 'colour_rewards:{scorer}'}}]"
         self.root, self.run_id = root / run_id, run_id
         prepared, adapter, evaluation = (self.root / name for name in ("prepared", "adapter", "evaluation"))
-        self.outcome, self.reason, self.version = "skipped", "", ""
-        if stages.prepare("demo", [*SMALL, rewards, *overrides], run_id, prepared, self.root / "data.html"):
-            stages.train(prepared, adapter)
-            stages.evaluate(prepared, adapter, evaluation, self.root / "report.html")
-            self.evaluation = Evaluation.load(evaluation / "evaluation.json")
-            if stages.gate(evaluation):
-                self.outcome, self.version = "promoted", stages.register(prepared, adapter, evaluation)
-            else:
-                self.outcome, self.reason = "refused", stages.reject(prepared, evaluation)
-        else:
-            self.reason = stages.skip(prepared)
+        form = {"gpus": "0", "evaluation_gpus": "1"}
+        self.wanted = stages.prepare("demo", [*SMALL, rewards, *overrides], run_id, prepared, self.root / "data.html", form)
+        self.trained = stages.train(prepared, adapter)
+        stages.evaluate(prepared, adapter, evaluation, self.root / "report.html")
+        self.registered = stages.register(prepared, adapter, evaluation, self.root / "register.html")
+        self.outcome, self.version = self.registered.decision.verdict, self.registered.version
+        self.reason = " ".join(self.registered.decision.reasons)
+        if self.registered.evaluation:
+            self.evaluation = self.registered.evaluation
         self.prompts = [json.loads(line) for line in (prepared / "train.jsonl").read_text().splitlines() if line]
         self.config = json.loads((prepared / "config.json").read_text())
         self.champion = MlflowClient().get_model_version_by_alias("schedule", "champion")
@@ -111,7 +108,7 @@ def test_of_four_rounds_the_better_are_promoted_the_broken_is_refused_and_the_la
     rounds: list[Round],
 ) -> None:
     one, two, three, four = rounds
-    assert [r.outcome for r in rounds] == ["promoted", "promoted", "refused", "skipped"]
+    assert [r.outcome for r in rounds] == ["promoted", "promoted", "worse", "nothing new"]
     assert [r.champion.version for r in rounds] == [one.version, two.version, two.version, two.version]
     assert two.evaluation.champion and two.evaluation.champion.mean_gain.low > 0, (
         "better than round one, not only than the base"
@@ -119,6 +116,19 @@ def test_of_four_rounds_the_better_are_promoted_the_broken_is_refused_and_the_la
     assert "judge is worse than" in three.reason and three.evaluation.champion
     assert three.evaluation.champion.rewards["warmth"].difference.low > 0, "the broken reward itself rose"
     assert "no prompt is new since the champion" in four.reason and four.tracked.info.status == "FINISHED"
+    assert [r.registered.metrics["promoted"] for r in rounds] == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.slow
+def test_where_nothing_is_new_no_stage_asks_for_a_gpu_or_makes_anything_and_each_says_so(rounds: list[Round]) -> None:
+    _, two, three, four = rounds
+    assert two.wanted[1:] == three.wanted[1:] == ("0", "1") and four.wanted[1:] == ("0", "0")
+    assert four.trained == {} and list((four.root / "adapter").iterdir()) == [] and four.version == ""
+    assert four.tracked.data.tags["marble.decision"] == "nothing to train on"
+    for page in ("report.html", "register.html"):
+        assert "no prompt is new since the champion" in (four.root / page).read_text()
+    assert "worse" in (three.root / "register.html").read_text()
+    assert f"Version {two.version} of schedule is registered as champion" in (two.root / "register.html").read_text()
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from marble_core import stages
 from marble_core.config.loading import load_config
 from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.runtime import environment
@@ -74,7 +73,7 @@ def test_another_attempt_adopts_the_job_that_is_there_and_replaces_one_that_has_
 
 
 def test_what_stopped_a_process_first_is_the_stages_sentence_and_an_older_one_is_not(kube: StubKube, stage: Stage) -> None:
-    said = iter([{"1": (2.0, "The later one."), "0": (1.0, "S3 stays away.")}, {}])
+    said = iter([{"0": (1.0, "S3 stays away."), "1": (2.0, "The later one.")}, {}])
 
     def start(job: dict[str, Any]) -> None:
         for rank, (when, error) in next(said).items():
@@ -84,7 +83,7 @@ def test_what_stopped_a_process_first_is_the_stages_sentence_and_an_older_one_is
     kube.start = start
     with pytest.raises(MarbleError, match=r"^S3 stays away\.$"):
         stage()
-    with pytest.raises(MarbleError, match="failed without a word of ours: kubectl -n team describe trainjob"):
+    with pytest.raises(MarbleError, match=r"failed without a word of ours: .* kubectl -n team describe trainjob"):
         stage()
 
 
@@ -148,26 +147,58 @@ def test_a_stage_that_is_told_to_end_deletes_its_job(kube: StubKube, stage: Stag
     assert len(kube.posted) == 1 and kube.jobs == {}
 
 
-def test_the_exit_task_deletes_the_jobs_of_its_own_run_and_does_nothing_elsewhere(
-    kube: StubKube, stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kube.start = stage.trained(kube)
+def test_a_job_that_ended_because_nobody_watched_it_is_made_anew(kube: StubKube, stage: Stage) -> None:
+    """It is Complete, and has left a mark and no adapter."""
+    ends = iter([lambda job: kube.end(job["metadata"]["name"], "Complete"), stage.trained(kube)])
+    marks = []
+
+    def start(job: dict[str, Any]) -> None:
+        marks.append(stage.s3.exists(f"{stage.place(job)}/unwatched.json"))
+        stage.s3.put_json(f"{stage.place(job)}/unwatched.json", {})
+        next(ends)(job)
+
+    kube.start = start
     stage()
-    (name,) = kube.jobs
-    monkeypatch.setenv(environment.KFP_RUN, "another")
-    assert stages.cleanup() == "" and kube.jobs
-    monkeypatch.setenv(environment.KFP_RUN, "kfp-run")
-    assert stages.cleanup() == name and kube.jobs == {}
-    monkeypatch.delenv(environment.KFP_RUN)
-    kube.calls.clear()
-    assert stages.cleanup() == "" and kube.calls == []
+    assert len(kube.posted) == 2 and (stage.out / ADAPTER_FILE).read_bytes() == b"trained"
+    assert marks == [False, False], "by the mark its processes would end at once"
+
+
+def test_the_log_of_a_container_that_was_started_again_is_forwarded_from_its_beginning(
+    kube: StubKube, stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked() -> int:
+        return sum(path.endswith("/log") for _, path in kube.calls)
+
+    def start(job: dict[str, Any]) -> None:
+        kube.log = ["step 1", "step 2"]
+        seen = asked()
+        eventually(lambda: asked() > seen + 2)
+        kube.restarts, kube.log = 1, ["goes on", "step 3"]
+        seen = asked()
+        eventually(lambda: asked() > seen + 2)
+        stage.s3.put(f"{stage.place(job)}/adapter/{ADAPTER_FILE}", b"trained")
+        kube.end(job["metadata"]["name"], "Complete")
+
+    kube.start = start
+    stage()
+    assert capsys.readouterr().out.splitlines() == ["step 1", "step 2", "goes on", "step 3"]
+
+
+def test_a_refusal_ends_a_job_that_kubernetes_would_start_again_and_again(kube: StubKube, stage: Stage) -> None:
+    """It never says Failed by itself here."""
+    kube.start = lambda job: stage.s3.put_json(
+        f"{stage.place(job)}/errors/0.json", {"time": 1.0, "rank": "0", "error": "The reward needs a wheel."}
+    )
+    with pytest.raises(MarbleError, match=r"^The reward needs a wheel\.$"):
+        stage()
+    assert kube.jobs == {}
 
 
 def test_the_pods_of_several_nodes_get_what_the_settings_give_the_stages_own(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("""
 images: {pull_secrets: [pull]}
-secrets: [{name: mine, keys: [HF_TOKEN], stages: [train], optional: false}, {name: others, keys: [KEY], stages: [gate]}]
+secrets: [{name: mine, keys: [HF_TOKEN], stages: [train], optional: false}, {name: others, keys: [KEY], stages: [register]}]
 authority: {config_map: company-ca}
 pods: {train: {memory_limit: 400Gi}}
 gpu: {node_selector: {gpu: H100}, resource: amd.com/gpu}

@@ -1,0 +1,60 @@
+"""A process of a TrainJob ends by itself once the stage's pod is gone, and not before."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from marble_core.storage.s3 import S3
+from marble_core.training import watched
+from waiting import eventually
+
+LISTENS = """
+import signal, sys, time
+from marble_core.storage.s3 import S3
+from marble_core.training import watched
+watched.PATIENCE, watched.LOOK = 1.5, 0.1
+
+def ends(*_):
+    print("saved", listener.silent.is_set(), flush=True)
+    sys.exit(7)
+
+signal.signal(signal.SIGTERM, ends)
+listener = watched.Listener(S3(sys.argv[1]), "place")
+listener.listen(first=True)
+print("listens", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+@contextmanager
+def listening(bucket: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", LISTENS, bucket], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and process.stdout.readline() == "listens\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_goes_on_while_its_watcher_lives_and_saves_and_ends_once_it_is_gone(
+    bucket: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "BEAT", 0.3)
+    with watched.heartbeat(bucket, "place"), listening(bucket.bucket) as process:
+        begun = time.monotonic()
+        assert eventually(lambda: time.monotonic() - begun > 5) and process.poll() is None, "three times its patience"
+        assert not watched.Listener(bucket, "place").ended_before()
+        # What a pod that is killed does: nothing more.
+        monkeypatch.setattr(S3, "put_json", lambda *_: None)
+        said, _ = process.communicate(timeout=20)
+    assert process.returncode == 7 and said.splitlines()[-1] == "saved True"
+    assert "Nobody watches this training any more" in said
+    assert watched.Listener(bucket, "place").ended_before(), "a container that is started again in place ends at once"
+    watched.forget_silence(bucket, "place")
+    assert not watched.Listener(bucket, "place").ended_before()
