@@ -1,6 +1,6 @@
 """One optimizer step, the straight line of the method. Read this file first.
 
-    prompts -> x0_NCHW, images (the policy ``old`` samples) -> R_NK (K rewards; NaN: does not apply) -> A_NK (K advantages)
+    prompts -> x0_NCHW, images (the policy ``old`` samples) -> R_NK (K rewards; NaN: no value) -> A_NK (K advantages)
             -> g_k for every reward -> alpha_star_K (the balance of this step) -> alpha_K (averaged, within the user's limits)
             -> w_K -> one update along sum_k w_k g_k
 
@@ -18,9 +18,9 @@ import torch
 
 from marble_core.algorithm.advantages import estimate
 from marble_core.algorithm.balancers import Balancer
-from marble_core.algorithm.diagnostics import rewards_not_finite, update_not_finite
+from marble_core.algorithm.diagnostics import no_signal, unusable_rewards, update_not_finite
 from marble_core.algorithm.meter import Meter
-from marble_core.algorithm.metrics import Clock, step_metrics
+from marble_core.algorithm.metrics import Clock, skipped_metrics, step_metrics
 from marble_core.algorithm.update import balanced_update
 from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
@@ -28,7 +28,7 @@ from marble_core.models.rollout import collect
 from marble_core.prompts import mix
 from marble_core.rewards.scoring import BackgroundScores, score_all
 from marble_core.runtime import distributed
-from marble_core.types import Prompt, Scorer, StepReport
+from marble_core.types import Prompt, PromptBatch, RewardTable, Scorer, StepReport
 
 
 @dataclass
@@ -62,18 +62,18 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
 
     table = distributed.gather_table(score_all(learner.scorers, rollout.images_NHWC, background.prompts, background))
     clock.lap("score")
-    if faults := rewards_not_finite(table, batch):
-        return _skipped(learner, faults, fault=True)
+    if faults := unusable_rewards(table, batch, config.rewards):
+        return _skipped(learner, table, batch, faults, fault=True)
 
     raw = estimate(table, batch.group_N, config.loss.advantage_std, balancer.mixing)
     advantages, clamped = raw.clamped(config.loss.advantage_max)
     if not advantages.A_NK.any():
-        return _skipped(learner, ["no reward tells the images of a prompt apart"])
+        return _skipped(learner, table, batch, no_signal(table, batch))
     update = balanced_update(policy, rollout, advantages, balancer, learner.step, config, learner.meter)
     if not update.is_finite:
-        return _skipped(learner, [update_not_finite(update, rollout, table.names)], fault=True)
+        return _skipped(learner, table, batch, [update_not_finite(update, rollout, table.names)], fault=True)
     if not update.balance.active_K.any():
-        return _skipped(learner, ["no reward is active", *update.balance.notes])
+        return _skipped(learner, table, batch, ["no reward is active", *update.balance.notes])
 
     metrics, odd = step_metrics(table, batch, update, balancer)
 
@@ -87,10 +87,10 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     return _recorded(learner, StepReport(learner.step, metrics, update.balance.notes + odd))
 
 
-def _skipped(learner: Learner, why: list[str], fault: bool = False) -> StepReport:
-    learner.updating = True
-    learner.step += 1
-    return _recorded(learner, StepReport(learner.step, {"skipped": 1.0}, tuple(why), skipped=True, fault=fault))
+def _skipped(learner: Learner, table: RewardTable, batch: PromptBatch, why: list[str], fault: bool = False) -> StepReport:
+    metrics, odd = skipped_metrics(table, batch)
+    learner.updating, learner.step = True, learner.step + 1
+    return _recorded(learner, StepReport(learner.step, metrics, (*why, *odd), skipped=True, fault=fault))
 
 
 def _recorded(learner: Learner, report: StepReport) -> StepReport:

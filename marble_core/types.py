@@ -12,8 +12,8 @@ Shape suffixes, used on every tensor and array of the project:
 A letter behind the underscore is an axis and means one thing. What stands before it is the value: ``R_NK`` rewards, ``A_NK``
 advantages, ``G_KK`` a Gram matrix, ``x0_NCHW`` clean latents, ``v`` a velocity, ``q`` a cotangent of it, ``t`` a time. Of the
 balance (docs/algorithm.md): ``alpha_star_K`` is the min-norm point of this step, ``alpha_K`` the share of the update that each
-reward steers, ``w_K`` the weights of the raw gradients. In a reward or advantage table NaN means "this reward does not apply to
-this prompt" and nothing else.
+reward steers, ``w_K`` the weights of the raw gradients. In a reward or advantage table NaN means "no value": the reward does not
+apply to this prompt, or its scorer gave none for this image (``RewardTable.missing``).
 """
 
 from __future__ import annotations
@@ -109,25 +109,47 @@ class Rollout:
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Raw rewards R_NK (float64); NaN exactly where a reward does not apply to the image's prompt.
+    """Raw rewards R_NK (float64); NaN where a reward does not apply to the image's prompt, and where it has no value.
 
-    ``side`` has what a scorer reports beside its reward, which is logged and evaluated and never trained on: values (N,) by
-    ``REWARD/VALUE``, NaN likewise. Its keys depend on the scorers alone.
+    ``missing`` says why there is no value where the reward applies, by (image, reward). ``side`` has what a scorer reports beside
+    its reward, which is logged and evaluated and never trained on: values (N,) by ``REWARD/VALUE``, NaN likewise. Its keys depend
+    on the scorers alone. ``notes`` are what the log should say of the scoring.
     """
 
     names: tuple[str, ...]
     R_NK: np.ndarray
     side: Mapping[str, np.ndarray] = field(default_factory=dict)
+    missing: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def concatenate(cls, tables: Sequence[RewardTable]) -> RewardTable:
         """One table of the images of several, which have the same scorers."""
         side = {name: np.concatenate([table.side[name] for table in tables]) for name in tables[0].side}
-        return cls(tables[0].names, np.concatenate([table.R_NK for table in tables]), side)
+        first = np.cumsum([0, *(len(table.R_NK) for table in tables)])
+        missing = {(first[n] + i, k): why for n, table in enumerate(tables) for (i, k), why in table.missing.items()}
+        notes = tuple(note for table in tables for note in table.notes)
+        return cls(tables[0].names, np.concatenate([table.R_NK for table in tables]), side, missing, notes)
+
+    def of(self, index_n: np.ndarray) -> RewardTable:
+        """The table of these images."""
+        place = {int(i): n for n, i in enumerate(index_n)}
+        missing = {(place[i], k): why for (i, k), why in self.missing.items() if i in place}
+        side = {name: column[index_n] for name, column in self.side.items()}
+        return RewardTable(self.names, self.R_NK[index_n], side, missing, self.notes)
 
     @property
     def mask_NK(self) -> np.ndarray:
+        """Where there is a value."""
         return ~np.isnan(self.R_NK)
+
+    @property
+    def missing_NK(self) -> np.ndarray:
+        """Where a reward applies and its scorer gave no value."""
+        missing_NK = np.zeros(self.R_NK.shape, dtype=bool)
+        for i, k in self.missing:
+            missing_NK[i, k] = True
+        return missing_NK
 
     def means(self) -> dict[str, float]:
         """Mean over the images to which a reward applies; a reward that applies to none is left out."""
@@ -142,12 +164,21 @@ def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(np.nanmean(column)) for name, column in columns.items() if not np.isnan(column).all()}
 
 
+@dataclass(frozen=True)
+class NoValue:
+    """What a scorer may return in place of an image's number: there is none, and why, in a few words."""
+
+    why: str
+
+
 class Scorer(Protocol):
     """One reward. It sees only images whose prompt it applies to.
 
-    ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N finite real numbers, of shape (N,) or (N, 1): a numpy
+    ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N real numbers, of shape (N,) or (N, 1): a numpy
     array, a torch tensor of any precision and on any device (its gradient is ignored), or a list of numbers; bools are 0 and 1.
-    Complex numbers, dates, strings, None, dicts, generators and (scores, info) are a MarbleError that names the reward.
+    NaN means that the image has no value, and so does, in a list, None or ``NoValue``, which says why. Where ``score`` raises, each image
+    is tried again alone, and has no value if that raises too. MarbleError ends the run: it is for what no image can get right.
+    Complex numbers, dates, strings, dicts, generators and (scores, info) are a MarbleError that names the reward.
     ``self_check`` scores an image with a known answer and raises MarbleError where the answer is wrong.
 
     A scorer may also have ``side``, the names of V values that it reports beside its reward: ``score`` then returns (N, 1 + V)
@@ -169,7 +200,8 @@ class Scorer(Protocol):
 class StepReport:
     """What one optimizer step tells the log: flat metric names (``reward/ocr/mean``) to numbers, and what was odd.
 
-    A step is ``skipped`` where nothing was to be learned from it, and a ``fault`` besides where a number was not finite.
+    A step is ``skipped`` where nothing was to be learned from it, and a ``fault`` besides where a number was not finite, or too
+    many values were missing.
     """
 
     step: int

@@ -128,14 +128,14 @@ class Channel:
     def score(self, images_NHWC, prompts):
         self.calls += 1
         values = images_NHWC[..., self.channel].astype(float).mean((1, 2)) / 255
-        return values if self.calls != self.fault_at else np.full(len(values), np.nan)
+        return values if self.calls != self.fault_at else np.full(len(values), np.inf)
 
     def self_check(self):
         pass
 
 
 def rewards(fault_at=None):
-    """Red, green, and blue for prompts of the source ocr; green gives NaN at its call number ``fault_at``."""
+    """Red, green, and blue for prompts of the source ocr; green is infinite at its call number ``fault_at``."""
     return Channel("clipscore", 0), Channel("pickscore", 1, fault_at=fault_at), Channel("ocr", 2, "ocr")
 
 

@@ -58,19 +58,23 @@ def reward_rows(
     weight_KN = (advantages.mask_NK / np.maximum(advantages.count_K, 1)).T / timesteps
     A_KN, N = advantages.A_NK.T, len(advantages.A_N)
     if with_mixed:
-        mean = mean_row(advantages.A_N, timesteps)
+        mean = mean_row(advantages, timesteps)
         weight_KN, A_KN = np.concatenate([weight_KN, mean.weight_JN]), np.concatenate([A_KN, mean.A_JN])
-    common_N = np.full(N, 1 / (N * timesteps)) if subtract_common else np.zeros(N)
+    common_N = _mean_over(advantages.seen_N, timesteps) if subtract_common else np.zeros(N)
     if half_N is None:
         return Rows(weight_KN, A_KN, common_N)
     in_a_N = half_N == 0
     return Rows(np.concatenate([weight_KN * in_a_N, weight_KN * ~in_a_N]), np.concatenate([A_KN, A_KN]), common_N)
 
 
-def mean_row(A_N: np.ndarray, timesteps: int) -> Rows:
-    """One row: the mean over all images and timesteps with one advantage an image."""
-    N = len(A_N)
-    return Rows(np.full((1, N), 1 / (N * timesteps)), A_N[None], np.zeros(N))
+def mean_row(advantages: Advantages, timesteps: int) -> Rows:
+    """One row: the mean over timesteps and the images that lack no value, with one advantage an image."""
+    return Rows(_mean_over(advantages.whole_N, timesteps)[None], advantages.A_N[None], np.zeros(len(advantages.A_N)))
+
+
+def _mean_over(chosen_N: np.ndarray, timesteps: int) -> np.ndarray:
+    """Weights (N,) of a mean over the chosen images and their timesteps."""
+    return chosen_N / (max(int(chosen_N.sum()), 1) * timesteps)
 
 
 def per_reward(policy: Policy, rollout: Rollout, rows: Rows, config: LossConfig, share: float = 1.0) -> Passes:

@@ -9,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from marble_core.algorithm.balancers import Balance, Balancer
+from marble_core.algorithm.diagnostics import without_value
 from marble_core.algorithm.min_norm import min_norm
 from marble_core.algorithm.split_half import cosines, images_for_half
 from marble_core.algorithm.update import GradientStats, Update
@@ -30,15 +31,40 @@ def reward_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
     return out
 
 
+def coverage_metrics(table: RewardTable, batch: PromptBatch) -> dict[str, float]:
+    """Of each reward how many images lack a value, and by source how many prompts can teach it nothing.
+
+    A prompt's images teach a reward nothing where fewer than two have a value, or where all values are equal.
+    """
+    source_M = np.array([prompt.source for prompt in batch.prompts])
+    applies_NK, out = table.mask_NK | table.missing_NK, {}
+    for k, name in enumerate(table.names):
+        if not applies_NK[:, k].any():
+            continue
+        out[f"missing/{name}"] = float(table.missing_NK[:, k].sum())
+        groups = np.unique(batch.group_N[applies_NK[:, k]])
+        values = {m: table.R_NK[(batch.group_N == m) & table.mask_NK[:, k], k] for m in groups}
+        silent = [m for m, own in values.items() if len(own) < 2 or own.min() == own.max()]
+        for source in dict.fromkeys(source_M[groups]):
+            out[f"no_signal/{name}/{source}"] = float((source_M[silent] == source).sum()) if silent else 0.0
+    return out
+
+
+def skipped_metrics(table: RewardTable, batch: PromptBatch) -> tuple[dict[str, float], tuple[str, ...]]:
+    """What the log is told of a step that was skipped, and the notes on its rewards."""
+    return {"skipped": 1.0, **coverage_metrics(table, batch)}, (*table.notes, *without_value(table, batch))
+
+
 def step_metrics(
     table: RewardTable, batch: PromptBatch, update: Update, balancer: Balancer
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Everything that a step tells the log before its weights move, and notes of what could not be computed.
+    """Everything that a step tells the log before its weights move, and notes on its rewards and of what could not be computed.
 
     A number that is only logged must not end a step: an error in one part leaves that part out, and ``metrics_failed`` counts it.
     """
     parts: dict[str, Callable[[], dict[str, float]]] = {
         "rewards": lambda: reward_metrics(table, batch),
+        "coverage": lambda: coverage_metrics(table, batch),
         "balance": lambda: balance_metrics(table.names, update, balancer),
     }
     if (stats := update.stats) is not None:
@@ -53,7 +79,7 @@ def step_metrics(
             metrics |= compute()
         except Exception as error:  # noqa: BLE001 - whatever it is, the step goes on
             notes += (f"no metrics of the {part} ({type(error).__name__}: {error})",)
-    return metrics | {"metrics_failed": float(len(notes))}, notes
+    return metrics | {"metrics_failed": float(len(notes))}, (*table.notes, *without_value(table, batch), *notes)
 
 
 def balance_metrics(names: tuple[str, ...], update: Update, balancer: Balancer) -> dict[str, float]:

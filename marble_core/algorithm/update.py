@@ -116,7 +116,7 @@ def _update(
         if not keep.weighs_gradients:
             memorable = every.memorable(meter, parameters, has_signal_K, w_K[None])
     if balancer.mixing:
-        rows, w_J = backward.mean_row(advantages.A_N, T), np.ones(1)
+        rows, w_J = backward.mean_row(advantages, T), np.ones(1)
     else:
         rows, w_J = backward.reward_rows(advantages, None, T, keep.subtract_common), balance.w_K
         if keep.masks_between == "all":

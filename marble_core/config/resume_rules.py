@@ -22,6 +22,7 @@ FREE = (
     "loss.micro_batch",
     "hardware.*",
     "rewards.*.timeout",
+    "rewards.*.max_missing",
 )
 
 

@@ -96,6 +96,9 @@ class RewardConfig(Section):
     scorer: DottedPath | None = None
     options: dict[str, JsonValue] = {}
     timeout: float = Field(1200, gt=0)  # [O] seconds for up to 1000 images; below the processes' patience with each other
+    max_missing: Share = (
+        0.1  # [O] share of its images without a value above which a step is skipped as a fault, and an alarm raised
+    )
 
 
 class LossConfig(Section):
@@ -145,7 +148,8 @@ class TrainConfig(Section):
     processes: int = Field(1, ge=0)  # on each; 0: one a GPU of the one machine
     checkpoint_every: int = Field(10, ge=1)
     samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
-    max_bad_steps: int = Field(3, ge=1)  # non-finite steps in a row that stop the run
+    max_bad_steps: int = Field(3, ge=1)  # steps in a row with a fault (not finite, values missing) that stop the run
+    max_silent_steps: int = Field(10, ge=1)  # [O] steps without signal from the beginning that stop the run
     # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only.
     start_from: str | None = Field(None, pattern=rf"^({CHAMPION}|s3://[^/]+/.+)$")
 

@@ -43,16 +43,21 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
 
     Harm is shown in a reward, trained on or held out, if its whole 95 % interval against the base or the champion lies below
     -margin base standard deviations. A gain is shown if the interval of the mean gain over the champion, or over the base where
-    there is no champion to compare with, lies above 0. Alarms are said and do not decide.
+    there is no champion to compare with, lies above 0. Alarms are said and do not decide, but
+    for one: a reward that lacks more values than its ``max_missing`` counts as not measured.
     """
     gain, over = evaluation.mean_gain, "the base"
     if evaluation.champion:
         gain, over = evaluation.champion.mean_gain, f"the champion, version {evaluation.champion_version},"
     gained = f"The mean gain over {over} is {interval(gain)} base standard deviations"
-    after = tuple(filter(None, (evaluation.no_champion, *(f"Alarm, {a.kind}: {a.text}" for a in evaluation.alarms))))
+    said = [f"Alarm, {a.kind}: {a.text}" for a in evaluation.alarms if a.kind != "missing values"]
+    lost = [a.text for a in evaluation.alarms if a.kind == "missing values"]
+    after = tuple(filter(None, (evaluation.no_champion, *said)))
 
     if harmed := list(_harmed(evaluation, config.margin)):
-        return Decision(False, "worse", (*harmed, f"{gained}.", *after))
+        return Decision(False, "worse", (*harmed, f"{gained}.", *lost, *after))
+    if lost:
+        return Decision(False, "not measured", (*lost, f"{gained}.", *after))
     if evaluation.missing:
         names = ", ".join(evaluation.missing)
         reason = f"{names} applies to no held-out prompt, so harm to it cannot be excluded; add held-out prompts for it."

@@ -88,8 +88,19 @@ class Diversity:
 class Alarm:
     """Something that a gain can hide, shown by intervals, in a sentence."""
 
-    kind: Literal["reward hacking", "mode collapse"]
+    kind: Literal["reward hacking", "mode collapse", "missing values"]
     text: str
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """A reward without a value for some images: of the prompts that it ``applies`` to, ``pairs`` are left out of every comparison,
+    for a model lacks a value there; ``by_role`` counts them for each model, ``why`` is the commonest reason."""
+
+    applies: int
+    pairs: int
+    by_role: Mapping[str, int]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class Evaluation:
     """What the gate and the report read. ``settings`` say how the numbers came about and travel with them.
 
     ``rewards`` were trained on, ``held_out`` were only measured. ``mean_gain`` is the mean over ``rewards`` of difference /
-    base_std. A reward that applies to no prompt is in ``missing``. ``by_source`` has rewards and held-out ones. ``side`` has what
+    base_std. A reward without any value is in ``missing``; one without some is in ``lacking``. ``by_source`` has rewards and held-out ones. ``side`` has what
     scorers report beside their rewards (``geneval/strict``), of which neither gain nor gate knows. ``champion_version`` had the
     alias when this was measured; where there is none to compare with, ``no_champion`` says why.
     """
@@ -115,6 +126,7 @@ class Evaluation:
     no_champion: str = ""
     diversity: Diversity | None = None
     alarms: tuple[Alarm, ...] = ()
+    lacking: Mapping[str, Lacking] = field(default_factory=dict)
 
     @property
     def measured(self) -> dict[str, RewardResult]:

@@ -17,6 +17,7 @@ import numpy as np
 from marble_core import __version__
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import EVALUATION, IMAGES, SCORES
+from marble_core.evaluation import lacking
 from marble_core.evaluation.results import ROLES, Evaluation, Incumbent
 from marble_core.evaluation.shared_roles import Sampled, SharedRoles
 from marble_core.evaluation.statistics import CONFIDENCE, alarms, compare, diversity
@@ -44,7 +45,7 @@ def run_evaluation(
 
     The noise of prompt i depends on (evaluation.seed, i) alone. Written are ``evaluation.json`` and ``images/`` (see results.py),
     with pictures of the first 48 prompts of each source; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
-    base's, for a reward that fails, and for an image that is not finite; a champion that does not fit the base is left out, and
+    base's, and for an image that is not finite; a reward that fails costs the values of its images; a champion that does not fit the base is left out, and
     the result says so. With ``shared`` the base is sampled only where no evaluation has done it there before.
     """
     from marble_core.models.policy import Policy
@@ -67,9 +68,8 @@ def run_evaluation(
     work.write_scores(tables)
     evaluation = work.evaluation(tables, {role: own.distances_M for role, own in found.items()})
     evaluation = replace(evaluation, champion_version=incumbent.version, no_champion=incumbent.absent)
-    evaluation = replace(
-        evaluation, alarms=alarms(evaluation), settings=_settings(config, prompts, Path(adapter), work.scorers)
-    )
+    said = (*alarms(evaluation), *lacking.alarms(evaluation.lacking, config.measured))
+    evaluation = replace(evaluation, alarms=said, settings=_settings(config, prompts, Path(adapter), work.scorers))
     evaluation.save(Path(out) / EVALUATION)
     return evaluation
 
@@ -164,7 +164,7 @@ class _Evaluator:
         for start in range(0, len(self.prompts), self.config.evaluation.batch_size):
             part = slice(start, start + self.config.evaluation.batch_size)
             images_NHWC = self._sample(role, model, self.prompts[part], self.seeds[part])
-            tables.append(_finite(score_all(self.scorers, images_NHWC, self.prompts[part]), self.prompts[part]))
+            tables.append(lacking.finite(score_all(self.scorers, images_NHWC, self.prompts[part], go_on=True)))
             for i, image in enumerate(images_NHWC, start):
                 if i in self.pictured:
                     Image.fromarray(image).save(self.directory / picture_name(role, i))
@@ -198,6 +198,8 @@ class _Evaluator:
             row: dict[str, Any] = {"index": i, "prompt": prompt.text, "source": prompt.source, "noise_seed": self.seeds[i]}
             for role, table in tables.items():
                 row[role] = {n: float(r) for n, r in zip(table.names, table.R_NK[i], strict=True) if not np.isnan(r)}
+                if why := {table.names[k]: text for (j, k), text in table.missing.items() if j == i}:
+                    row.setdefault("missing", {})[role] = why
             if i in self.pictured:
                 row["pictures"] = {role: picture_name(role, i) for role in tables}
             lines.append(json.dumps(row, ensure_ascii=False))
@@ -244,13 +246,6 @@ def _evenly(prompts: Sequence[Prompt], count: int) -> list[int]:
     sources = {source: sorted(i for (own, _), i in firsts.items() if own == source) for source in SOURCES}
     in_turn = sorted((rank, i) for own in sources.values() for rank, i in enumerate(own))
     return sorted(i for _, i in in_turn[:count])
-
-
-def _finite(table: RewardTable, prompts: Sequence[Prompt]) -> RewardTable:
-    """The table, unless a reward failed on a prompt (+inf, see score_all)."""
-    for i, k in np.argwhere(np.isinf(table.R_NK))[:1]:
-        raise MarbleError(f"The reward {table.names[k]!r} is not finite for the prompt {prompts[i].text!r}; mend the scorer.")
-    return table
 
 
 def _settings(config: RunConfig, prompts: Sequence[Prompt], adapter: Path | None, scorers: Sequence[Scorer]) -> dict[str, Any]:

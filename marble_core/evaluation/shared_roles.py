@@ -42,7 +42,8 @@ class SharedRoles:
     def get(self, role: str, depends_on: Mapping[str, Any], images: Path, sample: Callable[[], Sampled]) -> Sampled:
         """The role as it was sampled before with equal ``depends_on``, to the bit, with its images linked into ``images``.
 
-        Where it was not, ``sample`` finds it and writes images as ``images/ROLE-*.png``. ``depends_on`` must be ready for JSON.
+        Where it was not, ``sample`` finds it and writes images as ``images/ROLE-*.png``; what lacks values is not kept. ``depends_on``
+        must be ready for JSON.
         """
         stated = json.dumps(depends_on, sort_keys=True)
         place = self.directory / f"{role}-{hashlib.sha256(stated.encode()).hexdigest()[:16]}"
@@ -52,6 +53,8 @@ class SharedRoles:
                 _link(place, images, role)
                 return _read(place / _SCORES)
             found = sample()
+            if found.table.missing:  # the next evaluation may have them
+                return found
             draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=self.directory))
             _link(images, draft, role)
             (draft / "depends_on.json").write_text(json.dumps(depends_on, indent=1, sort_keys=True), encoding="utf-8")

@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from marble_core.evaluation import lacking
 from marble_core.evaluation.results import Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
 from marble_core.runtime.seeding import derive
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
@@ -30,15 +31,21 @@ def compare(
 
     Intervals are percentiles over ``resamples`` paired bootstrap resamples. A resample draws prompts (distinct texts) with
     replacement within each source and serves all rewards at once, so the mean gain's interval knows how the rewards move together.
-    Raises ValueError if the tables do not fit together, and MarbleError if no reward applies to any prompt.
+    A prompt for which a model lacks a reward's value is left out of that reward. Raises ValueError if the tables do not fit together,
+    and MarbleError if no reward has a value for any prompt.
     """
     _require_same_shape(base, [trained] if champion is None else [trained, champion], prompts)
+    roles = {"base": base, "trained": trained} | ({} if champion is None else {"champion": champion})
+    lost = lacking.lacking(roles)
+    base, trained, *rest = lacking.paired(list(roles.values()))
+    champion = rest[0] if rest else None
     draws = Bootstrap(prompts, resamples, seed)
     b, t = _columns(base), _columns(trained)
     found = {name: draws.result(b[name], t[name]) for name in b}
     rewards = {name: found[name] for name in base.names if name in found and name not in held_out}
     if not rewards:
-        raise MarbleError("No reward applies to any held-out prompt; add held-out prompts that the rewards apply to.")
+        why = "; ".join(lacking.notes(lost)) or "add held-out prompts that the rewards apply to."
+        raise MarbleError(f"No reward has a value for any held-out prompt: {why}")
     parts = {source: own for source in SOURCES if (own := _of_source(b, base.names, prompts, source))}
     missing = tuple(name for name in base.names if name not in found)
     over = None
@@ -54,10 +61,11 @@ def compare(
         {source: {name: draws.result(b_N, t[name]) for name, b_N in own.items()} for source, own in parts.items()},
         draws.mean_gain([(t[name] - b[name], b[name]) for name in rewards]),
         missing,
-        _notes(base, trained, rewards, missing),
+        (*_notes(base, trained, rewards, [name for name in missing if name not in lost]), *lacking.notes(lost)),
         side={name: found[name] for name in base.side if name in found},
         held_out={name: found[name] for name in base.names if name in found and name in held_out},
         champion=over,
+        lacking=lost,
     )
 
 
@@ -183,7 +191,8 @@ def _require_same_shape(base: RewardTable, others: Sequence[RewardTable], prompt
     for other in others:
         if base.names != other.names or base.R_NK.shape != other.R_NK.shape or len(base.R_NK) != len(prompts):
             raise ValueError("base, the other models and prompts do not describe the same rewards and prompts")
-        if (base.mask_NK != other.mask_NK).any() or np.isinf(base.R_NK).any() or np.isinf(other.R_NK).any():
+        applies = [table.mask_NK | table.missing_NK for table in (base, other)]
+        if (applies[0] != applies[1]).any() or np.isinf(base.R_NK).any() or np.isinf(other.R_NK).any():
             raise ValueError("base and the other models must be finite on the same prompts")
 
 

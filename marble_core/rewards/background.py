@@ -26,6 +26,14 @@ class Call(Generic[T]):
         self._thread = threading.Thread(target=self._run, args=(function, arguments), daemon=True)
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until it has ended, however."""
+        self._thread.join()
+
     def result(self, seconds: float | None = None) -> T:
         """What it returned, or raised. Raises TimeoutError where it has not ended that many seconds after its beginning."""
         self._thread.join(None if seconds is None else max(0.0, self._began + seconds - time.monotonic()))

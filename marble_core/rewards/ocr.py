@@ -35,8 +35,8 @@ class Ocr:
     storage/catalogue.py, which comes into the model cache. ``workers`` threads read at once, one a CPU unless told otherwise.
 
     ``published`` restores what MARBLE released: ``any_quote`` (a target is also what follows the first quotation mark of any
-    prompt, up to the next or the end), ``failure_is_zero`` (a picture on which the engine fails scores 0, where ours stops
-    the run) and ``code_points`` (characters are the same where their code points are, but for case and blanks; ours are the same
+    prompt, up to the next or the end), ``failure_is_zero`` (a picture on which the engine fails scores 0, where ours has
+    no value) and ``code_points`` (characters are the same where their code points are, but for case and blanks; ours are the same
     where a reader takes them to be, see ocr_text.py). Each can be set by itself. ``reader`` replaces the engine (tests).
     """
 

@@ -6,12 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from marble_core.types import NoValue
+
 _REAL = "biuf"  # numpy's kinds: bool, integers, floats
 
 
 def as_numbers(returned: Any) -> np.ndarray | None:
     """float64 of an array, a tensor (of any precision, on any device, requiring grad or not), a number, or a list or tuple of these;
-    None for what is not real numbers, or is ragged."""
+    None for what is not real numbers, or is ragged. In a list, or an array of objects, None and NoValue are NaN."""
+    if isinstance(returned, np.ndarray) and returned.dtype == object and returned.ndim == 1:
+        returned = list(returned)
+    if isinstance(returned, list) and any(_is_none(part) for part in returned):
+        parts = [as_numbers(part) for part in returned if not _is_none(part)]
+        shape = () if not parts or parts[0] is None else parts[0].shape
+        returned = [np.full(shape, np.nan) if _is_none(part) else part for part in returned]
     if hasattr(returned, "detach"):
         tensor = returned.detach()
         return None if tensor.is_complex() else tensor.cpu().double().numpy()  # numpy has no bfloat16
@@ -25,6 +33,15 @@ def as_numbers(returned: Any) -> np.ndarray | None:
         values = np.asarray(returned)
         return values.astype(np.float64) if values.dtype.kind in _REAL else None
     return None
+
+
+def reasons(returned: Any) -> dict[int, str]:
+    """Why an image has no value, by its index, where the scorer says so."""
+    return {i: part.why for i, part in enumerate(returned) if isinstance(part, NoValue)} if isinstance(returned, list) else {}
+
+
+def _is_none(part: object) -> bool:
+    return part is None or isinstance(part, NoValue)
 
 
 def described(returned: Any) -> str:

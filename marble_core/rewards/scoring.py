@@ -1,30 +1,85 @@
-"""The table of N images by K rewards: every scorer on the images whose prompts it applies to, within its time."""
+"""The table of N images by K rewards: every scorer on the images whose prompts it applies to, within its time.
+
+A scorer that fails costs the values of the images that it fails on, and no more: see ``Scorer`` in types.py, and
+docs/rewards.md, section 0. What no image can get right, a MarbleError, ends the run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
 from marble_core.rewards.background import Call
-from marble_core.rewards.returned import as_numbers, described
-from marble_core.types import MarbleError, Prompt, RewardTable, Scorer
+from marble_core.rewards.returned import as_numbers, described, reasons
+from marble_core.types import MarbleError, NoValue, Prompt, RewardTable, Scorer
 
 IMAGES_PER_TIMEOUT = 1000
-
+NONE_GIVEN, HANGS = "it gave none", "it still hangs in an earlier call"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One reward's values (N, 1 + V) with its side values behind them, NaN where there are none; why, by image, where the reward
+    applies; and what the log should say."""
+
+    values: np.ndarray
+    missing: Mapping[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def concatenate(cls, columns: Sequence[Column]) -> Column:
+        first = np.cumsum([0, *(len(column.values) for column in columns)])
+        missing = {int(first[n]) + i: why for n, column in enumerate(columns) for i, why in column.missing.items()}
+        notes = tuple(note for column in columns for note in column.notes)
+        return cls(np.concatenate([column.values for column in columns]), missing, notes)
+
+
+class Asked:
+    """A scorer's answer for some images, begun at once. With ``go_on`` an error that would end a training costs these images their
+    values instead, and so does every later call of a scorer that hangs, at once."""
+
+    def __init__(self, scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt], go_on: bool = False) -> None:
+        self.scorer, self.prompts, self.go_on = scorer, prompts, go_on
+        self.before: Call[Column] | None = getattr(scorer, "late", None)  # had not ended in its time
+        hangs = go_on and self.before and self.before.running
+        self.call = None if hangs else Call(_column, scorer, images_NHWC, prompts, self.before)
+
+    def column(self) -> Column:
+        """Waits for it. A scorer that does not end within its ``timeout`` gives its images no value, once: it is asked again when that
+        call has ended. Raises MarbleError where it still has not, within the timeout of this one."""
+        if self.call is None:
+            return self._none(HANGS)
+        seconds, images = getattr(self.scorer, "timeout", None), len(self.prompts)
+        limit = None if seconds is None else seconds * max(1.0, images / IMAGES_PER_TIMEOUT)
+        try:
+            return self.call.result(limit)
+        except TimeoutError as error:
+            if self.before and self.before.running:
+                raise _too_late(self.scorer, f"scoring {images} images", limit) from error
+            self.scorer.late = self.call  # type: ignore[attr-defined]
+            return self._none(f"it has not ended scoring {images} images after {limit or 0:g} s")
+        except MarbleError as error:
+            if not self.go_on:
+                raise
+            return self._none(str(error).removesuffix("."))
+
+    def _none(self, why: str) -> Column:
+        return _Gathered(self.scorer, self.prompts).column([NoValue(why)] * len(self.prompts))
 
 
 class BackgroundScores:
     """Scores of the rewards that say ``background = True``, begun for the first images while the next are sampled."""
 
-    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
-        self.prompts = prompts
+    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt], go_on: bool = False) -> None:
+        self.prompts, self.go_on = prompts, go_on
         self.scorers = {k: scorer for k, scorer in enumerate(scorers) if getattr(scorer, "background", False)}
-        self.calls: dict[int, list[tuple[int, Call[np.ndarray]]]] = {k: [] for k in self.scorers}
+        self.asked: dict[int, list[Asked]] = {k: [] for k in self.scorers}
         self.images = 0
 
     def add(self, images_NHWC: np.ndarray) -> None:
@@ -32,21 +87,25 @@ class BackgroundScores:
         prompts = self.prompts[self.images : self.images + len(images_NHWC)]
         self.images += len(images_NHWC)
         for k, scorer in self.scorers.items():
-            self.calls[k].append((len(prompts), Call(_columns, scorer, images_NHWC, prompts)))
+            self.asked[k].append(Asked(scorer, images_NHWC, prompts, self.go_on))
 
-    def columns(self) -> dict[int, np.ndarray]:
+    def columns(self) -> dict[int, Column]:
         """Waits for them; the order in which they ended does not show."""
-        return {k: np.concatenate([_scored(self.scorers[k], call, n) for n, call in calls]) for k, calls in self.calls.items()}
+        return {k: Column.concatenate([one.column() for one in asked]) for k, asked in self.asked.items()}
 
 
 def score_all(
-    scorers: Sequence[Scorer], images_NHWC: np.ndarray, prompts: Sequence[Prompt], ahead: BackgroundScores | None = None
+    scorers: Sequence[Scorer],
+    images_NHWC: np.ndarray,
+    prompts: Sequence[Prompt],
+    ahead: BackgroundScores | None = None,
+    go_on: bool = False,
 ) -> RewardTable:
-    """Score N images, each with its own prompt: R_NK is NaN exactly where a reward does not apply to the prompt.
+    """Score N images, each with its own prompt. R_NK is NaN where a reward does not apply to the prompt, and where its scorer gives
+    no value, of which the table's ``missing`` says why; an infinite value stays.
 
-    A value that is not finite where the reward does apply becomes +inf, so that it can be told from a mask. The table does not
-    depend on which scorer ends first. Raises MarbleError, which names the reward, where a scorer raises (its prompt is named
-    too), or does not end within its ``timeout``: seconds for up to 1000 images, for more in proportion.
+    The table does not depend on which scorer ends first. Raises MarbleError, which names the reward, where a scorer raises one,
+    returns what are no numbers, or still hangs in an earlier call (see ``Asked``); with ``go_on`` it costs the values of its images.
     """
     from marble_core.rewards.images import as_images
 
@@ -55,20 +114,22 @@ def score_all(
         raise ValueError(f"{len(images_NHWC)} images but {len(prompts)} prompts")
 
     if ahead is None:
-        ahead = BackgroundScores(scorers, prompts)
+        ahead = BackgroundScores(scorers, prompts, go_on)
         ahead.add(images_NHWC)
     columns = {}
     for k, scorer in enumerate(scorers):
         if k not in ahead.scorers:
             with on_device(scorer):
-                columns[k] = _scored(scorer, Call(_columns, scorer, images_NHWC, prompts), len(prompts))
+                columns[k] = Asked(scorer, images_NHWC, prompts, go_on).column()
     columns |= ahead.columns()
     R_NK = np.full((len(prompts), len(scorers)), np.nan)
     side: dict[str, np.ndarray] = {}
     for k, scorer in enumerate(scorers):
-        R_NK[:, k] = columns[k][:, 0]
-        side |= {f"{scorer.name}/{value}": columns[k][:, 1 + i] for i, value in enumerate(_side(scorer))}
-    return RewardTable(tuple(scorer.name for scorer in scorers), R_NK, side)
+        R_NK[:, k] = columns[k].values[:, 0]
+        side |= {f"{scorer.name}/{value}": columns[k].values[:, 1 + i] for i, value in enumerate(_side(scorer))}
+    missing = {(i, k): why for k in range(len(scorers)) for i, why in columns[k].missing.items()}
+    notes = tuple(note for k in range(len(scorers)) for note in columns[k].notes)
+    return RewardTable(tuple(scorer.name for scorer in scorers), R_NK, side, missing, notes)
 
 
 def on_device(scorer: Scorer) -> AbstractContextManager[None]:
@@ -79,50 +140,78 @@ def _side(scorer: Scorer) -> tuple[str, ...]:
     return tuple(getattr(scorer, "side", ()))
 
 
-def in_time(scorer: Scorer, call: Call[T], doing: str, share: float = 1.0) -> T:
-    """The call's result, within that share of the scorer's timeout; one that nobody configured has none."""
-    seconds = getattr(scorer, "timeout", None)
-    limit = None if seconds is None else seconds * share
+def in_time(scorer: Scorer, call: Call[T], doing: str) -> T:
+    """The call's result, within the scorer's timeout; one that nobody configured has none."""
+    limit = getattr(scorer, "timeout", None)
     try:
         return call.result(limit)
     except TimeoutError as error:
-        raise MarbleError(
-            f"The reward {scorer.name!r} has not ended {doing} after {limit:g} s: it hangs, or its 'timeout' must be raised."
-        ) from error
+        raise _too_late(scorer, doing, limit) from error
 
 
-def _scored(scorer: Scorer, call: Call[np.ndarray], images: int) -> np.ndarray:
-    return in_time(scorer, call, f"scoring {images} images", max(1.0, images / IMAGES_PER_TIMEOUT))
+def _too_late(scorer: Scorer, doing: str, limit: float | None) -> MarbleError:
+    return MarbleError(
+        f"The reward {scorer.name!r} has not ended {doing} after {limit:g} s: it hangs, or its 'timeout' must be raised."
+    )
 
 
-def _columns(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    """One reward's column of the table, and those of its side values: (N, 1 + V)."""
-    found = np.full((len(prompts), 1 + len(_side(scorer))), np.nan)
-    rows = [i for i, prompt in enumerate(prompts) if scorer.applies(prompt)]
-    if rows:
-        values = _score(scorer, images_NHWC[rows], [prompts[i] for i in rows])
-        found[rows] = np.where(np.isfinite(values), values, np.inf)
-    return found
+class _Gathered:
+    """Answers for the images to which a reward applies, set among all N."""
+
+    def __init__(self, scorer: Scorer, prompts: Sequence[Prompt]) -> None:
+        self.shape = (len(prompts), 1 + len(_side(scorer)))
+        self.rows = [i for i, prompt in enumerate(prompts) if scorer.applies(prompt)]
+
+    def column(self, answers: Sequence[np.ndarray | NoValue], notes: tuple[str, ...] = ()) -> Column:
+        """Of one answer, (1 + V,), per image; of the first that apply where there are more."""
+        values, missing = np.full(self.shape, np.nan), {}
+        for i, answer in zip(self.rows, answers, strict=False):
+            if isinstance(answer, NoValue):
+                missing[i] = answer.why
+            else:
+                values[i] = answer
+        return Column(values, missing, notes)
 
 
-def _score(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-    """(N, 1 + V)."""
+def _column(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt], before: Call[Column] | None) -> Column:
+    """In a thread of its own, after the call that had not ended in its time."""
+    if before:
+        before.wait()
+    gathered = _Gathered(scorer, prompts)
+    if not gathered.rows:
+        return gathered.column([])
+    answers, notes = _score(scorer, images_NHWC[gathered.rows], [prompts[i] for i in gathered.rows])
+    return gathered.column(answers, notes)
+
+
+def _score(
+    scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]
+) -> tuple[list[np.ndarray | NoValue], tuple[str, ...]]:
+    """An answer per image. Where the scorer fails on all at once, each is tried alone, which costs it time and says so."""
     try:
-        returned = scorer.score(images_NHWC, prompts)
+        return _answers(scorer, scorer.score(images_NHWC, prompts), len(prompts)), ()
     except MarbleError:
         raise
-    except Exception as error:
-        where = f"the prompt {prompts[0].text!r}"
-        if len(prompts) > 1:
-            for i, prompt in enumerate(prompts):
-                _score(scorer, images_NHWC[i : i + 1], [prompt])  # raises for the image that it fails on
-            where = f"{len(prompts)} images at once, from {where} on, though on none alone"
-        raise MarbleError(f"The reward {scorer.name!r} failed on {where}: {type(error).__name__}: {error}.") from error
-    return _numbers(scorer, returned, len(prompts))
+    except Exception as error:  # noqa: BLE001 - it is the user's code
+        failed = f"{type(error).__name__}: {error}"
+    answers = [_alone(scorer, images_NHWC[i : i + 1], prompt) for i, prompt in enumerate(prompts)]
+    again = sum(isinstance(answer, NoValue) for answer in answers)
+    return answers, (
+        f"the reward {scorer.name} failed on {len(prompts)} images at once ({failed}), and on {again} of them alone",
+    )
 
 
-def _numbers(scorer: Scorer, returned: object, count: int) -> np.ndarray:
-    """(N, 1 + V) of what the scorer returned. What it may be says Scorer in types.py."""
+def _alone(scorer: Scorer, image_1HWC: np.ndarray, prompt: Prompt) -> np.ndarray | NoValue:
+    try:
+        return _answers(scorer, scorer.score(image_1HWC, [prompt]), 1)[0]
+    except MarbleError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it is the user's code
+        return NoValue(f"{type(error).__name__}: {error}")
+
+
+def _answers(scorer: Scorer, returned: object, count: int) -> list[np.ndarray | NoValue]:
+    """(1 + V,) per image of what the scorer returned, or that there is none. What it may return says Scorer in types.py."""
     side = _side(scorer)
     values = as_numbers(returned)
     if values is None:
@@ -131,9 +220,13 @@ def _numbers(scorer: Scorer, returned: object, count: int) -> np.ndarray:
             f"The reward {scorer.name!r} returned {described(returned)}, not numbers: its score must return an array, a tensor or a "
             f"list of real numbers of shape {shape}."
         )
+    if side and values.shape == (count,) and np.isnan(values).all():
+        values = np.full((count, 1 + len(side)), np.nan)  # a list of None says nothing of side values
     if values.shape != (count, 1 + len(side)) and (side or values.shape != (count,)):
         beside = f" and {', '.join(side)} beside it" if side else ""
         raise MarbleError(
             f"The reward {scorer.name!r} returned shape {values.shape}, not one number{beside} for each of {count} images."
         )
-    return values.reshape(count, -1)
+    said = reasons(returned)
+    rows = values.reshape(count, -1)
+    return [NoValue(said.get(i, NONE_GIVEN)) if np.isnan(row[0]) else row for i, row in enumerate(rows)]

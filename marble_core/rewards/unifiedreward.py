@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
-import urllib3
 from PIL import Image
 
+from marble_core.rewards.endpoint import PATIENCE, Endpoint, short
 from marble_core.rewards.self_check import check_colors
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, NoValue, Prompt
 
 INSTRUCTION = """\
 Judge how well the picture was made from this caption: {prompt}
@@ -39,7 +39,6 @@ _TOTAL = re.compile(r"[\s*_\"'\])]*(?:points?|stars?|marks?)?[\s(\[]*(?:/|(?:out
 # What makes it another number: digits that go on (4,5 or 1.2.3), a unit, a range, a second number.
 _GOES_ON = re.compile(r"[.,]?\d|[\s*_\])]*(?:%|percent|±|\+|[-–—~]\s*\d|(?:to|or|and)\s+\d)|[ \t]+\d", re.IGNORECASE)
 _LOW, _HIGH = 1.0, 5.0
-_TRANSIENT = (429, 500, 502, 503, 504)
 
 
 class UnifiedReward:
@@ -48,8 +47,9 @@ class UnifiedReward:
     ``url`` is the endpoint's base, such as http://host:17140/v1. Its key comes from the environment variable that
     ``key_variable`` names, and only from there. The published values were asked for in another wording of ``instruction``
     (flow_grpo's rewards.py has it), which names the caption as ``{prompt}``. Pictures are sent as PNG of ``image_size`` pixels,
-    ``workers`` at once. An endpoint that cannot be reached, is silent for ``request_timeout`` seconds or answers 429 or 5xx is
-    asked ``retries`` times more, after 0, 2, 4, ... times ``backoff`` seconds. An answer without a mark, or with two that differ, is an error, never a 0.
+    ``workers`` at once. An endpoint that cannot be reached, is silent for ``request_timeout`` seconds, or is busy (429, 5xx) is asked
+    again, after ``backoff``, 2, 4, ... times as many seconds, for ``patience`` seconds an image in all; then the image has no value.
+    An answer without a mark, or with two that differ, is no value either, never a 0.
     """
 
     name = "unifiedreward"
@@ -65,101 +65,65 @@ class UnifiedReward:
         image_size: int = 512,
         max_tokens: int = 1024,
         workers: int = 16,
+        patience: float = PATIENCE,
         request_timeout: float = 120.0,
-        retries: int = 3,
         backoff: float = 1.0,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise MarbleError(
-                "The url of the reward 'unifiedreward' is of the form http://host:port/v1, without a name or key."
-            )
         if "{prompt}" not in instruction:
             raise MarbleError("The instruction of the reward 'unifiedreward' must name the caption, as {prompt}.")
-        self.url, self.model, self.instruction = url.rstrip("/") + "/chat/completions", model, instruction
-        self.key_variable, self.image_size, self.max_tokens, self.workers = key_variable, image_size, max_tokens, workers
-        self._http = urllib3.PoolManager(
-            maxsize=workers,
-            block=True,
-            timeout=request_timeout,
-            retries=urllib3.Retry(
-                retries,
-                redirect=False,
-                allowed_methods=None,
-                status_forcelist=_TRANSIENT,
-                backoff_factor=backoff,
-                raise_on_status=False,
-            ),
+        self.model, self.instruction, self.key_variable = model, instruction, key_variable
+        self.image_size, self.max_tokens = image_size, max_tokens
+        self.endpoint = Endpoint(
+            url.rstrip("/") + "/chat/completions",
+            f"the reward {self.name!r}",
+            f"set the environment variable {key_variable}",
+            self._key,
+            patience,
+            request_timeout,
+            backoff,
+            workers,
         )
 
     def applies(self, prompt: Prompt) -> bool:
         return True
 
-    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-        with ThreadPoolExecutor(self.workers) as pool:
-            answers = list(pool.map(self._ask, images_NHWC, prompts))
-        marks = [read_mark(answer) for answer in answers]
-        unread = [i for i, mark in enumerate(marks) if mark is None]
-        if unread:
-            first = unread[0]
-            raise MarbleError(
-                f"{len(unread)} of {len(marks)} answers of {self.model!r} at {self.url} hold no one 'Final Score' from 1 to 5, "
-                f"the first to the prompt {prompts[first].text!r}: {_short(answers[first])!r}."
-            )
-        return np.array(marks, dtype=np.float64) / _HIGH
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> list[float | NoValue]:
+        answers = self.endpoint.ask([self._body(image, prompt) for image, prompt in zip(images_NHWC, prompts, strict=True)])
+        return [answer if isinstance(answer, NoValue) else self._mark(answer) for answer in answers]
 
     def self_check(self) -> None:
-        check_colors(self.name, self.score)
+        def score(images_NHWC: np.ndarray, prompts: list[Prompt]) -> np.ndarray:
+            values = self.score(images_NHWC, prompts)
+            for value in values:
+                if isinstance(value, NoValue):
+                    raise MarbleError(f"{self.endpoint.what} has no mark for a picture of known colour: {value.why}.")
+            return np.array(values)
 
-    def _ask(self, image_HWC: np.ndarray, prompt: Prompt) -> str:
-        """The text that the model answers."""
+        check_colors(self.name, score)
+
+    def _body(self, image_HWC: np.ndarray, prompt: Prompt) -> dict[str, Any]:
         content = [
             {"type": "image_url", "image_url": {"url": _data_url(image_HWC, self.image_size)}},
             {"type": "text", "text": self.instruction.replace("{prompt}", prompt.text)},
         ]
-        body = {
-            "model": self.model,
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-            "messages": [{"role": "user", "content": content}],
-        }
-        key = self._key()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        messages = [{"role": "user", "content": content}]
+        return {"model": self.model, "temperature": 0, "max_tokens": self.max_tokens, "messages": messages}
+
+    def _mark(self, answer: bytes) -> float | NoValue:
         try:
-            response = self._http.request("POST", self.url, json=body, headers={**headers, "Content-Type": "application/json"})
-        except urllib3.exceptions.HTTPError as error:
-            reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
-            why = "is too slow" if isinstance(reason, urllib3.exceptions.ReadTimeoutError) else "cannot be reached"
-            raise MarbleError(
-                f"The endpoint {self.url} of the reward {self.name!r} {why} ({type(reason).__name__}): see that it is up."
-            ) from None
-        if response.status != 200:
-            raise MarbleError(self._refusal(response.status, response.data.decode(errors="replace"), key))
-        return self._text(response, key)
+            text = json.loads(answer)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            return NoValue(f"it does not answer as OpenAI's does: {short(answer.decode(errors='replace'), self._key())!r}")
+        mark = read_mark(text)
+        return NoValue(f"the answer holds no one 'Final Score' from 1 to 5: {short(text)!r}") if mark is None else mark / _HIGH
 
     def _key(self) -> str:
         key = os.environ.get(self.key_variable, "").strip()
         if not (key.isascii() and key.isprintable()):  # the error of a bad header would show it
             raise MarbleError(f"The environment variable {self.key_variable} holds no key, but other characters besides.")
         return key
-
-    def _text(self, response: urllib3.BaseHTTPResponse, key: str) -> str:
-        try:
-            text = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            said = _short(response.data.decode(errors="replace"), key)
-            raise MarbleError(
-                f"The endpoint {self.url} of the reward {self.name!r} does not answer as OpenAI's does: {said!r}."
-            )
-        return text
-
-    def _refusal(self, status: int, said: str, key: str) -> str:
-        endpoint = f"The endpoint {self.url} of the reward {self.name!r}"
-        if status in (401, 403):
-            return f"{endpoint} refuses the key ({status}): set the environment variable {self.key_variable}."
-        return f"{endpoint} answers {status}: {_short(said, key)!r}; check its url and that it serves {self.model!r}."
 
 
 def read_mark(answer: str) -> float | None:
@@ -186,8 +150,3 @@ def _data_url(image_HWC: np.ndarray, size: int) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _short(text: str, key: str = "") -> str:
-    """The beginning, on one line, without the key: some servers repeat it."""
-    return " ".join((text.replace(key, "***") if key else text).split())[:160]

@@ -20,6 +20,8 @@ GLOSSARY = {
     "inactive": "rewards without a usable gradient in this step: their weight is 0, and their averages stay as they are",
     "stationary": "1 where no direction improves every reward, and the update is the KL's alone",
     "qp_failed": "1 where no weights meet the limits or the solver failed, and the last weights are used",
+    "missing/NAME": "images without a value of a reward that applies to them: they take no part in its statistics or gradient; a note says why",
+    "no_signal/NAME/SOURCE": "prompts of a source whose images a reward does not tell apart, so that they teach it nothing",
     "metrics_failed": "groups of these numbers that could not be computed in this step; a note says why, and the step was made all the same",
 }
 

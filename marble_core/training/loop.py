@@ -68,7 +68,8 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
     """Train to ``config.train.steps``, going on from the newest checkpoint of this run where there is one.
 
     ``report`` is called after each step, of several processes on rank 0, which alone writes checkpoints; all of them load.
-    Raises MarbleError when ``max_bad_steps`` steps in a row had a fault, or S3 stays away; the state is then saved on the disk.
+    Raises MarbleError when ``max_bad_steps`` steps in a row had a fault, or S3 stays away; the state is then saved on the disk. And
+    when the first ``max_silent_steps`` had no signal, for then there is nothing to save.
     """
     _go_on(learner, checkpoints)
     limits, bad, first = learner.config.train, 0, distributed.rank() == 0
@@ -90,6 +91,7 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
                         checkpoints.check()
                     if bad == 0 and (learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps):
                         save()
+                _require_signal(learner, done)
                 if bad >= limits.max_bad_steps:
                     raise MarbleError(
                         f"{bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}; "
@@ -106,6 +108,15 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
             if first:
                 checkpoints.flush(LAST_SECONDS)
             raise
+
+
+def _require_signal(learner: Learner, done: StepReport) -> None:
+    """Rewards that tell nothing apart from the beginning will hardly do so later, since the policy stays as it is."""
+    if learner.updates == 0 and done.skipped and not done.fault and learner.step >= learner.config.train.max_silent_steps:
+        raise MarbleError(
+            f"None of the {learner.step} steps so far had a signal, so nothing was trained; the last because {'; '.join(done.notes)}: "
+            "choose rewards and prompts on which this model's images differ, or raise train.max_silent_steps."
+        )
 
 
 def _go_on(learner: Learner, checkpoints: Checkpoints) -> None:
@@ -208,7 +219,8 @@ def _tracked_training(
         def report(done: StepReport) -> None:
             tracker.log_history(learner.history)
             show_samples()
-            progress.emit("train", done.step, config.train.steps, "; ".join(done.notes), done.metrics)
+            note = f"{'SKIPPED: ' if done.skipped else ''}{'; '.join(done.notes)}"
+            progress.emit("train", done.step, config.train.steps, note, done.metrics)
 
         train(learner, prompts, checkpoints, report)
         learner.policy.save_adapter(out, learner.policy.ema)

@@ -103,5 +103,5 @@ def test_every_row_is_a_mean_over_the_images_that_its_reward_applies_to():
     assert not halves.weight_JN[:3, 2:].any() and not halves.weight_JN[3:, :2].any()
     mixed = reward_rows(A, None, timesteps=5, with_mixed=True)
     assert np.allclose(mixed.weight_JN[3], 0.05) and np.allclose(mixed.A_JN[3], A.A_N)
-    assert np.allclose(mean_row(A.A_N, 5).weight_JN, 0.05) and np.allclose(mean_row(A.A_N, 5).A_JN, A.A_N)
+    assert np.allclose(mean_row(A, 5).weight_JN, 0.05) and np.allclose(mean_row(A, 5).A_JN, A.A_N)
     assert np.allclose(reward_rows(A, None, 5, subtract_common=True).common_N, 0.05)

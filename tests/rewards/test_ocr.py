@@ -15,7 +15,7 @@ from marble_core.demo.draw import draw
 from marble_core.demo.prompts import entries
 from marble_core.rewards.ocr import Ocr
 from marble_core.rewards.scoring import score_all
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import Prompt
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
 WORDS = [
@@ -138,7 +138,7 @@ def test_ocr_applies_to_a_target_and_to_any_quote_only_where_the_released_rule_i
     assert scorer.score(np.zeros((len(texts), 1, 1, 3)), prompts)[:, 0].tolist() == [1] * len(texts)
 
 
-def test_a_picture_on_which_the_engine_fails_stops_the_run_or_scores_0_where_that_is_named():
+def test_an_image_on_which_the_engine_fails_has_no_value_or_scores_0_where_that_is_named():
     def reader(part):
         if any(image[0, 0, 0] == 1 for image in part):
             raise RuntimeError("no memory")
@@ -146,8 +146,9 @@ def test_a_picture_on_which_the_engine_fails_stops_the_run_or_scores_0_where_tha
 
     images = np.arange(3, dtype=np.uint8).repeat(3).reshape(3, 1, 1, 3)
     prompts = [Prompt(f"sign {i}", "ocr", target="STOP") for i in range(3)]
-    with pytest.raises(MarbleError, match="'ocr' failed on the prompt 'sign 1': RuntimeError: no memory"):
-        score_all([Ocr(reader=reader)], images, prompts)
+    table = score_all([Ocr(reader=reader)], images, prompts)
+    np.testing.assert_array_equal(table.R_NK[:, 0], [1, np.nan, 1])
+    assert table.missing == {(1, 0): "RuntimeError: no memory"}
     assert score_all([Ocr(reader=reader, published=True)], images, prompts).R_NK[:, 0].tolist() == [1, 0, 1]
 
 

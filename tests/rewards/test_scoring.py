@@ -49,24 +49,6 @@ def test_nan_stands_exactly_where_a_reward_does_not_apply():
     np.testing.assert_array_equal(table.R_NK, [[3, np.nan], [3, 9], [5, np.nan]])
 
 
-def test_a_value_that_is_not_finite_is_a_fault_and_no_mask():
-    values = {"one": np.nan, "two": -np.inf, "three": 1.0}
-    table = score_all([Reward("r", lambda p: values[p.text])], noise(3, 8), [Prompt(text, "general") for text in values])
-    assert table.R_NK[:, 0].tolist() == [np.inf, np.inf, 1]
-
-
-@pytest.mark.parametrize("background", [False, True])
-def test_a_scorer_that_raises_is_named_with_its_prompt(background):
-    def fail(prompt):
-        return 1 / len(prompt.text)
-
-    reward = Reward("broken", fail)
-    reward.background = background
-    with pytest.raises(MarbleError, match="'broken' failed on the prompt '': ZeroDivisionError") as caught:
-        score_all([reward], noise(3, 8), [Prompt(text, "general") for text in ("one", "", "two")])
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-
-
 def test_side_values_stand_beside_the_rewards_under_the_same_keys_whatever_the_prompts():
     reward = Reward("r", lambda p: (len(p.text), 7, -1), lambda p: p.source == "ocr")
     reward.side = ("best", "worst")
@@ -133,7 +115,9 @@ class Hanging:
 scorer = Ocr(reader=lambda images: ctypes.CDLL(None).pause()) if "ocr" in sys.argv else Hanging()
 scorer.background, scorer.timeout = "background" in sys.argv, 0.2
 try:
-    score_all([scorer], np.zeros((2, 8, 8, 3), np.uint8), [Prompt("x", "ocr", target="x")] * 2)
+    for _ in range(2):
+        table = score_all([scorer], np.zeros((2, 8, 8, 3), np.uint8), [Prompt("x", "ocr", target="x")] * 2)
+        print(*table.missing.values())
 except MarbleError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
@@ -141,11 +125,12 @@ except MarbleError as error:
 
 
 @pytest.mark.parametrize("how", ["foreground", "background", "ocr"])
-def test_a_scorer_that_hangs_in_c_code_ends_the_process_with_one_sentence(how):
+def test_a_scorer_that_hangs_in_c_code_gives_no_values_once_and_then_ends_the_process_with_one_sentence(how):
     done = subprocess.run([sys.executable, "-c", HANGING, how], capture_output=True, text=True, timeout=600, check=False)
     name = "ocr" if how == "ocr" else "stuck"
     sentence = f"The reward '{name}' has not ended scoring 2 images after 0.2 s: it hangs, or its 'timeout' must be raised.\n"
     assert (done.returncode, done.stderr) == (2, sentence)
+    assert done.stdout == "it has not ended scoring 2 images after 0.2 s it has not ended scoring 2 images after 0.2 s\n"
 
 
 class Stuck:
@@ -170,8 +155,8 @@ def test_the_configured_timeout_holds_for_the_self_check_and_grows_with_the_imag
             load_scorers([RewardConfig(name="mine", scorer=f"{__name__}:Stuck", timeout=0.05)])
         scorer = Stuck()
         scorer.name, scorer.timeout = "mine", 0.02
-        with pytest.raises(MarbleError, match=r"has not ended scoring 2500 images after 0\.05 s"):
-            score_all([scorer], np.zeros((2500, 1, 1, 3), np.uint8), [GENERAL] * 2500)
+        table = score_all([scorer], np.zeros((2500, 1, 1, 3), np.uint8), [GENERAL] * 2500)
+        assert set(table.missing.values()) == {"it has not ended scoring 2500 images after 0.05 s"}
     finally:
         Stuck.over.set()
 

@@ -77,7 +77,7 @@ def test_bad_steps_in_a_row_leave_the_state_before_them_and_are_made_again(tmp_p
 
     def fails_from_the_third_step(images, of):
         calls.append(len(images))
-        return score(images, of) if len(calls) <= 2 else np.full(len(images), np.nan)
+        return score(images, of) if len(calls) <= 2 else np.full(len(images), np.inf)
 
     bad.scorers[1].score = fails_from_the_third_step
     with pytest.raises(

@@ -79,13 +79,13 @@ def _rows(rollout: Rollout, table: RewardTable, subgroup_N: np.ndarray, config: 
     weight_JN, A_JN = [], []
     for subgroup in range(subgroup_N.max() + 1):
         own = np.flatnonzero(subgroup_N == subgroup)
-        part = RewardTable(table.names, table.R_NK[own])
+        part = table.of(own)
         advantages = [
             estimate(part, batch.group_N[own], config.loss.advantage_std, mixing).clamped(config.loss.advantage_max)[0]
             for mixing in MIXED.values()
         ]
         rows = backward.reward_rows(advantages[0], None, T)
-        mixed = [backward.mean_row(each.A_N, T) for each in advantages]
+        mixed = [backward.mean_row(each, T) for each in advantages]
         weight_Jn = np.concatenate([rows.weight_JN, *(row.weight_JN for row in mixed)])
         A_Jn = np.concatenate([rows.A_JN, *(row.A_JN for row in mixed)])
         for half in (0, 1):
