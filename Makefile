@@ -64,9 +64,9 @@ test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers,
 test-deep: $(READY)  ## what is too slow for every day, by hand (ARGS="-k name")
 	$(BIN)/python -m pytest -m deep tests $(ARGS)
 
-images: $(READY)  ## the stages' container images on this machine's engine (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=...)
+images: $(READY)  ## the stages' container images on this machine's engine (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=... EXTRA=your/package)
 	$(BIN)/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' --torch '$(TORCH)' \
-		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)'
+		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)' $(if $(EXTRA),--extra '$(EXTRA)')
 
 test-containers: $(READY)  ## the images, and the whole pipeline in them; starts the engine itself, some twelve minutes (as root, ARGS="-k size")
 	TORCH="$(TORCH)" $(BIN)/python -m pytest -m containers tests/containers $(ARGS)

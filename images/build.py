@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import extra
 import pip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +43,11 @@ def main() -> None:
         base = options.base_image or debian(options.engine, Path(scratch) / "debian")
         context = Path(scratch) / "context"
         torch = fill(context, options.torch)
+        may_run = extra.bring(options.extra, context / "extra")
         for stage in STAGES:
             name = image(options.registry, stage, options.tag)
             settings = {"BASE_IMAGE": base, "TORCH": torch, "VERSION": version(), "REVISION": revision()}
+            settings["MAY_RUN"] = ",".join(may_run)
             arguments = [f"--build-arg={key}={value}" for key, value in settings.items()]
             _run(options.engine, "build", *arguments, *options.flags.split(), "--tag", name, "--file", str(context / stage / "Dockerfile"), str(context))  # fmt: skip
     for stage in STAGES:
@@ -88,6 +91,7 @@ def fill(context: Path, torch: str) -> str:
     tools = context / "tools"
     tools.mkdir()
     (context / "install.sh").rename(tools / "install.sh")
+    shutil.copy(ROOT / "images" / "install_extra.py", tools)
     shutil.copy(ROOT / "constraints.hashes.txt", tools)
     shutil.copytree(Path(pip.__file__).parent, tools / "pip", ignore=shutil.ignore_patterns("__pycache__"))
     (tools / "pip.conf").write_text(_pip_settings(tools), encoding="utf-8")
@@ -160,6 +164,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base-image", default="", help="an image with python3 (default: a small Debian, made here)")
     parser.add_argument("--torch", default="torch==2.13.0", help="what pip installs as torch, with options, or a wheel's path")
     parser.add_argument("--engine", default="docker", help="docker or podman")
+    parser.add_argument("--extra", type=Path, help="the directory of a package of your own, for prepare, train and evaluate")
     parser.add_argument("--flags", default="", help="further options of `docker build`")
     return parser.parse_args()
 

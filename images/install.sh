@@ -37,3 +37,8 @@ install_marble() {
 compile_imports() {
     for module in "$@"; do _KFP_RUNTIME=true $python -c "import $module"; done
 }
+
+# The team's own wheels, which make images EXTRA=... brings: "all" that they need too, or "alone".
+install_extra() {
+    PYTHONPATH=/build $python /build/install_extra.py "$1" /build/extra /opt/stage
+}

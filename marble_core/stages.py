@@ -60,14 +60,16 @@ def checked_data(config: RunConfig) -> Data:
     from marble_core.estimate import check_fits
     from marble_core.prompts.dataset import prepare_data
     from marble_core.rewards.applies import check_heard, check_named, check_readable, check_wishes
+    from marble_core.rewards.own_classes import check_own_classes
     from marble_core.storage.artifacts import Part
     from marble_core.storage.uri import check_access
 
     check_fits(config)
     warning = check_access(config.model.path, Part.PIPELINE, config.model.revision)
     check_named(config.measured)
+    unsaid = check_own_classes(config)
     data = prepare_data(config)
-    data.warnings.extend([warning] if warning else [])
+    data.warnings.extend([*unsaid, *([warning] if warning else [])])
     check_heard(config, data.train, data.evaluation)
     data.warnings.extend(check_readable(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}))
     data.warnings.extend(check_wishes(config, data.placed_train, data.placed_evaluation))

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_core.config.imports import MAY_RUN
 from marble_core.runtime.environment import PROGRESS
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.pods import CACHE, SCRATCH
@@ -30,6 +31,7 @@ GRACE = 25  # seconds in which a stage that is asked to end may write its checkp
 KILLED = 128 + 9  # by the engine, for memory or by hand: the one end after which another attempt makes sense
 SHARED_MEMORY = "8g"
 USER = 10001  # the images' own
+OWN = "/own"  # where the directories of PYTHONPATH are mounted
 PASSED = ("AWS_", "MLFLOW_", "HF_", "OPENAI_API_KEY", "OMP_", "no_proxy", "NO_PROXY")
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MLFLOW_TRACKING_SERVER_CERT_PATH")
 
@@ -69,7 +71,7 @@ def hand_over(directories: list[Path]) -> None:
 
 def runner(directory: Path, events: Path) -> local.DockerRunner:
     """For the pipeline with its files under ``directory``. The stages write their progress to ``events``, and have the
-    directory that it lies in as /scratch."""
+    directory that it lies in as /scratch. They see, read-only, the directories of PYTHONPATH, where classes of the user's own lie."""
     from docker.types import DeviceRequest, Mount
     from kfp import local
     from kfp.local import docker_task_handler
@@ -86,6 +88,10 @@ def runner(directory: Path, events: Path) -> local.DockerRunner:
         if os.path.isfile(path := os.environ.get(name, "")):
             environment[name] = f"/certificates/{name}"
             mounts.append(Mount(environment[name], path, type="bind", read_only=True))
+    for root in own_roots(os.environ.get("PYTHONPATH", "")):
+        mounts.append(Mount(f"{OWN}/{len(mounts)}", str(root), type="bind", read_only=True))
+        environment["PYTHONPATH"] = ":".join(filter(None, (environment.get("PYTHONPATH"), mounts[-1]["Target"])))
+        environment[MAY_RUN] = "*"  # who starts containers here may run anything
     with _engine() as client:
         has_gpus = "nvidia" in client.info().get("Runtimes", {})
     return local.DockerRunner(
@@ -100,6 +106,13 @@ def runner(directory: Path, events: Path) -> local.DockerRunner:
         labels={LABEL: str(directory)},
         device_requests=[DeviceRequest(count=-1, capabilities=[["gpu"]])] if has_gpus else [],
     )
+
+
+def own_roots(python_path: str) -> list[Path]:
+    """The directories of PYTHONPATH, without those that hold this package or another environment's: the images have their own."""
+    roots = [Path(part).resolve() for part in python_path.split(os.pathsep) if part]
+    others = ("site-packages", "dist-packages")
+    return [root for root in roots if root.is_dir() and root.name not in others and not (root / "marble_core").exists()]
 
 
 def run_container(client: DockerClient, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:

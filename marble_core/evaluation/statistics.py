@@ -44,8 +44,9 @@ def compare(
     found = {name: draws.result(b[name], t[name]) for name in b}
     rewards = {name: found[name] for name in base.names if name in found and name not in held_out}
     if not rewards:
-        why = "; ".join(lacking.notes(lost)) or "add held-out prompts that the rewards apply to."
-        raise MarbleError(f"No reward has a value for any held-out prompt: {why}")
+        if lost:
+            raise MarbleError(f"No reward has a value for any held-out prompt: {' '.join(lacking.notes(lost))}")
+        raise MarbleError("No reward applies to any held-out prompt; add held-out prompts that the rewards apply to.")
     parts = {source: own for source in SOURCES if (own := _of_source(b, base.names, prompts, source))}
     missing = tuple(name for name in base.names if name not in found)
     over = None

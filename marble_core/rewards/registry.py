@@ -43,12 +43,17 @@ def load_scorers(rewards: Sequence[RewardConfig], offload: bool = False) -> tupl
 
 def construct(cls: type, options: Mapping[str, Any], what: str) -> Any:
     """``cls(**options)``; options that it does not take, or lacks, are answered by one sentence."""
+    check_call(cls, options, what)
+    return cls(**options)
+
+
+def check_call(cls: type, options: Mapping[str, Any], what: str) -> None:
+    """Raises MarbleError for options that the class's constructor does not take, or lacks, or that are of another type."""
     parameters = inspect.signature(cls).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         named = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
         check_options({p.name: p.default is p.empty for p in named}, options, what)
     _check_types(cls, options, what)
-    return cls(**options)
 
 
 def check_options(parameters: Mapping[str, bool], options: Mapping[str, Any], what: str) -> None:
