@@ -66,8 +66,9 @@ class SmallModel:
 
 
 def small_config(*overrides: str) -> RunConfig:
-    defaults = ["lora.rank=4", "rollout.prompts=3", "rollout.images_per_prompt=2", "rollout.steps=4", "loss.timesteps=3"]
-    return load_config("demo", overrides=[*defaults, "loss.micro_batch=4", "loss.kl_fraction=1.0", *overrides])
+    rollout = ["rollout.prompts=3", "rollout.images_per_prompt=2", "rollout.steps=4", "train.processes=1"]
+    loss = ["loss.timesteps=3", "loss.micro_batch=4", "loss.kl_fraction=1.0"]
+    return load_config("demo", overrides=["lora.rank=4", *rollout, *loss, *overrides])
 
 
 def small_policy(config: RunConfig, perturb: float = 0.0, model: SmallModel | None = None) -> Policy:
@@ -167,7 +168,9 @@ REWARDS = (
 def prepared_run(directory: Path, *overrides: str) -> tuple[Path, str]:
     """What prepare wrote for a tiny run on the environment's S3, and the run's id."""
     run_id = f"launch-{uuid.uuid4().hex[:8]}"
-    stages.prepare("demo", [*TINY, REWARDS, *overrides], run_id, directory / "prepared", directory / "data.html")
+    stages.prepare(
+        "demo", [*TINY, "train.processes=1", REWARDS, *overrides], run_id, directory / "prepared", directory / "data.html"
+    )
     return directory / "prepared", run_id
 
 

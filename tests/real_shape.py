@@ -26,7 +26,8 @@ from tiny_models import clip_encoder, sd3_parts, vae
 OVERRIDES = [
     "model.precision=bf16", "model.t5=none", "model.height=32", "model.width=32", "model.max_sequence_length=1", "lora.rank=32",
     "data.train={ocr: null, geneval: null}", "rollout.prompts=2", "rollout.images_per_prompt=2", "rollout.steps=1",
-    "loss.timesteps=1", "loss.micro_batch=4", "rewards=[{name: redness, scorer: 'real_shape:Redness'}, {name: compressibility}]",
+    "train.processes=1", "loss.timesteps=1", "loss.micro_batch=4",
+    "rewards=[{name: redness, scorer: 'real_shape:Redness'}, {name: compressibility}]",
 ]  # fmt: skip
 PROMPTS = [Prompt("a red cat", "general"), Prompt("two dogs", "general")]
 

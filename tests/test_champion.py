@@ -20,7 +20,7 @@ from marble_core.types import MarbleError, Prompt
 from paths import ROOT
 
 TINY = [
-    "train.steps=1", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
+    "train.steps=1", "train.processes=1", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
     "loss.timesteps=2", "loss.kl_beta=0", "data.train_size=30", "data.evaluation_size=4", "evaluation.steps=3",
     "evaluation.resamples=200", "evaluation.diversity_prompts=3", "evaluation.diversity_images=2", "registry.model=tiny",
     "evaluation.rewards=[{name: compressibility}]",

@@ -19,7 +19,7 @@ REWARDS = """rewards=[
 # Everything at once that a 24 GB card would need; where T5 computes and what is offloaded changes no number.
 SAVING = ["model.precision=bf16", "model.gradient_checkpointing=true", "model.offload=all", "model.t5=cpu"]
 TINY = [
-    "train.steps=2", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
+    "train.steps=2", "train.processes=1", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
     "rollout.batch_size=5", "loss.timesteps=2", "loss.micro_batch=5", "data.train_size=12", "data.evaluation_size=2", "lora.rank=4",
     "evaluation.steps=3", "evaluation.resamples=200", "model.max_sequence_length=9", "optimizer.lr=1e-2",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from marble_core.rewards.background import Call
 from marble_core.rewards.ocr_alphabet import recogniser_uri
 from marble_core.rewards.ocr_text import as_code_points, as_read, both_as_code_points, both_as_read, target_of
+from marble_core.runtime import cpus
 from marble_core.storage.artifacts import Part
 from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError, Prompt
@@ -118,8 +119,7 @@ def whole_similarity(text: str, target: str) -> float:
 
 def _cpus() -> int:
     """Those that this process may use, shared with the others that torchrun started on this machine."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cpus.usable() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def read_texts(images: Sequence[np.ndarray], recogniser: Path | None = None) -> list[str]:

@@ -20,20 +20,24 @@ from pathlib import Path
 
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import TRAIN_PROMPTS
+from marble_core.runtime import cpus
 from marble_core.training.process_errors import ERRORS, in_s3, record_error
 from marble_core.training.watched import Listener
 from marble_core.types import MarbleError
 
 
 def processes_wanted(config: RunConfig) -> int:
-    """``train.processes``, where 0 means one a GPU; 1 inside a process that was itself started so."""
+    """``train.processes``, where 0 means one a GPU; 1 inside a process that was itself started so.
+
+    A configuration for CPUs asks for processes that share cores: on a machine with GPUs there are at most as many as GPUs.
+    """
     if "LOCAL_RANK" in os.environ:
         return 1
-    if config.train.processes:
-        return config.train.processes
     import torch
 
-    return max(1, torch.cuda.device_count())
+    gpus = torch.cuda.device_count()
+    wanted = config.train.processes or max(1, gpus)
+    return min(wanted, gpus) if gpus and not config.hardware.gpus else wanted
 
 
 def train_on(count: int, prepared: Path, out: Path) -> None:
@@ -44,8 +48,8 @@ def train_on(count: int, prepared: Path, out: Path) -> None:
     errors = out.parent / ERRORS
     errors.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    threads = str(max(1, (os.cpu_count() or 1) // count))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    # Idle OpenMP threads must sleep, not spin, where processes share the cores; there may be more of them than cores.
+    environment = {"OMP_NUM_THREADS": str(max(1, cpus.usable() // count)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     process = subprocess.Popen([*command, "-m", "marble_core.training.launch", str(prepared), str(out)], env=environment)
     with _sigterm_goes_to(process):
         code = process.wait()

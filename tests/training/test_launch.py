@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
@@ -15,6 +16,7 @@ from marble_core import stages
 from marble_core.config.loading import load_config
 from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.storage.s3 import S3
+from marble_core.training import launch
 from marble_core.training.launch import processes_wanted
 from marble_core.types import MarbleError
 from oracles import relative_error
@@ -65,6 +67,37 @@ def test_a_stage_that_is_told_to_end_saves_on_all_processes_and_leaves_none(serv
     done = max(json.loads(line).get("done", 0) for line in events.read_text().splitlines())
     saved = S3("marble").prefixes(f"runs/{run_id}/checkpoints")
     assert saved and max(int(name.split("-")[1]) for name in saved) >= done
+
+
+def test_the_demo_takes_a_process_a_core_and_never_more_than_there_are_gpus(monkeypatch):
+    demo, paper = load_config("demo"), load_config("sd35-medium-paper", overrides=["train.processes=8"])
+    assert [processes_wanted(demo), processes_wanted(paper)] == [2, 8]
+    for gpus, demos in ((1, 1), (2, 2), (8, 2)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert [processes_wanted(demo), processes_wanted(paper)] == [demos, 8]
+
+
+def test_processes_share_the_cores_that_they_may_use_and_sleep_while_they_wait(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, env: started.append((command, env)) or Ended())
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for usable, threads in ((1, "1"), (2, "1"), (8, "4")):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=usable: set(range(n)))
+        launch.train_on(2, tmp_path / "prepared", tmp_path / "adapter")
+        command, environment = started.pop()
+        assert "--nproc-per-node=2" in command
+        assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == (threads, "PASSIVE")
+
+
+class Ended:
+    """A process that has ended well."""
+
+    def wait(self):
+        return 0
+
+    def terminate(self):
+        pass
 
 
 def test_a_process_that_was_started_by_torchrun_starts_no_others(monkeypatch):

@@ -55,7 +55,7 @@ def test_a_prompt_that_is_held_out_now_is_not_taken_from_the_champions_set() -> 
 
 
 SMALL = [
-    "train.steps=4", "train.checkpoint_every=4", "rollout.prompts=6", "rollout.images_per_prompt=8", "rollout.steps=3",
+    "train.steps=4", "train.processes=1", "train.checkpoint_every=4", "rollout.prompts=6", "rollout.images_per_prompt=8", "rollout.steps=3",
     "loss.timesteps=2", "loss.kl_beta=0", "lora.rank=4", "optimizer.lr=1e-3", "train.samples_every=0", "evaluation.steps=3",
     "data.evaluation_size=12", "evaluation.resamples=300", "evaluation.diversity_prompts=0", "registry.model=schedule",
     "train.start_from=champion", "evaluation.rewards=[{name: judge, scorer: 'colour_rewards:Warmth'}]",
