@@ -169,7 +169,7 @@ def _micro_batches(rollout: Rollout, config: LossConfig, share: float = 1.0) -> 
     t_NT = torch.stack([_training_times(rollout.t_S, config, seed, step, i) for i in range(N)])
     starts = range(0, N, config.micro_batch)
     count = len(starts) * config.timesteps
-    carriers = _kl_carriers(count, config, derive(seed, "kl", step))
+    carriers = kl_carriers(len(starts), config, derive(seed, "kl", step))
     taken = sum(min(config.micro_batch, N - starts[n % len(starts)]) for n in carriers)
     for n in (
         range(count) if share == 1 else sorted(_choice(count, math.ceil(share * count), derive(seed, "qp", step)).tolist())
@@ -195,10 +195,20 @@ def _training_times(t_S: torch.Tensor, config: LossConfig, seed: int, step: int,
     return t_S[drawn] - share * (t_S - next_S)[drawn]
 
 
-def _kl_carriers(count: int, config: LossConfig, seed: int) -> set[int]:
+def kl_carriers(starts: int, config: LossConfig, seed: int) -> set[int]:
+    """Numbers n = j * starts + s of the micro-batches that carry the KL, s by images and j by timesteps, each as likely as any other.
+
+    They lie at equal distances along the images, from a random offset, so that processes, whose images are consecutive, have
+    equal shares of the extra passes (systematic sampling).
+    """
     if not config.kl_beta:
         return set()
-    return set(_choice(count, math.ceil(config.kl_fraction * count), seed).tolist())
+    T, generator = config.timesteps, torch.Generator().manual_seed(seed)
+    total, taken = starts * T, math.ceil(config.kl_fraction * starts * T)
+    offset = torch.rand((), generator=generator).item()
+    order_sT = [torch.randperm(T, generator=generator).tolist() for _ in range(starts)]
+    places = (divmod(int((i + offset) * total / taken), T) for i in range(taken))
+    return {order_sT[s][place] * starts + s for s, place in places}
 
 
 def _choice(size: int, count: int, seed: int) -> torch.Tensor:

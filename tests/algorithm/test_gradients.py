@@ -7,7 +7,7 @@ from torchjd.autojac import jac
 
 from builders import random_advantages, small_config, small_policy, small_rollout
 from marble_core.algorithm import backward
-from marble_core.algorithm.backward import reward_rows
+from marble_core.algorithm.backward import kl_carriers, reward_rows
 from marble_core.algorithm.split_half import split
 from oracles import autograd_gradient, relative_error, written_loss, written_pairs
 
@@ -123,3 +123,20 @@ def test_the_gram_matrix_is_that_of_the_gradients(setting):
     gradients = backward.per_reward(policy, rollout, reward_rows(advantages, split(rollout.batch), 3), config.loss).gradients
     rows = [torch.cat([g.flatten() for g in gradients.combine(e).values()]).double().numpy() for e in np.eye(gradients.rows)]
     assert np.allclose(gradients.gram(), np.array(rows) @ np.array(rows).T, rtol=1e-9, atol=1e-20)
+
+
+@pytest.mark.parametrize(("starts", "timesteps", "fraction"), [(4, 4, 0.125), (16, 3, 0.3), (8, 2, 1.0), (3, 2, 0.5)])
+def test_the_kls_micro_batches_are_each_as_likely_and_share_out_evenly(starts, timesteps, fraction):
+    loss = small_config(f"loss.timesteps={timesteps}", f"loss.kl_fraction={fraction}").loss
+    taken, drawn = int(np.ceil(fraction * starts * timesteps)), 4000
+    times = np.zeros((timesteps, starts))
+    for seed in range(drawn):
+        carriers = np.array(sorted(kl_carriers(starts, loss, seed)))
+        assert len(carriers) == taken and carriers[-1] < starts * timesteps
+        np.add.at(times, (carriers // starts, carriers % starts), 1)
+        for processes in (2, 4, 8):
+            if starts % processes == 0:
+                share = np.bincount(carriers % starts * processes // starts, minlength=processes)
+                assert share.max() - share.min() <= (0 if taken % processes == 0 else 1)
+    expected = drawn * taken / times.size
+    assert np.abs(times - expected).max() < 5 * np.sqrt(expected)
