@@ -132,3 +132,20 @@ def test_a_rollout_samples_without_a_forward_of_the_lora():
     seen = forwards_of_the_lora(policy, ["default", "old"])
     batch = PromptBatch(ONE_A_SOURCE, 2, 0, 0)
     assert len(collect(policy, batch, config.rollout).images_NHWC) == 6 and not seen
+
+
+def test_a_large_batch_is_decoded_in_parts_whose_upsampling_keeps_channels_last(policy):
+    """diffusers gives the layout up from 64 images on; the decoder is then a third slower on a CPU."""
+    model = policy.model
+    sizes, layouts = [], []
+
+    def look(_, inputs, __):
+        layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    hooks = [model.vae.decoder.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))]
+    after = [block.upsamplers[0].conv for block in model.vae.decoder.up_blocks if block.upsamplers]
+    hooks += [conv.register_forward_hook(look) for conv in after]
+    assert len(model.decode(noise(range(80), model.latent_shape))) == 80
+    assert sizes == [36, 36, 8] and layouts == [True] * 3 * len(after)
+    for hook in hooks:
+        hook.remove()

@@ -281,20 +281,6 @@ def test_an_image_is_decoded_the_same_whatever_is_decoded_with_it(tiny):
     assert np.abs(together - np.concatenate([model.decode(one[None]) for one in x0])).max() <= 1
 
 
-def test_a_large_batch_is_decoded_in_parts_whose_upsampling_keeps_channels_last(tiny):
-    """diffusers gives the layout up from 64 images on; the decoder is then a third slower on a CPU."""
-    model = SD3(tiny_config(tiny).model)
-    sizes, layouts = [], []
-    model.vae.decoder.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
-    after = [block.upsamplers[0].conv for block in model.vae.decoder.up_blocks if block.upsamplers]
-    for conv in after:
-        conv.register_forward_hook(
-            lambda _, inputs, __: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
-        )
-    assert len(model.decode(noise(range(80), model.latent_shape))) == 80
-    assert sizes == [36, 36, 8] and layouts == [True] * 3 * len(after)
-
-
 def test_a_family_that_is_none_is_one_sentence():
     with pytest.raises(MarbleError, match=r"model\.family.* no class 'SD5'"):
         Policy.load(load_config("demo", overrides=["model.family=marble_core.models.sd3:SD5"]))
