@@ -56,7 +56,9 @@ def written_pairs(seed, step, x0_NCHW, t_S, loss):
     image's times are distinct, and the KL rides on ``kl_fraction`` of the micro-batches as a mean over what these hold."""
     N, T, S = len(x0_NCHW), loss.timesteps, len(t_S)
     drawn = [_first(S, T, derive(seed, "times", step, i)) for i in range(N)]
-    carry_NT = written_share(seed, step, N, loss, loss.kl_fraction, "kl")
+    micro_batches = math.ceil(N / loss.micro_batch)
+    carriers = _kl_cells(micro_batches, T, math.ceil(loss.kl_fraction * micro_batches * T), derive(seed, "kl", step))
+    carry_NT = np.array([[(i // loss.micro_batch, j) in carriers for j in range(T)] for i in range(N)])
     for j in range(T):
         t_N = torch.stack([t_S[drawn[i][j]] for i in range(N)])
         if loss.times == "between":  # uniform from each time down to the solver's next
@@ -68,6 +70,15 @@ def written_pairs(seed, step, x0_NCHW, t_S, loss):
         eps = torch.stack([torch.randn(x0_NCHW.shape[1:], generator=g) for g in generators])
         t = t_N[:, None, None, None]
         yield x0_NCHW - t * x0_NCHW + t * eps, t_N, carry_NT[:, j] / carry_NT.sum()
+
+
+def _kl_cells(micro_batches, T, taken, seed):
+    """(micro-batch of images, draw) of each pass with the KL: along the images, each one's draws in a random order, one pass at
+    each multiple of an equal distance from a random start."""
+    generator = torch.Generator().manual_seed(seed)
+    start = float(torch.rand((), generator=generator))
+    line = [(s, int(j)) for s in range(micro_batches) for j in torch.randperm(T, generator=generator)]
+    return {line[math.floor((i + start) * len(line) / taken)] for i in range(taken)}
 
 
 def autograd_gradient(policy, rollout, config, weight_N, A_N, kl=False, keep_NT=None):
