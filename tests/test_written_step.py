@@ -37,7 +37,9 @@ def sampled(one):
 def assert_same(one, written, report):
     seen = written.seen
     gradient = {n: s["exp_avg"] for n, s in zip(one.policy.parameters_of("default"), moments(one), strict=True)}
-    assert relative_error(gradient, written.first) < 3e-5, "Adam's first moment, which clipping enters; images and times are float32"
+    assert relative_error(gradient, written.first) < 3e-5, (
+        "Adam's first moment, which clipping enters; images and times are float32"
+    )
     assert report.metrics["update/norm"] == pytest.approx(seen["norm"], rel=1e-5)
     assert report.metrics["clamped"] == pytest.approx(seen["clamped"]) and 0 < seen["clamped"] < 1
     for ours, theirs in (
