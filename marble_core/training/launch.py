@@ -33,11 +33,15 @@ def processes_wanted(config: RunConfig) -> int:
     """
     if "LOCAL_RANK" in os.environ:
         return 1
-    import torch
-
-    gpus = torch.cuda.device_count()
+    gpus = _gpus()
     wanted = config.train.processes or max(1, gpus)
     return min(wanted, gpus) if gpus and not config.hardware.gpus else wanted
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def train_on(count: int, prepared: Path, out: Path) -> None:

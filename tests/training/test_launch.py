@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
@@ -73,7 +72,7 @@ def test_the_demo_takes_a_process_a_core_and_never_more_than_there_are_gpus(monk
     demo, paper = load_config("demo"), load_config("sd35-medium-paper", overrides=["train.processes=8"])
     assert [processes_wanted(demo), processes_wanted(paper)] == [2, 8]
     for gpus, demos in ((1, 1), (2, 2), (8, 2)):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(launch, "_gpus", lambda gpus=gpus: gpus)
         assert [processes_wanted(demo), processes_wanted(paper)] == [demos, 8]
 
 
