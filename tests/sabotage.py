@@ -51,7 +51,7 @@ SABOTAGES = (
     ("the same noise in each step", f"{MODELS}rollout.py", '"rollout", batch.step, i', '"rollout", 0, i', MARBLE),
     ("the KL towards old", PAIRS, 'policy.using("off")', 'policy.using("old")', MARBLE),
     ("the KL twice", f"{ALGORITHM}losses.py", "return (2 / v_BCHW[0].numel())", "return (4 / v_BCHW[0].numel())", MARBLE),
-    ("one carrier of the KL less", PAIRS, "math.ceil(config.kl_fraction * count)", "math.floor(config.kl_fraction * count)", MARBLE),
+    ("one carrier of the KL less", PAIRS, "math.ceil(config.kl_fraction * starts * T)", "math.floor(config.kl_fraction * starts * T)", MARBLE),
     ("L- read as L+", f"{ALGORITHM}losses.py", "scaled_error(at.v_old_BCHW - step)", "scaled_error(at.v_old_BCHW + step)", MARBLE),
     ("the common part of the loss left out", f"{ALGORITHM}losses.py", "config.advantage_max / at.size) * (plus - minus)", "0.0 / at.size) * (plus - minus)", MARBLE),
     ("eta without its cap", POLICY, "min(config.eta_rate * finished, config.eta_max)", "config.eta_rate * finished", UPDATES),
