@@ -51,7 +51,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "compare": (
         "marble compare monday tuesday --out week.html",
-        "marble compare .marble/studies/hackable/runs/full/seed-0/step-20 .marble/studies/hackable/runs/floor/seed-0/step-20",
+        "marble compare .marble/studies/hackable/runs/equal/seed-0/step-20 .marble/studies/hackable/runs/marble/seed-0/step-20",
     ),
     "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),

@@ -20,8 +20,9 @@ from study_builders import a_cell, a_checkout, git
 
 def test_the_study_in_docs_is_read_seeds_first() -> None:
     study = Study.read(ROOT / "docs" / "studies" / "hackable.yaml")
-    assert study.cells[:5] == [("full", 0), ("cross", 0), ("floor", 0), ("prior", 0), ("full", 1)] and len(study.cells) == 12
-    assert study.evaluated_at("full") == (20,)
+    arms = ["equal", "marble", "trust 1", "auto", "marble in time"]
+    assert study.cells[:6] == [*((arm, 0) for arm in arms), ("equal", 1)] and len(study.cells) == 40
+    assert study.evaluated_at("marble") == (20,)
 
 
 def test_a_study_keeps_its_commit_when_head_moves_on(tmp_path: Path) -> None:
