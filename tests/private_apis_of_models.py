@@ -160,6 +160,18 @@ def lora(sd3: Any, tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "pytorch_lora_weights.safetensors")) == {f"transformer.{n}" for n in short}
 
 
+def kohya_flux() -> None:
+    from diffusers import FluxPipeline
+
+    name = "lora_unet_double_blocks_0_img_attn_proj"
+    A, B = torch.randn(2, 8), torch.randn(8, 2)
+    given = {f"{name}.lora_down.weight": A, f"{name}.lora_up.weight": B, f"{name}.alpha": torch.tensor(1.0)}
+    found = FluxPipeline.lora_state_dict(dict(given))
+    layer = "transformer.transformer_blocks.0.attn.to_out.0"
+    assert found.keys() == {f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"}
+    assert torch.allclose(found[f"{layer}.lora_B.weight"] @ found[f"{layer}.lora_A.weight"], 0.5 * B @ A)
+
+
 def clip(tmp_path: Path) -> None:
     """Names of all tensors, features, and what from_pretrained takes and reports."""
     from transformers import CLIPConfig, CLIPModel, PreTrainedConfig

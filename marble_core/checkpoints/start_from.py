@@ -1,4 +1,4 @@
-"""``train.start_from``: another run's checkpoint by its s3:// address."""
+"""``train.start_from``: another run's checkpoint by its s3:// address, or a LoRA, whoever made it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from marble_core.config.loading import parse_config
 from marble_core.config.resume_rules import require_same_run
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import CONFIG
+from marble_core.storage.lora_place import fetch_lora, require_lora
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
 _ADDRESS = re.compile(r"s3://([^/]+)/runs/([^/]+)(?:/checkpoints(?:/([^/]+))?)?/?")
+_HINT = "write s3://BUCKET/runs/RUN_ID for a run's latest checkpoint, or the path, s3://, hub or https:// address of a LoRA"
 
 
 def locate(address: str) -> tuple[RunCheckpoints, str]:
@@ -54,6 +56,31 @@ def downloaded(address: str) -> Iterator[Path]:
         yield Path(directory)
 
 
+@contextmanager
+def beginning(address: str) -> Iterator[Path]:
+    """What ``train.start_from`` names, for as long as the block lasts: the directory of a whole checkpoint, or a LoRA's file."""
+    if is_checkpoint(address):
+        with downloaded(address) as directory:
+            yield directory
+    else:
+        with _said_of(address):
+            file = fetch_lora(address)
+        yield file
+
+
+def is_checkpoint(address: str) -> bool:
+    """Whether it is below runs/ of a bucket, where checkpoints lie and nothing else."""
+    return bool(re.match(r"s3://[^/]+/runs(/|$)", address))
+
+
+@contextmanager
+def _said_of(address: str) -> Iterator[None]:
+    try:
+        yield
+    except MarbleError as error:
+        raise MarbleError(f"train.start_from = {address!r}: {str(error).rstrip('.')}; {_HINT}.") from None
+
+
 def check_beginning(config: RunConfig, s3: S3, run_id: str) -> None:
     """What training will begin from, before a GPU is asked for: this run's own checkpoint, else ``train.start_from``.
 
@@ -63,8 +90,12 @@ def check_beginning(config: RunConfig, s3: S3, run_id: str) -> None:
     if name := own.latest():
         if before := config_of_latest(own):
             require_same_run(before, config, own.uri(name))
-    elif config.train.start_from:
-        locate(config.train.start_from)
+    elif address := config.train.start_from:
+        if is_checkpoint(address):
+            locate(address)
+        else:
+            with _said_of(address):
+                require_lora(address, config.lora.rank)
 
 
 def config_of_latest(run: RunCheckpoints) -> RunConfig | None:

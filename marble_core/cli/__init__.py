@@ -32,6 +32,7 @@ for command in (
     experiments.study,
     experiments.compare,
     registry.rollback,
+    registry.export,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(cluster.schedule, name="schedule")

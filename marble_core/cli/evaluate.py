@@ -22,7 +22,10 @@ def evaluate(
         bool, typer.Option("--published", help="With the published solver and steps, beside the paper's table.")
     ] = False,
     adapter: Annotated[
-        str, typer.Option(help="A LoRA: a directory, models:/NAME@ALIAS or models:/NAME/VERSION. Default: the base alone.")
+        str,
+        typer.Option(
+            help="A LoRA, whoever made it: a directory, a file, an address, models:/NAME@ALIAS. Default: the base alone."
+        ),
     ] = "",
     preset: Preset = "demo",
     config: File = None,

@@ -53,6 +53,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "marble compare monday tuesday --out week.html",
         "marble compare .marble/studies/hackable/runs/equal/seed-0/step-20 .marble/studies/hackable/runs/marble/seed-0/step-20",
     ),
+    "export": (
+        "marble export models:/marble@champion --out ComfyUI/models/loras/marble.safetensors",
+        "marble export adapter --form peft --out adapter-of-peft",
+    ),
     "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),
     "checkpoints verify": ("marble checkpoints verify nightly-7",),

@@ -1,9 +1,11 @@
-"""Commands on the registered models: rollback."""
+"""Commands on the registered models: rollback, export."""
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,3 +29,36 @@ def rollback(
             os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
         before, after = roll_back(model, to)
     print(f"Version {after} of {model} is the champion again, in place of version {before}.")
+
+
+class Form(StrEnum):
+    """marble_core.models.adapter_file.FORMS, which needs torch to be imported."""
+
+    DIFFUSERS = "diffusers"
+    PEFT = "peft"
+    COMFYUI = "comfyui"
+
+
+def export(
+    adapter: Annotated[str, typer.Argument(help="A LoRA: a directory or file, models:/NAME@ALIAS, or an address.")],
+    form: Annotated[Form, typer.Option(help="Whose names and files: diffusers, peft, or ComfyUI and kohya.")] = Form.COMFYUI,
+    out: Annotated[Path | None, typer.Option(help="A directory; for comfyui a .safetensors file. Default: export/.")] = None,
+) -> None:
+    """Write a LoRA for other programs, at the same strength: alpha / r is folded into its weights, so that all of them agree on it.
+
+    ComfyUI's form is for SD3 and SD3.5. No base model is needed.
+    """
+    from tempfile import TemporaryDirectory
+
+    from marble_core.models.adapter_file import read_unplaced, write_lora
+    from marble_core.tracking.registry import fetch_adapter
+
+    place = out or Path("export") / ("marble.safetensors" if form == Form.COMFYUI else "")
+    with ExitStack() as stack:
+        if adapter.startswith("models:/") and not os.environ.get("MLFLOW_TRACKING_URI"):
+            from marble_core.services.local import addresses, embedded
+
+            os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
+        layers = read_unplaced(fetch_adapter(adapter, stack.enter_context(TemporaryDirectory())))
+        file = write_lora(layers, place, form.value)
+    print(f"{file}: {len(layers)} layers of rank {max(layer.rank for layer in layers.values())}, at strength 1.")

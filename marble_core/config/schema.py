@@ -150,8 +150,8 @@ class TrainConfig(Section):
     samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
     max_bad_steps: int = Field(3, ge=1)  # steps in a row with a fault (not finite, values missing) that stop the run
     max_silent_steps: int = Field(10, ge=1)  # [O] steps without signal from the beginning that stop the run
-    # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only.
-    start_from: str | None = Field(None, pattern=rf"^({CHAMPION}|s3://[^/]+/.+)$")
+    # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only; or a LoRA, whoever made it.
+    start_from: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _processes_of_nodes(self) -> TrainConfig:

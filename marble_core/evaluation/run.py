@@ -24,6 +24,7 @@ from marble_core.evaluation.statistics import CONFIDENCE, alarms, compare, diver
 from marble_core.runtime import progress
 from marble_core.runtime.seeding import derive
 from marble_core.storage.catalogue import base_of
+from marble_core.storage.lora_place import lora_file
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable, Scorer
 
 if TYPE_CHECKING:
@@ -251,10 +252,11 @@ def _evenly(prompts: Sequence[Prompt], count: int) -> list[int]:
 def _settings(config: RunConfig, prompts: Sequence[Prompt], adapter: Path | None, scorers: Sequence[Scorer]) -> dict[str, Any]:
     e, m = config.evaluation, config.model
     texts = "\n".join(f"{p.source}\t{p.text}" for p in prompts)
+    file = lora_file(adapter) if adapter else None
     return {
         "model": m.path,
         "revision": base_of(m).revision,  # what lies in the cache: a branch may have moved since
-        "adapter_sha256": {p.name: _sha256(p.read_bytes()) for p in sorted(adapter.glob("*.safetensors") if adapter else [])},
+        "adapter_sha256": {file.name: _sha256(file.read_bytes())} if file else {},
         "solver": e.solver,
         "steps": e.steps,
         "guidance_scale": 1.0,

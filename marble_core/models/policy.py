@@ -10,16 +10,13 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLora
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict
 
 from marble_core.config.imports import import_class
 from marble_core.config.schema import OptimizerConfig, RunConfig
 from marble_core.models import DiffusionModel
-from marble_core.models.adapter_file import read_lora_file
+from marble_core.models.adapter_file import LowRank, peft_config, read_lora, write_lora
 from marble_core.runtime.seeding import derive
 from marble_core.types import MarbleError
-
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 class Policy:
@@ -143,31 +140,45 @@ class Policy:
         return float(norm)
 
     def save_adapter(self, directory: Path, weights: Mapping[str, torch.Tensor]) -> None:
-        """Write ``weights`` as diffusers reads them, with metadata: without it diffusers takes alpha = r, another strength."""
-        kept = {n: p.detach().clone() for n, p in self.parameters_of("default").items()}
-        with torch.no_grad():
-            for name, p in self.parameters_of("default").items():
-                p.copy_(weights[name])
-            layers = get_peft_model_state_dict(self.transformer, adapter_name="default")
-            type(self.model.pipeline).save_lora_weights(
-                directory,
-                transformer_lora_layers={n: p.clone().contiguous() for n, p in layers.items()},
-                transformer_lora_adapter_metadata=self.lora.to_dict() | {"target_modules": sorted(self.model.lora_targets)},
-            )
-            for name, p in self.parameters_of("default").items():
-                p.copy_(kept[name])
+        """Write ``weights`` as diffusers reads them, with alpha / r folded into lora_B: a reader that does not find alpha, and takes
+        alpha = r, applies the same strength. ``begin_from`` undoes it."""
+        scale = self.lora.lora_alpha / self.lora.r
+        names = [n.removesuffix(".lora_A.weight") for n in weights if n.endswith(".lora_A.weight")]
+        layers = {n: LowRank(weights[f"{n}.lora_A.weight"], weights[f"{n}.lora_B.weight"] * scale) for n in names}
+        write_lora(layers, Path(directory), targets=self.model.lora_targets)
 
-    def load_adapter(self, directory: Path, rank: int | None = None, name: str = "default") -> None:
-        """Load a saved LoRA as the adapter ``name``, through the same road as any user of diffusers. Raises MarbleError where it is none
-        of this model's, or not of this ``rank``."""
-        if not (Path(directory) / ADAPTER_FILE).is_file():
-            raise MarbleError(
-                f"The adapter directory {directory} holds no {ADAPTER_FILE}; give the directory that train wrote."
-            )
-        weights = read_lora_file(Path(directory) / ADAPTER_FILE, self.transformer, rank)
-        self.model.pipeline.load_lora_weights(str(directory), adapter_name=name)
+    def read_adapter(self, place: Path, rank: int | None = None) -> dict[str, LowRank]:
+        """A LoRA of this model, whoever made it. Raises MarbleError where it is none, or not of this ``rank``."""
+        convert = getattr(type(getattr(self.model, "pipeline", None)), "lora_state_dict", None)
+        return read_lora(place, self.transformer, rank, convert)
+
+    @torch.no_grad()
+    def load_adapter(self, place: Path, rank: int | None = None, name: str = "default") -> None:
+        """Load a LoRA as the adapter ``name``, at strength 1. Raises MarbleError where it is none of this model's, or not of this
+        ``rank``."""
+        layers = self.read_adapter(place, rank)
+        self.transformer.add_adapter(peft_config(layers), name)
         self.transformer.requires_grad_(False)
         self._widen(name)
-        with torch.no_grad():
-            for key, p in self.parameters_of(name).items():
-                p.copy_(weights[key])  # which that road has rounded
+        for key, p in self.parameters_of(name).items():
+            layer, _, part = key.rpartition(".lora_")
+            p.copy_(layers[layer].A_ri if part == "A.weight" else layers[layer].B_or)
+
+    @torch.no_grad()
+    def begin_from(self, layers: Mapping[str, LowRank], where: object) -> None:
+        """``default``, ``old`` and the EMA become this LoRA, at the scale lora.alpha / lora.rank that is trained at.
+
+        A layer of a smaller rank, or without a LoRA, keeps what it began with in the rest: Gaussian A, zero B. Raises MarbleError
+        for a rank above lora.rank, and for a layer that is not trained here.
+        """
+        rank, default = self.lora.r, self.parameters_of("default")
+        if odd := sorted(layers.keys() - {name.rpartition(".lora_")[0] for name in default}):
+            raise MarbleError(f"The LoRA {where} has {len(odd)} layers that model.family does not train, such as {odd[0]}.")
+        if (largest := max(layer.rank for layer in layers.values())) > rank:
+            raise MarbleError(f"The LoRA {where} has rank {largest}, but lora.rank is {rank}: set lora.rank={largest}.")
+        for name, layer in layers.items():
+            default[f"{name}.lora_A.weight"][: layer.rank] = layer.A_ri
+            default[f"{name}.lora_B.weight"].zero_()[:, : layer.rank] = layer.B_or / (self.lora.lora_alpha / rank)
+        self.copy("default", "old")
+        self.ema = {n: p.detach().clone() for n, p in default.items()}
+        self.old_is_default = True

@@ -13,6 +13,7 @@ class Part(StrEnum):
     PIPELINE = "pipeline"  # a diffusers pipeline
     MODEL = "model"  # a transformers model, with its tokenizer and its image processor's numbers
     PROCESSOR = "processor"  # the latter two only
+    LORA = "LoRA"  # its safetensors file, and peft's configuration
     FILE = "file"
 
 

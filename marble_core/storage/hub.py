@@ -28,6 +28,7 @@ _PROCESSOR = re.compile(
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 _BIN = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
 _PIPELINE = re.compile(r"model_index\.json|(scheduler|text_encoder(_\d)?|tokenizer(_\d)?|transformer|vae)/[^/]+")
+_LORA = re.compile(r"[^/]+\.safetensors|adapter_config\.json")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema)[.-]")  # the same weights once more
 _UNREACHABLE = (httpx2.TransportError, errors.OfflineModeIsEnabled)
 
@@ -118,6 +119,8 @@ def _wanted(part: Part, names: Sequence[str]) -> list[str]:
     """The names that a part is read from; weights in one format only, safetensors where there are such."""
     if part == Part.PIPELINE:
         return [name for name in names if _PIPELINE.fullmatch(name) and not _VARIANT.search(name)]
+    if part == Part.LORA:
+        return [name for name in names if _LORA.fullmatch(name)]
     weights = [name for name in names if _SAFETENSORS.fullmatch(name)] or [name for name in names if _BIN.fullmatch(name)]
     return [name for name in names if _PROCESSOR.fullmatch(name)] + (weights if part == Part.MODEL else [])
 

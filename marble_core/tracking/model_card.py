@@ -92,7 +92,8 @@ def _summary(config: RunConfig, evaluation: Evaluation, run_id: str) -> str:
     revision = evaluation.settings.get("revision")  # the evaluation had the base's files, and knows the commit
     base = config.model.path + (f" at revision {revision}" if revision else "")
     return (
-        f"A LoRA of rank {config.lora.rank} and alpha {config.lora.alpha} for {base}, fine-tuned by MARBLE on "
+        f"A LoRA of rank {config.lora.rank} (trained with alpha {config.lora.alpha}, which is folded into the weights) for {base}, "
+        + "fine-tuned by MARBLE on "
         f"{', '.join(config.reward_names)} at once. MLflow run {run_id}, configuration {config.digest}."
     )
 

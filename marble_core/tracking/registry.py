@@ -22,6 +22,7 @@ from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation, Incumbent
 from marble_core.runtime.environment import MLFLOW_DIRECTORY
 from marble_core.runtime.files import full_disk
+from marble_core.storage.lora_place import fetch_lora, lora_file
 from marble_core.tracking import metric_glossary
 from marble_core.tracking.model_card import describe, write_card
 from marble_core.types import MarbleError
@@ -262,24 +263,18 @@ def _mlflow_client() -> Iterator[MlflowClient]:
 
 
 def fetch_adapter(uri: str, directory: str) -> Path:
-    """The directory of a LoRA: ``uri`` itself, or what ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names, brought to ``directory``.
+    """The file of a LoRA: what ``uri`` names as marble_core.storage.uri reads it, or what ``models:/NAME@ALIAS`` or
+    ``models:/NAME/VERSION`` names, brought to ``directory``.
 
     Raises MarbleError where MLflow has no such version, or there is no LoRA.
     """
-    from marble_core.config.stage_files import ADAPTER_DIRECTORY, ADAPTER_FILE
+    if not uri.startswith("models:/"):
+        return fetch_lora(uri)
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
 
-    place = Path(uri)
-    if uri.startswith("models:/"):
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        try:
-            place = Path(download_artifacts(f"{uri.rstrip('/')}/{ADAPTER_DIRECTORY}", dst_path=directory))
-        except (MlflowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")[:200]
-            raise MarbleError(f"The LoRA {uri} cannot be had from MLflow ({reason}); marble ui shows what is there.") from None
-    if not (place / ADAPTER_FILE).is_file():
-        raise MarbleError(
-            f"The LoRA {uri} holds no {ADAPTER_FILE}; give the directory that train wrote, or models:/NAME@ALIAS."
-        )
-    return place
+    try:
+        return lora_file(Path(download_artifacts(f"{uri.rstrip('/')}/{ADAPTER_DIRECTORY}", dst_path=directory)))
+    except (MlflowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")[:200]
+        raise MarbleError(f"The LoRA {uri} cannot be had from MLflow ({reason}); marble ui shows what is there.") from None

@@ -14,7 +14,7 @@ import torch
 
 from marble_core.algorithm.methods import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore
-from marble_core.checkpoints.start_from import downloaded
+from marble_core.checkpoints.start_from import beginning
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import HISTORY
 from marble_core.models.policy import Policy
@@ -127,8 +127,8 @@ def _go_on(learner: Learner, checkpoints: Checkpoints) -> None:
             for note in load_state(learner, checkpoints.fetch(name)):
                 _log.warning("Going on may not give the same bits: %s", note)
         elif learner.config.train.start_from:
-            with downloaded(learner.config.train.start_from) as directory:
-                load_weights(learner, directory)
+            with beginning(learner.config.train.start_from) as place:
+                load_weights(learner, place)
     distributed.require_same(learner.step, "the step that they go on from")
 
 

@@ -84,10 +84,14 @@ def load_state(learner: Learner, directory: Path) -> list[str]:
 
 
 def load_weights(learner: Learner, directory: Path) -> None:
-    """Begin from another run's LoRA (default, old and EMA), with an optimizer, balancer and step of our own.
+    """Begin from another run's LoRA (default, old and EMA), or from a LoRA's file, with an optimizer, balancer and step of our own.
 
-    Raises MarbleError where model, rank, alpha or target layers are not the same.
+    Raises MarbleError where model, rank, alpha or target layers are not the same; of a LoRA's file the rank may be smaller, and
+    alpha is not asked for: its strength is kept, and training goes on at lora.alpha / lora.rank.
     """
+    if not (directory / TENSORS).is_file():
+        learner.policy.begin_from(learner.policy.read_adapter(directory), directory)
+        return
     theirs, ours = read_config(directory / CONFIG), learner.config
     for name, value, wanted in (
         ("lora.rank", theirs.lora.rank, ours.lora.rank),

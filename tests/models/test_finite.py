@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from builders import PROMPTS, SmallModel, small_config, small_policy
 from marble_core.config.loading import load_config
+from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.evaluation.results import Incumbent
 from marble_core.evaluation.run import loaded, measure
-from marble_core.models.policy import ADAPTER_FILE, Policy
+from marble_core.models.policy import Policy
 from marble_core.models.previews import grid
 from marble_core.models.sampling import sample
 from marble_core.types import MarbleError, Prompt

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from safetensors.torch import save_file
 
 from marble_core.config.loading import load_config
 from marble_core.models.flux import Flux
@@ -85,7 +86,20 @@ def test_flux_trains_one_step_and_its_lora_is_read_by_plain_diffusers(tiny, chec
         assert np.abs(images[adapter] / 255 - plain(tiny, seeds, lora)).max() < 0.5 / 255 + 1e-4, adapter
     again = Policy.load(config)
     again.load_adapter(tmp_path, rank=4)
-    assert all(torch.equal(p, policy.parameters_of("default")[n]) for n, p in again.parameters_of("default").items())
+    for name, p in again.parameters_of("default").items():
+        assert torch.equal(p, policy.parameters_of("default")[name] * (64 / 4 if "lora_B" in name else 1)), name
+
+
+def test_a_lora_of_kohya_for_flux_is_read_by_diffusers_own_converter(tiny, tmp_path):
+    name, layer = "lora_unet_double_blocks_1_txt_attn_qkv", "transformer_blocks.1.attn.add_{}_proj"
+    A, B = torch.randn(4, 32), torch.randn(96, 4)
+    tensors = {f"{name}.lora_down.weight": A, f"{name}.lora_up.weight": B, f"{name}.alpha": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    found = Policy.load(tiny_config(tiny)).read_adapter(tmp_path)
+    assert found.keys() == {layer.format(part) for part in "qkv"}
+    for part, rows in zip("qkv", (0.5 * B @ A).chunk(3), strict=True):
+        one = found[layer.format(part)]
+        assert torch.allclose(one.B_or @ one.A_ri, rows, atol=1e-5), part
 
 
 def test_flux_without_t5_is_one_sentence(tiny):

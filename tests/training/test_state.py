@@ -10,6 +10,7 @@ from builders import learner, prompts, weights
 from marble_core import step as step_module
 from marble_core.checkpoints import CheckpointStore
 from marble_core.checkpoints.start_from import check_beginning
+from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.step import optimizer_step
 from marble_core.training import loop
 from marble_core.training.state import save_state, versions
@@ -45,6 +46,28 @@ def test_a_run_starts_from_anothers_weights_with_an_optimizer_of_its_own(first, 
     resumed = learner(f"train.start_from={address}", "optimizer.lr=0.01", "train.steps=3")
     loop._go_on(resumed, store(tmp_path / "second"))
     assert resumed.step == 3 and same(weights(resumed), weights(other)), "once begun, its own checkpoints come first"
+
+
+def test_a_run_starts_from_a_lora_made_elsewhere_by_its_path_and_by_its_address(bucket, tmp_path):
+    made = learner()
+    for p in made.policy.parameters_of("default").values():
+        p.data.normal_(std=0.1)
+    made.policy.save_adapter(tmp_path / "made", weights(made))
+    bucket.upload_dir(tmp_path / "made", "loras/made")
+    for address in (tmp_path / "made", tmp_path / "made" / ADAPTER_FILE, f"s3://{bucket.bucket}/loras/made"):
+        other = learner(f"train.start_from={address}")
+        check_beginning(other.config, bucket, "none")
+        loop._go_on(other, store(tmp_path / "fresh"))
+        assert same(weights(other), weights(made)) and same(other.policy.ema, weights(made)) and other.policy.old_is_default
+    for setting, says in (
+        (f"{tmp_path}/nowhere", "does not exist; .*write s3://BUCKET/runs/RUN_ID"),
+        (f"s3://{bucket.bucket}/loras/none", "nothing at s3://"),
+        (tmp_path, "holds no pytorch_lora_weights.safetensors"),
+    ):
+        with pytest.raises(MarbleError, match=f"train.start_from = '{setting}': .*{says}"):
+            check_beginning(learner(f"train.start_from={setting}").config, bucket, "none")
+    with pytest.raises(MarbleError, match=r"rank 4, above lora\.rank = 2: set lora\.rank=4"):
+        check_beginning(learner(f"train.start_from={tmp_path / 'made'}", "lora.rank=2").config, bucket, "none")
 
 
 def test_weights_of_another_rank_and_a_missing_run_are_one_sentence_before_a_gpu_is_asked_for(first, bucket, tmp_path):
