@@ -38,20 +38,26 @@ SD3.5. Gains are in standard deviations of the base's scores. Intervals are 95 %
 
 CLAIMS = {
     "A": (
-        "The default is the arm other than `marble` and `equal` whose mean gain of the five legitimate rewards has the highest lower "
-        "bound; `equal` where none of them is ahead of it by its own interval.",
+        (
+            "The default is the arm other than `marble` and `equal` whose mean gain of the five legitimate rewards has the highest lower "
+            "bound; `equal` where none of them is ahead of it by its own interval."
+        ),
         "Each legitimate reward's interval of the default lies above 0.",
         "The share of compressibility in the default's update is at most its prior's, 1/6, with no reward named.",
         "By step 20 a hacking alarm has been raised in at least 7 of 8 runs of `marble` and in at most 1 of 8 of `equal`.",
     ),
     "B": (
-        "Five rewards, 64 steps, evaluated at 32 and 64, five seeds, arms weighted_sum, equal, marble, auto: the lower bound of the "
-        "default against each other arm is at least -.05.",
+        (
+            "Five rewards, 64 steps, evaluated at 32 and 64, five seeds, arms weighted_sum, equal, marble, auto: the lower bound of the "
+            "default against each other arm is at least -.05."
+        ),
         "All five rewards are up in each seed.",
     ),
     "C": (
-        "Diversity, five seeds, B's winner with the guard and with the forward KL: at equal diversity above the best guided base on at "
-        "least four of five rewards, and the curve of gain against diversity above guidance's and strength's.",
+        (
+            "Diversity, five seeds, B's winner with the guard and with the forward KL: at equal diversity above the best guided base on at "
+            "least four of five rewards, and the curve of gain against diversity above guidance's and strength's."
+        ),
     ),
     "D": ("The winner and equal resumed to 160 steps, two seeds: the gain at 160 is at least that at 64.",),
     "E": ("gdpo, mgda and the released refresh of every tenth step, three seeds, 32 steps: reported, no threshold.",),
