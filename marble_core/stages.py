@@ -96,13 +96,14 @@ def prepare(
     with _stage("prepare") as result:
         from marble_core.checkpoints.start_from import check_beginning
         from marble_core.config.pipeline_parameters import gpus_of, overrides_of
+        from marble_core.config.redaction import json_without_secrets
         from marble_core.estimate import resolve_batch_sizes
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
         from marble_core.prompts.reading import Placed
         from marble_core.rewards.applies import check_wishes
         from marble_core.storage.s3 import S3
-        from marble_core.tracking.provenance import code_tags, datasets, redact_urls
+        from marble_core.tracking.provenance import code_tags, datasets
         from marble_core.tracking.tracker import run_params
         from marble_core.training.retraining import plan_retraining, store_prompts
 
@@ -132,7 +133,7 @@ def prepare(
         with _tracked(out, "prepare", "RUNNING", run_params(config), code_tags()) as tracker:
             sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
-            tracker.log_text(redact_urls(config.to_json()), "config.json")
+            tracker.log_text(json_without_secrets(config.to_json()), "config.json")
             for name in ("data_report.html", "data_report.json"):
                 tracker.log_artifact(out / name)
         result |= {"run_id": run_id, "data_report": str(page)}

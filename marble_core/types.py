@@ -18,6 +18,7 @@ apply to this prompt, or its scorer gave none for this image (``RewardTable.miss
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,8 +31,23 @@ if TYPE_CHECKING:
 SOURCES = ("general", "ocr", "geneval")
 
 
+_LOGIN = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s\"'/]*@", re.IGNORECASE)
+_QUERY = re.compile(r"(\bhttps?://[^\s\"'?]*)\?[^\s\"']*", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """The text with logins taken out of its addresses, and queries, which may be signatures, out of its web addresses."""
+    return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text))
+
+
 class MarbleError(Exception):
-    """An error that the user can mend. Its text is one sentence: what is wrong, where, and what to do."""
+    """An error that the user can mend. Its text is one sentence: what is wrong, where, and what to do.
+
+    No login and no signature of an address stands in it, whoever wrote it.
+    """
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(without_secrets(str(text)))
 
 
 @dataclass(frozen=True)

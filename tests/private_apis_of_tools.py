@@ -1,7 +1,10 @@
 """Checks that test_private_apis.py's rows name: the command line, MLflow, S3, the hub, OCR, drawing and settings."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,14 @@ def typer_app() -> None:
     with pytest.raises(typer.BadParameter.__base__) as wrong:
         app(["one", "--m", "3"], standalone_mode=False)
     assert "--m" in wrong.value.format_message() and wrong.value.ctx.command_path.endswith("one")
+
+
+def mlflow_server() -> None:
+    """In a process of its own: it is a server once it is imported."""
+    script = "from mlflow.server import _find_app\nfrom mlflow.server.fastapi_app import app\nprint(callable(app), _find_app('basic-auth'))"
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "mlflow.server.auth:create_app"]
 
 
 def mlflow_names(tmp_path: Path) -> None:

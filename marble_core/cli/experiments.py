@@ -69,11 +69,9 @@ def _finished(runs: list[str], scratch: Path) -> list[FinishedRun]:
     missing = [name for name, run in found.items() if run is None]
     if missing:
         with contextlib.ExitStack() as stack:
-            url = os.environ.get("MLFLOW_TRACKING_URI") or addresses(ROOT).get("MLFLOW_TRACKING_URI")
-            if not url:
-                environment = stack.enter_context(embedded(ROOT))
-                os.environ.update(environment)
-                url = environment["MLFLOW_TRACKING_URI"]
+            if not os.environ.get("MLFLOW_TRACKING_URI"):
+                os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
+            url = os.environ["MLFLOW_TRACKING_URI"]
             for name in missing:
                 (scratch / name).mkdir()
                 found[name] = tracked_run(name, client_of(url), scratch / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,13 +141,22 @@ def compile_(
 def ui() -> None:
     """Show the runs, models and reports in MLflow's web pages, until interrupted."""
     from marble_core.services.local import addresses, embedded
+    from marble_core.types import without_secrets
 
-    if url := os.environ.get("MLFLOW_TRACKING_URI") or addresses(ROOT).get("MLFLOW_TRACKING_URI"):
-        print(f"MLflow answers at {url}")
-        return
-    with embedded(ROOT) as environment:
-        print(f"MLflow answers at {environment['MLFLOW_TRACKING_URI']} (end with Ctrl-C)", flush=True)
-        signal.pause()
+    if url := os.environ.get("MLFLOW_TRACKING_URI"):
+        print(f"MLflow answers at {without_secrets(url)}")
+    elif "MLFLOW_TRACKING_URI" in (running := addresses(ROOT)):
+        print(_where_mlflow_is(running))
+    else:
+        with embedded(ROOT) as environment:
+            print(f"{_where_mlflow_is(environment)}; end with Ctrl-C", flush=True)
+            signal.pause()
+
+
+def _where_mlflow_is(environment: Mapping[str, str]) -> str:
+    """Address and login, for this terminal alone: a browser that is started with the password shows it in its command line."""
+    user, password = environment["MLFLOW_TRACKING_USERNAME"], environment["MLFLOW_TRACKING_PASSWORD"]
+    return f"MLflow answers at {environment['MLFLOW_TRACKING_URI']} (user {user}, password {password})"
 
 
 def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:

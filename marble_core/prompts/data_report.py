@@ -16,7 +16,7 @@ from typing import Any
 from marble_core.prompts.filters import normal
 from marble_core.prompts.reading import Placed
 from marble_core.prompts.token_lengths import TextEncoder
-from marble_core.types import Prompt
+from marble_core.types import Prompt, without_secrets
 
 NAMED = 3  # places in a warning; the report has all
 
@@ -78,7 +78,7 @@ def _describe(own: SourceData, encoders: Sequence[TextEncoder]) -> dict[str, Any
         if over := {name: n[i] for name, n in counts.items() if n[i] > limits[name]}:
             over_long.append({"where": placed.where, "tokens": over})
     return {
-        "from": own.uri,
+        "from": without_secrets(own.uri),
         "read": len(own.kept) + len(own.blocked) + len(own.repeated),
         "prompts": len(texts),
         "distinct": len({normal(text) for text in texts}),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from marble_core.config.redaction import json_without_secrets
 from marble_core.config.schema import RunConfig
 from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation
@@ -19,7 +20,6 @@ from marble_core.report.scatter import Point, furthest_apart, scatter, trained_p
 from marble_core.report.table import axis_of, conditions, rows
 from marble_core.report.words import duration, effect, listed, signed
 from marble_core.tracking.past_runs import PastRun
-from marble_core.tracking.provenance import redact_urls
 from marble_core.tracking.step_history import History
 
 
@@ -92,7 +92,7 @@ def write_report(
         run=run,
         facts=_facts(evaluation, config),
         config=config,
-        config_text=redact_urls(config.to_json()),
+        config_text=json_without_secrets(config.to_json()),
     )
     Path(path).write_text(page, encoding="utf-8")
 

@@ -24,6 +24,7 @@ class ChildProcess:
 
     A watchdog reads from a pipe whose other end only this process holds. ``grace`` is the time in seconds between SIGTERM
     and SIGKILL. Both outputs go to the file ``log``, which is begun anew.
+    ``umask`` is that of the process; -1 is this one's.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class ChildProcess:
         cwd: Path,
         pass_fds: Sequence[int] = (),
         grace: float = GRACE,
+        umask: int = -1,
     ) -> None:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), cwd=cwd,
-                start_new_session=True, pass_fds=tuple(pass_fds),
+                start_new_session=True, pass_fds=tuple(pass_fds), umask=umask,
             )  # fmt: skip
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._process.pid), str(int(grace * 10))],

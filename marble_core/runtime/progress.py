@@ -18,7 +18,7 @@ from typing import Any
 from marble_core import __version__
 from marble_core.runtime.environment import PIPELINE_VERSION, PROGRESS
 from marble_core.runtime.files import disk_error
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, without_secrets
 
 
 class StageFailed(Exception):
@@ -46,7 +46,7 @@ def emit(
         "metrics": metrics,
         **more,
     }
-    line = json.dumps({k: v for k, v in event.items() if v not in (None, "")}, default=str) + "\n"
+    line = without_secrets(json.dumps({k: v for k, v in event.items() if v not in (None, "")}, default=str)) + "\n"
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -71,8 +71,8 @@ def reachable_s3(root: Path, bucket: str) -> Iterator[dict[str, str]]:
     process runs on ``root`` now, else of one that is started for the block."""
     if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
         yield {}
-    elif url := addresses(root).get("AWS_ENDPOINT_URL"):
-        yield {**SeaweedFS(root / "s3").environment_at(url), **past_proxies()}
+    elif "AWS_ENDPOINT_URL" in (running := addresses(root)):
+        yield running
     else:
         with _locked(root) as lock, SeaweedFS(root / "s3", lock) as server:
             server.make_bucket(bucket)
@@ -80,13 +80,19 @@ def reachable_s3(root: Path, bucket: str) -> Iterator[dict[str, str]]:
 
 
 def addresses(root: Path) -> dict[str, str]:
-    """AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI of the servers that another process runs on ``root`` now; empty if none."""
+    """The variables of the servers that another process runs on ``root`` now, AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI with
+    what each asks for; empty if there are none."""
     try:
         with _locked(root, patience=0.0):
             return {}
     except MarbleError:
         path = root / "addresses.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if url := found.get("AWS_ENDPOINT_URL"):
+        found |= SeaweedFS(root / "s3").environment_at(url)
+    if url := found.get("MLFLOW_TRACKING_URI"):
+        found |= MLflow(root / "mlflow").environment_at(url)
+    return {**found, **past_proxies()} if found else {}
 
 
 def _write_addresses(root: Path, environment: Mapping[str, str]) -> None:
@@ -98,7 +104,8 @@ def _write_addresses(root: Path, environment: Mapping[str, str]) -> None:
 def _locked(root: Path, patience: float = 2 * GRACE) -> Iterator[int]:
     """One owner at a time. Servers of a killed owner hold the lock until they have ended, hence the patience (seconds)."""
     try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.mkdir(parents=True, exist_ok=True)
+        root.chmod(0o700)  # also one that something else has made before
         (root / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as error:
         raise full_disk(root.resolve()) or MarbleError(

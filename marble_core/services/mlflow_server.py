@@ -1,20 +1,34 @@
-"""MLflow on a laptop: one worker on sqlite, artifacts in S3."""
+"""MLflow on a laptop: one worker on sqlite, artifacts in S3, a password of its own."""
 
 from __future__ import annotations
 
+import base64
 import os
+import secrets
 import sys
 import urllib.request
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 from marble_core.runtime.environment import MLFLOW_DIRECTORY
+from marble_core.services.certificates import write_private
 from marble_core.services.seaweedfs import ARTIFACTS_BUCKET
 from marble_core.services.server import Service, free_ports, past_proxies
 
+USER = "marble"
+_PACKAGE = Path(str(files("marble_core")))
+_PLUGIN = {
+    "METADATA": "Metadata-Version: 2.1\nName: marble-mlflow-key\nVersion: 1\n",
+    "entry_points.txt": "[mlflow.app]\nmarble-key = marble_core.services.mlflow_key:app\n",
+}
+
 
 class MLflow(Service):
-    """An MLflow server on sqlite, one worker, which stores artifacts itself, so that its clients need no S3 for them."""
+    """An MLflow server on sqlite, one worker, which stores artifacts itself, so that its clients need no S3 for them.
+
+    It answers its one user, whose random password lies in ``root/password`` (mode 600).
+    """
 
     name = "MLflow"
 
@@ -26,19 +40,42 @@ class MLflow(Service):
     def command(self) -> tuple[list[str], dict[str, str]]:
         (port,) = free_ports(1)
         self._url = f"http://127.0.0.1:{port}"
-        destination = f"s3://{ARTIFACTS_BUCKET}/artifacts" if self._s3 else str(self.root / "artifacts")
+        # Relative to the working directory: a path within a URL would have to be quoted.
+        destination = f"s3://{ARTIFACTS_BUCKET}/artifacts" if self._s3 else "./artifacts"
         # The caller's MLFLOW_* are options of `mlflow server` too (MLFLOW_PORT, MLFLOW_WORKERS, ...).
         env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
         env |= self._s3 | past_proxies()
         env |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        stores = ["--backend-store-uri", f"sqlite:///{self.root / 'mlflow.db'}", "--artifacts-destination", destination]
+        env |= {"MLFLOW_TRACKING_PASSWORD": self._password()}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self._plugin()), str(_PACKAGE.parent), env.get("PYTHONPATH")]))
+        options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--app-name", "marble-key"]
+        stores = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", destination]
         return [sys.executable, "-m", "mlflow", "server", *options, *stores], env
 
+    def _plugin(self) -> Path:
+        """A directory where Python finds the plug-in's entry point, whether MARBLE is installed or a checkout."""
+        place = self.root / "plugin"
+        (place / "marble_mlflow_key-1.dist-info").mkdir(parents=True, exist_ok=True)
+        for name, text in _PLUGIN.items():
+            (place / "marble_mlflow_key-1.dist-info" / name).write_text(text, encoding="utf-8")
+        return place
+
+    def _password(self) -> str:
+        path = self.root / "password"
+        if not path.exists():
+            write_private(path, secrets.token_hex(20).encode())
+        return path.read_text(encoding="utf-8")
+
     def probe(self) -> None:
+        login = base64.b64encode(f"{USER}:{self._password()}".encode()).decode()
+        request = urllib.request.Request(f"{self._url}/health", headers={"Authorization": f"Basic {login}"})
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        direct.open(f"{self._url}/health", timeout=2).close()
+        direct.open(request, timeout=2).close()
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"MLFLOW_TRACKING_URI": self._url, "MLFLOW_DISABLE_TELEMETRY": "true", MLFLOW_DIRECTORY: str(self.root)}
+        return self.environment_at(self._url)
+
+    def environment_at(self, url: str) -> dict[str, str]:
+        login = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": self._password()}
+        return {"MLFLOW_TRACKING_URI": url, **login, "MLFLOW_DISABLE_TELEMETRY": "true", MLFLOW_DIRECTORY: str(self.root)}

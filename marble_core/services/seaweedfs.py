@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from marble_core.runtime.environment import S3_DIRECTORY
+from marble_core.services.certificates import close_ports, write_private
 from marble_core.services.server import Service, free_ports
 from marble_core.types import MarbleError
 
@@ -24,7 +25,10 @@ VOLUMES = 100_000
 
 
 class SeaweedFS(Service):
-    """`weed mini`: an S3 server in one process, with one identity whose random keys lie in ``root/keys.json`` (mode 600)."""
+    """`weed mini`: an S3 server in one process, with one identity whose random keys lie in ``root/keys.json`` (mode 600).
+
+    Its other ports ask for a certificate (certificates.py): filer, master, volumes and the shell would let anybody in.
+    """
 
     name = "S3"
     _PARTS = ("master", "volume", "filer", "s3", "admin")
@@ -42,12 +46,13 @@ class SeaweedFS(Service):
         self._keys = self._read_or_make_keys()
         data = self.root / "data"
         data.mkdir(exist_ok=True)
+        close_ports(self.root)
         flags = [f"-{part}.port{kind}={ports.pop(0)}" for part in self._PARTS for kind in ("", ".grpc")]
         flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
         flags += [f"-master.volumeSizeLimitMB={VOLUME_MB}", f"-volume.max={VOLUMES}"]
         flags += [f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={self.root / 'keys.json'}"]
-        # An AWS_ACCESS_KEY_ID in its environment would become a second administrator.
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_"))}
+        # An AWS_ACCESS_KEY_ID in its environment would become a second administrator; WEED_* goes before its files.
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "S3_", "WEED_"))}
         return [weed, "-logtostderr=true", "mini", *flags], env
 
     def _read_or_make_keys(self) -> dict[str, str]:
@@ -56,11 +61,7 @@ class SeaweedFS(Service):
             keys = {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_hex(20)}
             actions = ["Admin", "Read", "Write", "List", "Tagging"]
             identities = {"identities": [{"name": "marble", "credentials": [keys], "actions": actions}]}
-            draft = path.with_suffix(".draft")
-            draft.unlink(missing_ok=True)
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-                json.dump(identities, file)
-            draft.rename(path)
+            write_private(path, json.dumps(identities).encode())
         return dict(json.loads(path.read_text(encoding="utf-8"))["identities"][0]["credentials"][0])
 
     def probe(self) -> None:

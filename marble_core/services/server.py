@@ -47,7 +47,8 @@ class Service(ABC):
 
     def start(self) -> None:
         command, env = self.command()
-        self._process = ChildProcess(command, self.log, env, self.root, () if self._lock is None else (self._lock,))
+        locks = () if self._lock is None else (self._lock,)
+        self._process = ChildProcess(command, self.log, env, self.root, locks, umask=0o077)  # its files are this user's alone
 
     def wait_ready(self, seconds: float = READY_WITHIN) -> None:
         deadline = time.monotonic() + seconds

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core.config.loading import read_config
+from marble_core.config.redaction import settings_without_secrets
 from marble_core.config.stage_files import CONFIG, EVALUATION, HISTORY, IMAGES, SCORES
 from marble_core.evaluation.decision_file import read_decision
 from marble_core.evaluation.results import Evaluation
-from marble_core.tracking.provenance import redact_urls
 from marble_core.tracking.step_history import History
 from marble_core.types import MarbleError
 
@@ -53,7 +53,7 @@ def local_run(name: str, runs: Path) -> FinishedRun | None:
     decision, evaluation, anew = read_decision(here, config.registry)
     assert evaluation is not None, "its file is there"
     history = here.parents[1] / "train" / "adapter" / HISTORY if newest else here / HISTORY
-    params = {key: redact_urls(value) for key, value in config.flat().items()}
+    params = settings_without_secrets(config.flat())
     verdict = f"{decision.summary} (decided anew)" if anew else decision.summary
     own = name if directory == runs / name else "/".join(directory.resolve().parts[-3:])  # of a study: ARM/seed-N/step-N
     return FinishedRun(own, params, evaluation, History.load(history), here / IMAGES, verdict)

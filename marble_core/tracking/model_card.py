@@ -14,7 +14,7 @@ from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import ROLES, Evaluation
 from marble_core.evaluation.statistics import interval
 from marble_core.storage.catalogue import assets_of
-from marble_core.types import SOURCES
+from marble_core.types import SOURCES, without_secrets
 
 EXAMPLES = 2  # prompts of a source
 
@@ -50,7 +50,7 @@ def write_card(
         f"## Licences\n\n{_licences(config)}",
     ]
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    (directory / "README.md").write_text(without_secrets("\n\n".join(sections)) + "\n", encoding="utf-8")
 
 
 def _table(evaluation: Evaluation) -> list[str]:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from marble_core import __version__
 from marble_core.runtime.environment import GIT_COMMIT, IMAGE, PIPELINE_VERSION
+from marble_core.types import without_secrets
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -65,16 +65,11 @@ def datasets(prompts: Mapping[str, Sequence[Prompt]], places: Mapping[str, Mappi
             name=f"prompts to {'train on' if use == 'train' else 'evaluate on'}",
             digest=hashlib.sha256(texts.encode()).hexdigest()[:12],
             source_type="prompts",
-            source=redact_urls(json.dumps(dict(places[use]))),
+            source=without_secrets(json.dumps(dict(places[use]))),
             profile=json.dumps(profile),
         )
         found.append(DatasetInput(dataset, [InputTag("mlflow.data.context", use)]))
     return found
-
-
-def redact_urls(text: str) -> str:
-    """The text with what may open a door taken out of its web addresses: passwords, and queries, which may be signatures."""
-    return re.sub(r"(https?://)(?:[^\s\"'/@]*@)?([^\s\"'?]*)(?:\?[^\s\"']*)?", r"\1\2", text)
 
 
 def _commit() -> str:

@@ -22,11 +22,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_core.config.redaction import settings_without_secrets
 from marble_core.runtime.environment import MLFLOW_DIRECTORY
 from marble_core.runtime.files import full_disk
 from marble_core.tracking.metric_queue import Batch, MetricQueue
 from marble_core.tracking.past_runs import PastRun, past_runs
-from marble_core.tracking.provenance import redact_urls, stage_tags
+from marble_core.tracking.provenance import stage_tags
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | Non
 
 def run_params(config: RunConfig) -> dict[str, str]:
     """The configuration as MLflow parameters."""
-    return {_name(key): redact_urls(value) for key, value in config.flat().items()}
+    return {_name(key): value for key, value in settings_without_secrets(config.flat()).items()}
 
 
 def _find(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:
