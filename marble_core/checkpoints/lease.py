@@ -4,6 +4,10 @@ Each write says which version of the object it replaces (If-Match), so the one w
 may have uploaded files, but under names of its own, and ``latest`` never names them. The owner renews the object every
 ``BEAT`` seconds; another process takes it over only when it has watched it stand still for ``PATIENCE`` seconds by its own
 clock, or holds the lock of the very directory that the owner worked in, and so knows it dead.
+
+A paused owner may wake at any time, and S3 knows no delete that depends on another object. So what is to be deleted is first
+named in the object, under ``going``, by such a write: who takes the run over reads there what may vanish under its hands, and
+neither goes on from it nor writes it again. What no conditional write can fence, MLflow's metrics, asks ``confirm`` before.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Collection
 from typing import Any
 
 from marble_core.checkpoints.manifest import is_name
@@ -40,12 +45,19 @@ class Lease:
         self._etag: str | None = None
         self._one_at_a_time = threading.Lock()
         self._released = threading.Event()
+        self._written = 0.0  # by the monotonic clock, which goes on while a process is stopped
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.lost: Taken | None = None
 
     @property
     def latest(self) -> str | None:
         return self._state.get("checkpoint")
+
+    @property
+    def going(self) -> frozenset[str]:
+        """Checkpoints that this owner, or one before it, has begun to delete."""
+        named = self._state.get("going")
+        return frozenset(name for name in named if isinstance(name, str)) if isinstance(named, list) else frozenset()
 
     def claim(self) -> None:
         """Makes this process the owner. Raises Taken where another one is alive."""
@@ -58,11 +70,27 @@ class Lease:
             self._look()
             if self._state.get("owner") != self._me["owner"]:  # else an answer was lost, and boto3 has asked twice
                 raise self._taken()
+        self._written = time.monotonic()
         self._thread.start()
 
     def point_to(self, name: str) -> None:
         """``name``, whose manifest is up, is the newest checkpoint from now on. Raises Taken where this is not the owner."""
         self._write(checkpoint=name)
+
+    def give_up(self, names: Collection[str], there: Collection[str]) -> list[str]:
+        """Names those that may be deleted from now on, and returns them; of earlier ones those that are still ``there`` stay
+        named. Never the newest. Raises Taken where this is not the owner."""
+        mine = sorted(set(names) - {self.latest})
+        self._write(going=sorted({*mine, *(self.going & set(there))}))
+        return mine
+
+    def confirm(self) -> None:
+        """Returns where this is the owner by a write of the last beats, made now if need be. Raises Taken where it is not,
+        MarbleError where S3 cannot be asked."""
+        if self.lost:
+            raise self.lost
+        if time.monotonic() - self._written > 2 * self._beat:
+            self._write(confirmed=secrets.token_hex(4))
 
     def release(self, seconds: float = 3.0) -> None:
         """Lets the next process begin at once. Waits no longer than this for S3."""
@@ -82,6 +110,7 @@ class Lease:
         with self._one_at_a_time:
             if self.lost:
                 raise self.lost
+            asked = time.monotonic()
             wanted = self._state | changes
             etag = self._s3.swap(self._key, _dump(wanted), self._etag)
             if etag is None:
@@ -93,7 +122,7 @@ class Lease:
                 etag = self._s3.swap(self._key, _dump(wanted), self._etag)
                 if etag is None:
                     raise MarbleError(f"The object {self._s3.uri(self._key)} changes under our hands.")
-            self._state, self._etag = wanted, etag
+            self._state, self._etag, self._written = wanted, etag, asked
 
     def _look(self) -> None:
         found = self._s3.get(self._key)
@@ -132,6 +161,6 @@ def _parse(body: bytes) -> dict[str, Any]:
     """An object that somebody broke owns nothing and names nothing."""
     try:
         state = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}

@@ -57,19 +57,18 @@ def read_manifest(text: bytes, run_id: str, name: str) -> dict[str, dict[str, An
     try:
         manifest = json.loads(text)
         whole = bool(manifest.pop("sha256")) and _canonical(manifest) == text
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise Broken(f"{MANIFEST} was changed since it was written")
     manifest = CHECKPOINT.upgrade(manifest, f"The checkpoint {name} of the run {run_id}")
-    try:
-        files = manifest["files"]
-    except KeyError:
-        raise Broken(f"{MANIFEST} names no files") from None
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise Broken(f"{MANIFEST} names no files")
     if bad := sorted(file for file in files if not _FILE.fullmatch(file)):
         raise Broken(f"{MANIFEST} names {bad[0]!r}, which is no plain file name")
-    if (manifest["name"], manifest["run_id"]) != (name, run_id):
-        raise Broken(f"it is {manifest['name']} of the run {manifest['run_id']}, in another's place")
+    if (manifest.get("name"), manifest.get("run_id")) != (name, run_id):
+        raise Broken(f"it is {manifest.get('name')} of the run {manifest.get('run_id')}, in another's place")
     return dict(files)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 from marble_core.checkpoints.lease import latest_of
@@ -65,6 +67,10 @@ class RunCheckpoints:
         self.s3.put_json(f"runs/{self.run_id}/evaluations/step-{step:06d}.json", {"step": step, "mean_gain": gain})
 
     def best_step(self) -> int | None:
-        """The step whose evaluation had the largest mean gain; None before any evaluation."""
-        found = [self.s3.get_json(key) for key in self.s3.keys(f"runs/{self.run_id}/evaluations")]
-        return max(found, key=lambda one: one["mean_gain"])["step"] if found else None
+        """The step whose evaluation had the largest mean gain; None before any evaluation. What is no evaluation says nothing."""
+        gains: dict[int, float] = {}
+        for key in self.s3.keys(f"runs/{self.run_id}/evaluations"):
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                one = json.loads((self.s3.get(key) or (b"",))[0])
+                gains[int(one["step"])] = float(one["mean_gain"])
+        return max(gains, key=gains.__getitem__, default=None)

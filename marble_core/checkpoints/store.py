@@ -18,6 +18,7 @@ from marble_core.checkpoints.retention import superfluous
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.checkpoints.upload import Uploader
 from marble_core.config.schema import StorageConfig
+from marble_core.runtime.housekeeping import housekeeping
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
@@ -95,10 +96,12 @@ class CheckpointStore:
                 self._skip(f"{self.remote.uri(latest)}: {MANIFEST} is not there")
             # What lies beyond it was finished by a process that had lost the run.
             there = {name for name in there if step_of(name) <= step_of(latest)}
+        there -= self._going()
         for name in sorted(here | there, key=lambda name: (step_of(name), name in there, name), reverse=True):
             if (name in here and self._is_whole(name)) or (name in there and self._download(name)):
                 self._resumed = name
                 if self._uploader and name not in there:  # killed between the disk and S3
+                    name = self._resumed = self._under_own_name(name) if name in self._going() else name
                     self._uploader.submit(self.local / name)
                     self._uploader.wait(60.0, only_if_it_moves=True)  # another machine's processes may need it
                 return name
@@ -127,6 +130,11 @@ class CheckpointStore:
             raise MarbleError(f"The checkpoint {name} of the run {self.run_id} cannot be read here: {'; '.join(self.broken)}.")
         return self.local / name
 
+    def confirm(self) -> None:
+        """Raises Taken if another process has taken the run over, MarbleError where S3 cannot say so now; see lease.py."""
+        if self._lease:
+            self._lease.confirm()
+
     def check(self) -> None:
         """Raises Taken if another process has taken the run over, and Away if S3 has failed for max_unsaved_minutes."""
         if self._lease and self._lease.lost:
@@ -154,7 +162,8 @@ class CheckpointStore:
         self.remote.upload(directory)
         self._lease.point_to(directory.name)
         self._resumed = None
-        self._prune_remote(self.config.keep_last, self.config.keep_every)
+        prune = partial(self._prune_remote, self.config.keep_last, self.config.keep_every)
+        housekeeping(f"removing old checkpoints from {self.remote.uri('')}", prune, Taken)
 
     def _prune_local(self, last: int, every: int, best: int | None = None) -> list[str]:
         """The best is on S3, where later stages look for it; what is being uploaded stays."""
@@ -166,14 +175,29 @@ class CheckpointStore:
         return gone
 
     def _prune_remote(self, last: int, every: int) -> list[str]:
-        """Unfinished uploads too: whoever owns the run knows that they are nobody's."""
-        if self.remote is None:
+        """Unfinished uploads too: whoever owns the run knows that they are nobody's. Nothing goes that the lease has not named."""
+        if self.remote is None or self._lease is None:
             return []
         complete, unfinished = self.remote.names()
         gone = superfluous(complete, last, every, self.remote.best_step(), self._in_use())
-        for name in (*gone, *(set(unfinished) - self._in_use())):
+        gone += [name for name in unfinished if name not in self._in_use()]
+        gone = self._lease.give_up(gone, {*complete, *unfinished}) if gone else []
+        for name in gone:
             self.remote.delete(name)
-        return gone
+        return [name for name in gone if name in complete]
+
+    def _going(self) -> frozenset[str]:
+        return self._lease.going if self._lease else frozenset()
+
+    def _under_own_name(self, name: str) -> str:
+        """A copy of a checkpoint of the disk, for S3, where its name may be deleted by a process that sleeps."""
+        own = name_of(step_of(name), self._writer)
+        with self._draft() as draft:
+            shutil.copytree(self.local / name, draft, dirs_exist_ok=True)
+            (draft / MANIFEST).unlink()
+            seal(draft, self.run_id, own)
+            self._put_in_place(draft, own)
+        return own
 
     def _in_use(self) -> set[str]:
         names = {self._resumed, self._lease.latest if self._lease else None}

@@ -37,6 +37,7 @@ class MetricQueue:
 
     def __init__(self, send: Callable[[list[Batch]], None], known: Callable[[str], set[tuple[int, float]]]) -> None:
         self._send, self._ask = send, known
+        self.fence: Callable[[], None] = lambda: None  # asked before each request; what it raises keeps the batches waiting
         self._known: dict[str, set[tuple[int, float]]] = {}
         self._waiting: deque[Batch] = deque()
         self._changed = threading.Condition()
@@ -65,6 +66,7 @@ class MetricQueue:
         while batches := self._next():
             try:
                 if new := [batch for batch in batches if not self._is_known(batch)]:
+                    self.fence()
                     self._send(new)
             except Exception as error:  # noqa: BLE001 - whatever a server that is away makes of it must not end a training
                 self.failures += 1

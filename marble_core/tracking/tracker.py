@@ -106,6 +106,16 @@ class Tracker:
             ) from None
         return cls(client, run, stage_run)
 
+    def send_only_if(self, fence: Callable[[], None]) -> None:
+        """From now on ``fence`` is asked before metrics are sent; they wait as long as it raises."""
+        self._sender.fence = fence
+
+    def abandon(self) -> None:
+        """For a process that another one has taken the run from: what has not been sent is dropped, and no status is set."""
+        self._sender.close()
+        if self._monitor is not None:
+            self._attempt("end of the record of the machine's load", self._monitor.finish)
+
     def watch_machine(self) -> None:
         """From now on the stage's run gets the load of this machine's CPU, memory, disk, network and GPUs (``system/...``)."""
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from marble_core.algorithm.methods import make_balancer
-from marble_core.checkpoints import Away, CheckpointStore
+from marble_core.checkpoints import Away, CheckpointStore, Taken
 from marble_core.checkpoints.start_from import beginning
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import HISTORY
@@ -87,8 +87,8 @@ def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints,
                 bad = bad + 1 if done.fault else 0
                 with termination.deferred():
                     if first:
+                        checkpoints.check()  # before anybody hears of a step that is another process's by now
                         report(done)
-                        checkpoints.check()
                     if bad == 0 and (learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps):
                         save()
                 _require_signal(learner, done)
@@ -200,6 +200,7 @@ def _tracked_training(
 
     said = {"mlflow.note.content": metric_glossary.as_markdown()}
     tracker = Tracker.start(config.storage.experiment, run_id, run_id, "train", run_params(config), said)
+    tracker.send_only_if(checkpoints.confirm)
     tracker.watch_machine()
     if config.balance.weighs_gradients or config.balance.observe:
         progress.emit("train", note=metric_glossary.of_the_progress_line())
@@ -223,6 +224,7 @@ def _tracked_training(
             progress.emit("train", done.step, config.train.steps, note, done.metrics)
 
         train(learner, prompts, checkpoints, report)
+        _require_ours(checkpoints)
         learner.policy.save_adapter(out, learner.policy.ema)
         write_history(learner.history, out / HISTORY)
         tracker.log_history(learner.history)
@@ -239,4 +241,18 @@ def _tracked_training(
         status = "KILLED"
         raise
     finally:
-        tracker.end(status, 3.0 if status == "KILLED" else 20.0)
+        try:
+            _require_ours(checkpoints)
+            tracker.end(status, 3.0 if status == "KILLED" else 20.0)
+        except Taken:
+            tracker.abandon()  # the run in MLflow is the other process's too
+
+
+def _require_ours(checkpoints: CheckpointStore) -> None:
+    """Raises Taken where another process has the run by now. An S3 that cannot be asked takes it from nobody."""
+    try:
+        checkpoints.confirm()
+    except Taken:
+        raise
+    except MarbleError as error:
+        _log.warning("Whether the run is still this process's cannot be asked: %s", error)
