@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,18 @@ from PIL import Image
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
 from marble_core.evaluation.gate import decide
-from marble_core.evaluation.results import ROLES, Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
+from marble_core.evaluation.results import (
+    ROLES,
+    Alarm,
+    Champion,
+    Diversity,
+    Estimate,
+    Evaluation,
+    RewardResult,
+    Together,
+    Variant,
+    Versus,
+)
 from marble_core.report import write_comparison, write_report
 from marble_core.tracking.finished_runs import FinishedRun, local_run
 from marble_core.tracking.past_runs import PastRun
@@ -57,6 +68,35 @@ def with_champion(evaluation: Evaluation) -> Evaluation:
     )
 
 
+SHARE = Estimate(0.25, 0.2, 0.3)
+
+
+def a_variant(
+    guidance: float,
+    strength: float,
+    gain: float,
+    change: float,
+    fell: bool = False,
+    model: Literal["base", "trained"] = "trained",
+) -> Variant:
+    """With a mean gain and a change of diversity that are known to a tenth; with ``fell`` ocr is shown to be lower."""
+    rewards = dict(an_evaluation(**({"ocr": (-0.2, -0.3, -0.1)} if fell else {})).rewards)
+    lost = Diversity(96, 4, 1.0, 1 + change, Estimate(change, change - 0.1, change + 0.1))
+    g, lead = Estimate(gain, gain - 0.1, gain + 0.1), Estimate(0.2 - gain, 0.1 - gain, 0.3 - gain)
+    name = f"{model}-s{strength:g}-g{guidance:g}"
+    leads = {n: r.difference for n, r in rewards.items()}
+    return Variant(
+        name, model, guidance, strength, rewards, g, Together(SHARE, SHARE), lost, leads, lead, Estimate(-0.1, -0.2, 0.0)
+    )
+
+
+def with_variants(change: float, *variants: Variant) -> Evaluation:
+    """Beside a trained model that gained .2 and changed diversity by ``change``."""
+    d = Diversity(96, 4, 1.0, 1 + change, Estimate(change, change - 0.1, change + 0.1))
+    parts = {"general": replace(d, prompts=32), "ocr": replace(d, prompts=64)}
+    return replace(an_evaluation(), diversity=replace(d, by_source=parts), variants=variants, together=Together(SHARE, SHARE))
+
+
 def write_pictures(
     directory: Path,
     size: int = 16,
@@ -95,7 +135,12 @@ def write_history(path: Path, steps: int, skipped: tuple[int, ...] = (), tail: s
 
 def written_report(directory: Path) -> Path:
     """A page with everything on it."""
-    config, evaluation = a_config(), with_champion(an_evaluation())
+    config = a_config()
+    roles = (
+        a_variant(2, 1, 0.25, -0.3, model="base"), a_variant(1.5, 1, 0.1, -0.1, model="base"),
+        a_variant(3, 1, 0.4, -0.6), a_variant(1, 0.5, 0.1, -0.15), a_variant(1.5, 0.5, 0.2, -0.3),
+    )  # fmt: skip
+    evaluation = with_champion(replace(an_evaluation(), variants=roles, together=Together(SHARE, SHARE)))
     images = write_pictures(directory / "images", prompt='<script>alert("x")</script> & co', roles=ROLES)
     history = write_history(directory / "history.jsonl", 6)
     means = {n: r.base for n, r in evaluation.measured.items()}

@@ -33,7 +33,7 @@ def evaluate(
     limit: Annotated[int, typer.Option(min=0, help="Prompts of each source, evenly from its file. 0: all.")] = 0,
     out: Annotated[Path, typer.Option(help="Where published.json and the pictures go.")] = OUT,
 ) -> None:
-    """Measure the base model, and a LoRA, on the prompts of data.evaluation, with every reward of the configuration.
+    """Measure the base model, a LoRA, and the roles of evaluation.roles, on the prompts of data.evaluation, with every reward.
 
     The test sets are files: --set data.evaluation.general=drawbench.txt, .ocr and .geneval likewise. Without --published the
     configuration's own solver and steps hold.
@@ -70,7 +70,7 @@ def _measure(settings: RunConfig, published: bool, place: Path | None, adapter: 
     check_wishes(settings, [], [Placed(prompt, f"The prompt {prompt.text!r}") for prompt in prompts])
     out.mkdir(parents=True, exist_ok=True)
     tables, found = measure(settings, prompts, place, out)
-    names = {"base": "ours, base", "trained": f"ours, {adapter}"[:40]}
+    names = {role: f"ours, {role}" for role in tables} | {"trained": f"ours, {adapter}"[:40]}
     ours = {names[role]: row_of(table, prompts) for role, table in tables.items()}
     sides = {names[role]: table.side_means() for role, table in tables.items()}
     rows = ROWS if published else {}

@@ -17,6 +17,8 @@ from marble_core.config.formats import CONFIGURATION
 from marble_core.config.section import DottedPath, Section, Share, Uri
 from marble_core.types import SOURCES
 
+Guidance = Annotated[float, Field(ge=1, le=100)]
+Strength = Annotated[float, Field(gt=0, le=10)]
 CHAMPION = "champion"  # in train.start_from, and the alias in the registry
 
 
@@ -160,6 +162,15 @@ class TrainConfig(Section):
         return self
 
 
+class RolesConfig(Section):
+    """Further models that the evaluation holds against base and trained one. Each costs as much as one of those, with guidance twice."""
+
+    base_guidance: tuple[Guidance, ...] = ()  # [O] the base under guidance, which costs no training: [1.5, 2, 3]
+    trained_guidance: tuple[Guidance, ...] = ()  # [O] the trained model under guidance, as people sample: [1.5, 3, 4.5]
+    strengths: tuple[Strength, ...] = ()  # [O] the LoRA at these strengths: [0.5, 0.75, 1.25]
+    pairs: bool = False  # [O] each strength with each guidance too
+
+
 class EvaluationConfig(Section):
     solver: Literal["dpm2", "dpm2_nft", "euler"] = "euler"  # [P]
     steps: int = Field(40, ge=1)  # [P]
@@ -167,7 +178,10 @@ class EvaluationConfig(Section):
     resamples: int = Field(2000, ge=100)  # bootstrap
     seed: int = 4242
     rewards: tuple[RewardConfig, ...] = ()  # [O] measured like the others and judged for harm, never trained on
-    diversity_prompts: int = Field(24, ge=0)  # [O] over all sources; 0: diversity is not measured
+    roles: RolesConfig = RolesConfig()
+    diversity_prompts: int = Field(
+        96, ge=0
+    )  # [O] over all sources; 0: diversity is not measured. Two halves of 48 differ by a fifth
     diversity_images: int = Field(4, ge=2)  # [O] of each of these prompts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from marble_core.config.formats import CELL
-from marble_core.evaluation.results import Alarm, Diversity, Estimate
+from marble_core.evaluation.results import Alarm, Diversity, Estimate, Variant
 from marble_core.types import MarbleError, Prompt
 
 Column = tuple[float | None, ...]  # a number for each prompt or step, None where there is none
+Scores = Mapping[str, Column]  # of each prompt, by reward
 
 
 @dataclass(frozen=True)
 class CellEvaluation:
     """The model after so many steps. ``gains`` are paired differences to the base in its standard deviations, with the interval
     over prompts; a reward in which the base has no spread is left out. ``trained`` has the scores of each prompt, ``weights_sha256``
-    names the adapter's weights.
+    names the adapter's weights. Of the trained model's further roles (``evaluation.roles``) ``roles`` has the scores; ``distances``
+    has what diversity rests on, of ``trained`` and of these roles.
     """
 
     gains: Mapping[str, Estimate]
@@ -34,14 +36,19 @@ class CellEvaluation:
     alarms: tuple[Alarm, ...]
     diversity: Diversity | None
     weights_sha256: str
-    trained: Mapping[str, Column]
+    trained: Scores
+    variants: tuple[Variant, ...] = ()
+    roles: Mapping[str, Scores] = field(default_factory=dict)
+    distances: Mapping[str, Column] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Cell:
     """``measuring`` is what two cells must share for their numbers to be held against each other. ``sources`` and ``texts`` say of
     each held-out prompt its source and the index of the first prompt with its text; ``base`` and ``trained`` its scores, rounded
-    to at most a thousandth of the base's standard deviation. ``history`` has metrics by step of ``steps``.
+    to at most a thousandth of the base's standard deviation. ``history`` has metrics by step of ``steps``. ``free_roles`` are the
+    scores of the base under guidance; ``varied`` says which of the prompts diversity is measured on, and ``distances`` has the mean
+    distances of these prompts' images, of ``base`` and the free roles.
     """
 
     arm: str
@@ -54,10 +61,13 @@ class Cell:
     measuring: Mapping[str, Any]
     sources: tuple[str, ...]
     texts: tuple[int, ...]
-    base: Mapping[str, Column]
+    base: Scores
     evaluations: Mapping[int, CellEvaluation]
     steps: tuple[int, ...]
     history: Mapping[str, Column]
+    free_roles: Mapping[str, Scores] = field(default_factory=dict)
+    varied: tuple[int, ...] = ()
+    distances: Mapping[str, Column] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Whole or not at all."""

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marble_core.evaluation.cell import Cell, as_array
+from marble_core.evaluation.cell import Cell, Column, Scores, as_array
 from marble_core.evaluation.results import Estimate
 from marble_core.evaluation.statistics import CONFIDENCE, Bootstrap
 from marble_core.runtime.seeding import derive
 
 RESAMPLES = 2000
 MEAN = "Mean gain"
+BASE, TRAINED = "base", "trained"
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,74 @@ class OverSeeds:
     seeds: Mapping[int, float]
 
 
-def gains(cells: Sequence[Cell], step: int) -> dict[str, OverSeeds]:
-    """Of one arm's cells over the base: of the mean over trained rewards, then of every reward that was measured."""
-    return _gains({cell.seed: (cell, cell.base) for cell in cells}, step)
+def gains(cells: Sequence[Cell], step: int, role: str = TRAINED) -> dict[str, OverSeeds]:
+    """Of one arm's cells over the base: of the mean over trained rewards, then of every reward that was measured. ``role`` may be a
+    further one (``evaluation.roles``); of those that no training changes one cell says all that there is. Empty where none has it.
+    """
+    own = {cell.seed: (found, cell.base) for cell in cells if (found := _scores(cell, step, role))}
+    if any(role in cell.free_roles for cell in cells):
+        own = dict([next(iter(own.items()))])
+    return _gains(cells, own, step)
 
 
 def paired(cells: Sequence[Cell], others: Sequence[Cell], step: int) -> dict[str, OverSeeds]:
     """One arm less another: same seeds, same prompts, same noise. Empty where they share no seed that has this step."""
     theirs = {cell.seed: cell.evaluations[step].trained for cell in others if step in cell.evaluations}
-    return _gains({cell.seed: (cell, theirs[cell.seed]) for cell in cells if cell.seed in theirs}, step)
+    own = {
+        cell.seed: (cell.evaluations[step].trained, theirs[cell.seed])
+        for cell in cells
+        if step in cell.evaluations and cell.seed in theirs
+    }
+    return _gains(cells, own, step)
 
 
-def _gains(cells: Mapping[int, tuple[Cell, Mapping[str, tuple[float | None, ...]]]], step: int) -> dict[str, OverSeeds]:
-    """Of each cell over the scores beside it, in units of the base's std."""
-    cells = {seed: pair for seed, pair in cells.items() if step in pair[0].evaluations}
-    if not cells:
+def leads(cells: Sequence[Cell], step: int, role: str, over: str) -> dict[str, OverSeeds]:
+    """One role of an arm less another of the same cells, such as ``trained`` over ``base-g2``."""
+    pairs = {cell.seed: (_scores(cell, step, role), _scores(cell, step, over)) for cell in cells}
+    return _gains(cells, {seed: (a, b) for seed, (a, b) in pairs.items() if a and b}, step)
+
+
+def diversity_change(cells: Sequence[Cell], step: int, role: str = TRAINED, over: str = BASE) -> OverSeeds | None:
+    """The relative change of diversity from one role to another, 0 for none; None where it was not measured."""
+    pairs = {cell.seed: (_distances(cell, step, over), _distances(cell, step, role)) for cell in cells}
+    pairs = {seed: (b, t) for seed, (b, t) in pairs.items() if b and t and sum(filter(None, b))}
+    if not pairs:
+        return None
+    if role not in (TRAINED, BASE) and any(role in cell.free_roles for cell in cells) and over == BASE:
+        pairs = dict([next(iter(pairs.items()))])
+    first = next(cell for cell in cells if cell.seed in pairs)
+    prompts = [first.prompts[i] for i in first.varied]
+    counts_UN = Bootstrap(prompts, RESAMPLES, 0).counts_UN
+    points, draws = [], []
+    for before, after in pairs.values():
+        b_N, t_N = as_array(before), as_array(after)
+        points.append(float(t_N.mean() / b_N.mean() - 1))
+        draws.append((counts_UN @ t_N) / (counts_UN @ b_N) - 1)
+    texts = min(Counter(source for source, _ in {(p.source, p.text) for p in prompts}).values())
+    estimate = interval(np.array(points), np.stack(draws), texts)
+    return OverSeeds(estimate, dict(zip(pairs, points, strict=True)))
+
+
+def _scores(cell: Cell, step: int, role: str) -> Scores:
+    if role == BASE or role in cell.free_roles:
+        return cell.base if role == BASE else cell.free_roles[role]
+    evaluation = cell.evaluations.get(step)
+    return {} if evaluation is None else evaluation.trained if role == TRAINED else evaluation.roles.get(role, {})
+
+
+def _distances(cell: Cell, step: int, role: str) -> Column:
+    if role in cell.distances:
+        return cell.distances[role]
+    evaluation = cell.evaluations.get(step)
+    return () if evaluation is None else evaluation.distances.get(role, ())
+
+
+def _gains(cells: Sequence[Cell], scores: Mapping[int, tuple[Scores, Scores]], step: int) -> dict[str, OverSeeds]:
+    """By seed the scores of a model and of what it is held against, in units of the base's std."""
+    own = [cell for cell in cells if cell.seed in scores and step in cell.evaluations]
+    if not own:
         return {}
-    first = next(iter(cells.values()))[0]
+    first = own[0]
     draws = Bootstrap(first.prompts, RESAMPLES, 0)
     points: dict[str, np.ndarray] = {}
     resampled: dict[str, np.ndarray] = {}
@@ -54,8 +106,9 @@ def _gains(cells: Mapping[int, tuple[Cell, Mapping[str, tuple[float | None, ...]
         if np.isnan(base_N).all() or np.nanmax(base_N) == np.nanmin(base_N):
             continue  # applies to no prompt, or has no unit
         found = []
-        for cell, other in cells.values():
-            d_N = as_array(cell.evaluations[step].trained[name]) - as_array(other[name])
+        for cell in own:
+            after, before = scores[cell.seed]
+            d_N = as_array(after[name]) - as_array(before[name])
             found.append((float(np.nanmean(d_N)) / float(np.nanstd(base_N)), draws.gains(d_N, base_N)))
         points[name] = np.array([point for point, _ in found])
         resampled[name] = np.stack([draw_U for _, draw_U in found])
@@ -64,7 +117,9 @@ def _gains(cells: Mapping[int, tuple[Cell, Mapping[str, tuple[float | None, ...]
         resampled[MEAN] = np.nanmean([resampled[n] for n in trained], axis=0)
     texts = min(Counter(source for source, _ in set(zip(first.sources, first.texts, strict=True))).values())
     return {
-        name: OverSeeds(interval(g_S, resampled[name], texts), dict(zip(cells, map(float, g_S), strict=True)))
+        name: OverSeeds(
+            interval(g_S, resampled[name], texts), dict(zip([cell.seed for cell in own], map(float, g_S), strict=True))
+        )
         for name, g_S in points.items()
     }
 

@@ -2,8 +2,9 @@
 
 Three models draw the same held-out prompts from the same noise: ``base``, ``champion`` (the registered one, where there is one
 to compare with) and ``trained``. Beside evaluation.json lies ``images/scores.jsonl``, one line a prompt: index, prompt, source,
-noise_seed, each role's scores by reward (``{"base": {"ocr": 0.5}}``, held-out rewards among them), and for the first prompts of
-a source ``pictures``, which maps each role to its file in images/: ``base-000.png``, ``champion-000.png``, ``trained-000.png``.
+noise_seed, each role's scores by reward (``{"base": {"ocr": 0.5}}``, held-out rewards among them), for the prompts that diversity
+is measured on ``distances`` by role, and for the first prompts of a source ``pictures``, which maps each role to its file in
+images/: ``base-000.png``, ``champion-000.png``, ``trained-000.png``. Further roles are in roles.py.
 """
 
 from __future__ import annotations
@@ -82,6 +83,39 @@ class Diversity:
     trained: float
     change: Estimate
     champion: float | None = None
+    by_source: Mapping[str, Diversity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Together:
+    """Shares of the prompts on which every reward that was trained on, and applies, scores higher than the base's image of the
+    same noise (``all_rise``); and on which none scores lower and one higher (``none_falls``), for a reward of 0 or 1 rarely rises.
+    """
+
+    all_rise: Estimate
+    none_falls: Estimate
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The base or the trained model sampled in another way: under guidance, or with the LoRA at another strength.
+
+    ``rewards`` (``trained`` in them is this model's mean), ``mean_gain``, ``together`` and ``diversity`` are over the plain base.
+    ``lead``, ``lead_gain`` and ``lead_diversity`` say by how much the trained model of the evaluation is ahead of this one: paired
+    differences in the reward's units, in base stds, and as a relative change.
+    """
+
+    name: str
+    model: Literal["base", "trained"]
+    guidance: float
+    strength: float
+    rewards: Mapping[str, RewardResult]
+    mean_gain: Estimate
+    together: Together
+    diversity: Diversity | None
+    lead: Mapping[str, Estimate]
+    lead_gain: Estimate
+    lead_diversity: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -110,7 +144,8 @@ class Evaluation:
     ``rewards`` were trained on, ``held_out`` were only measured. ``mean_gain`` is the mean over ``rewards`` of difference /
     base_std. A reward without any value is in ``missing``; one without some is in ``lacking``. ``by_source`` has rewards and held-out ones. ``side`` has what
     scorers report beside their rewards (``geneval/strict``), of which neither gain nor gate knows. ``champion_version`` had the
-    alias when this was measured; where there is none to compare with, ``no_champion`` says why.
+    alias when this was measured; where there is none to compare with, ``no_champion`` says why. ``variants`` are the further roles
+    of ``evaluation.roles``; a family that is not sampled under guidance says why in ``no_guidance``.
     """
 
     rewards: Mapping[str, RewardResult]
@@ -127,6 +162,9 @@ class Evaluation:
     diversity: Diversity | None = None
     alarms: tuple[Alarm, ...] = ()
     lacking: Mapping[str, Lacking] = field(default_factory=dict)
+    together: Together | None = None
+    variants: tuple[Variant, ...] = ()
+    no_guidance: str = ""
 
     @property
     def measured(self) -> dict[str, RewardResult]:

@@ -9,7 +9,16 @@ from statistics import NormalDist
 import numpy as np
 
 from marble_core.evaluation import lacking
-from marble_core.evaluation.results import Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
+from marble_core.evaluation.results import (
+    Alarm,
+    Champion,
+    Diversity,
+    Estimate,
+    Evaluation,
+    RewardResult,
+    Together,
+    Versus,
+)
 from marble_core.runtime.seeding import derive
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 
@@ -67,6 +76,7 @@ def compare(
         held_out={name: found[name] for name in base.names if name in found and name in held_out},
         champion=over,
         lacking=lost,
+        together=draws.together([t[name] - b[name] for name in rewards]),
     )
 
 
@@ -76,9 +86,14 @@ def diversity(
     """From each role's mean pairwise distances (M,) of M prompts' pictures, ``images`` of each."""
     b_M, t_M, c_M = distances["base"], distances["trained"], distances.get("champion")
     change = Bootstrap(prompts, resamples, seed).change(b_M, t_M)
-    return Diversity(
-        len(prompts), images, float(b_M.mean()), float(t_M.mean()), change, None if c_M is None else float(c_M.mean())
-    )
+    parts = {s: [i for i, p in enumerate(prompts) if p.source == s] for s in dict.fromkeys(p.source for p in prompts)}
+    by_source = {}
+    if len(parts) > 1:
+        for source, own in parts.items():
+            its = {role: d_M[own] for role, d_M in distances.items()}
+            by_source[source] = diversity(its, [prompts[i] for i in own], images, resamples, seed)
+    champion = None if c_M is None else float(c_M.mean())
+    return Diversity(len(prompts), images, float(b_M.mean()), float(t_M.mean()), change, champion, by_source)
 
 
 def alarms(evaluation: Evaluation) -> tuple[Alarm, ...]:
@@ -146,6 +161,19 @@ class Bootstrap:
             return Estimate(0.0, 0.0, 0.0)
         means, draws_KU = zip(*found, strict=True)
         return self._estimate(float(np.mean(means)), np.nanmean(draws_KU, axis=0), np.ones(len(self.prompts), bool))
+
+    def together(self, differences: Sequence[np.ndarray]) -> Together:
+        """Of columns d_N, one a reward, NaN where it does not apply. A prompt to which none applies does not count."""
+        d_NK = np.stack(list(differences), axis=1)
+        use_N = ~np.isnan(d_NK).all(axis=1)
+        d_NK = d_NK[use_N]
+        every = ((d_NK > 0) | np.isnan(d_NK)).all(axis=1)
+        none = ~(d_NK < 0).any(axis=1) & (d_NK > 0).any(axis=1)
+        shares_VN = np.stack([every, none]).astype(float)
+        found = [
+            self._estimate(float(x.mean()), x_U, use_N) for x, x_U in zip(shares_VN, self._means(shares_VN, use_N), strict=True)
+        ]
+        return Together(*found)
 
     def change(self, b_N: np.ndarray, t_N: np.ndarray) -> Estimate:
         """mean(t_N) / mean(b_N) - 1 of positive columns that apply to every prompt; 0 where the base's mean is 0."""

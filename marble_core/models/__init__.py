@@ -24,7 +24,8 @@ class DiffusionModel(Protocol):
     """A rectified-flow transformer (v = noise - x0) with its autoencoder and text encoders, all frozen.
 
     A step calls ``encode`` once for its prompts, ``velocity`` for every solver step and every micro-batch, ``decode`` once for
-    every batch of images. LoRA adapters are added to ``transformer`` from outside; ``pipeline`` writes and reads them.
+    every batch of images. LoRA adapters are added to ``transformer`` from outside; ``pipeline`` writes and reads them. A family
+    that has no classifier-free guidance may say why, in a clause, as ``no_guidance`` (guidance.py).
     """
 
     pipeline: Any  # diffusers' class with save_lora_weights and load_lora_weights

@@ -28,13 +28,15 @@ class DiffusersModel:
     """A pipeline of diffusers, frozen, on this process's device: transformer and text encoders in the configured precision, the
     VAE in float32, for half precision leaves it with black and banded pictures.
 
-    A family says ``pipeline_class``, ``lora_targets`` and ``t5``, and has ``embed`` and ``predict``. A forward runs under
+    A family says ``pipeline_class``, ``lora_targets``, ``t5`` and ``no_guidance``, and has ``embed`` and ``predict``. A forward runs under
     autocast, so that normalisations stay float32 and a float32 LoRA meets the transformer's weights.
     """
 
     pipeline_class: ClassVar[str]  # its name in diffusers
     t5: ClassVar[str | None] = None  # the T5 encoder's name in the pipeline
+    no_guidance: ClassVar[str] = ""  # why it is not sampled with an empty prompt beside the prompt; empty where it is
     lora_targets: tuple[str, ...]
+    guidance_scale = 1.0  # that a user's pipeline must be given to sample as it was trained
 
     def __init__(self, config: ModelConfig, pipeline: Any = None) -> None:
         """``pipeline`` is one that is there already, instead of the one that ``config.path`` names."""

@@ -22,11 +22,13 @@ class Flux(DiffusersModel):
     pipeline_class = "FluxPipeline"
     lora_targets = tuple(f"attn.{name}" for name in JOINT)
     t5 = "text_encoder_2"
+    no_guidance = "FLUX reads its guidance scale as an input, for which it was distilled, and knows no empty prompt"
 
     def __init__(self, config: ModelConfig) -> None:
         if config.t5 == "none":
             raise MarbleError("FLUX reads its prompts through T5 alone: set model.t5 to device or cpu.")
         super().__init__(config)
+        self.guidance_scale = GUIDANCE if self.transformer.config.guidance_embeds else 1.0
         _, height, width = self.latent_shape
         self.flow_shift = _flow_shift(self.pipeline.scheduler.config, height * width // 4)
         ids = self.pipeline._prepare_latent_image_ids(1, height // 2, width // 2, self.device, torch.float32)

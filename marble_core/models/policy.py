@@ -77,8 +77,11 @@ class Policy:
             targets[name].copy_(p)
 
     @contextmanager
-    def using(self, adapter: str) -> Iterator[DiffusionModel]:
-        """The model under ``default``, ``old``, or ``off`` (the reference). LoRA weights never require grad in here."""
+    def using(self, adapter: str, strength: float = 1.0) -> Iterator[DiffusionModel]:
+        """The model under ``default``, ``old``, or ``off`` (the reference). LoRA weights never require grad in here.
+
+        ``strength`` multiplies what the adapter adds to the weights, as the weight of diffusers' ``set_adapters`` does.
+        """
         if not getattr(self.transformer, "peft_config", None):
             if adapter != "off":
                 raise ValueError(f"no adapter {adapter!r} is loaded")
@@ -88,12 +91,21 @@ class Policy:
             self.transformer.disable_adapters()
         else:
             self.transformer.set_adapter(adapter)
+        if strength != 1:
+            self._scale(adapter, strength)
         self.transformer.requires_grad_(False)
         try:
             yield self.model
         finally:
+            if strength != 1:
+                self._scale(adapter, 1.0)
             if adapter == "off":
                 self.transformer.enable_adapters()
+
+    def _scale(self, adapter: str, strength: float) -> None:
+        for layer in self.transformer.modules():
+            if isinstance(layer, LoraLayer):
+                layer.set_scale(adapter, strength)
 
     @contextmanager
     def merged(self, adapter: str) -> Iterator[DiffusionModel]:

@@ -12,8 +12,10 @@ from marble_core.config.redaction import json_without_secrets
 from marble_core.config.schema import RunConfig
 from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation
+from marble_core.evaluation.variants import recommended
 from marble_core.report.curves import balance_figures, reward_figures
 from marble_core.report.drawing import colour
+from marble_core.report.frontier import gain_against_diversity
 from marble_core.report.pictures import galleries
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
@@ -81,6 +83,8 @@ def write_report(
         margin_end=axis.position(-config.registry.margin),
         galleries=galleries(Path(images_dir), evaluation),
         pair=pair,
+        best=recommended(evaluation),
+        frontier=gain_against_diversity(evaluation),
         scatter=scatter(_points(evaluation, pair, past), *pair, "tradeoff") if pair else "",
         cosines=cosine_table(history, names),
         reward_figures=reward_figures(history, names, config.train.steps),

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marble_core.evaluation.cell import Cell, as_array
-from marble_core.evaluation.over_seeds import MEAN, RESAMPLES, OverSeeds, gains, paired
+from marble_core.evaluation.over_seeds import MEAN, RESAMPLES, OverSeeds, diversity_change, gains, paired
 from marble_core.report.curves import NARROW, WIDE, Line, panel
 from marble_core.report.drawing import DASHES, Figure, to_svg
 from marble_core.report.rendering import render
+from marble_core.report.study_frontier import frontier, roles_of
 from marble_core.report.table import Axis, Span
 from marble_core.report.words import effect, listed, signed
 
@@ -64,6 +65,7 @@ class StepTables:
 def render_study(about: About, cells: Sequence[Cell]) -> str:
     """The page, which fetches nothing and runs no script."""
     arms = about.arms
+    by_arm = {arm: _of(cells, arm) for arm in arms}
     done = {(cell.arm, cell.seed): cell for cell in cells}
     found = [_tables(arms, cells, step) for step in _steps(cells)]
     rewards = list(dict.fromkeys(name for cell in cells for name in cell.rewards))
@@ -76,6 +78,7 @@ def render_study(about: About, cells: Sequence[Cell]) -> str:
         seeds=list(dict.fromkeys(about.file["seeds"])),
         gain_of={key: signed(cell.evaluations[max(cell.evaluations)].mean_gain.mean) for key, cell in done.items()},
         tables=found,
+        frontier=frontier(by_arm, _steps(cells)[-1]) if cells else None,
         alarms=[(k, *_alarms([c for c in cells if c.arm == arm])) for k, arm in enumerate(arms)],
         reward_figures=[f for n in rewards if (f := _overlay(arms, cells, n, f"reward/{n}/mean", f"mean of {n} in training"))],
         balance_figures=[
@@ -128,16 +131,27 @@ def remarks(cells: Sequence[Cell]) -> list[str]:
 
 
 def summary(about: About, cells: Sequence[Cell]) -> dict[str, Any]:
-    """The tables, ready for JSON: by step, arm and reward the mean, its interval and each seed's gain."""
+    """The tables, ready for JSON: by step, arm and reward the mean, its interval and each seed's gain; the same of the further
+    roles by arm and role; and by arm and role the relative change of diversity.
+    """
+
+    def as_json(found: OverSeeds) -> dict[str, Any]:
+        return {**asdict(found.estimate), "seeds": {str(s): v for s, v in found.seeds.items()}}
 
     def written(own: Mapping[str, OverSeeds]) -> dict[str, Any]:
-        return {name: {**asdict(g.estimate), "seeds": {str(s): v for s, v in g.seeds.items()}} for name, g in own.items()}
+        return {name: as_json(g) for name, g in own.items()}
 
     steps: dict[str, Any] = {}
     for step in _steps(cells):
         over_base = {arm: written(gains(_of(cells, arm), step)) for arm in about.arms}
         over_first = {arm: written(_over_first(about.arms, cells, arm, step)) for arm in about.arms[1:]}
-        steps[str(step)] = {"over_base": over_base, "over_first": over_first}
+        roles, diversity = {}, {}
+        for arm in about.arms:
+            own = _of(cells, arm)
+            roles[arm] = {name: written(found) for name, found in roles_of(own, step).items()}
+            changes = {name: diversity_change(own, step, name) for name in ("trained", *roles[arm])}
+            diversity[arm] = {name: as_json(change) for name, change in changes.items() if change}
+        steps[str(step)] = {"over_base": over_base, "over_first": over_first, "roles": roles, "diversity": diversity}
     return {"study": about.file, "steps": steps}
 
 

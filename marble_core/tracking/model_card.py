@@ -11,8 +11,9 @@ from typing import Any
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import SCORES
 from marble_core.evaluation.gate import Decision
-from marble_core.evaluation.results import ROLES, Evaluation
+from marble_core.evaluation.results import ROLES, Estimate, Evaluation
 from marble_core.evaluation.statistics import interval
+from marble_core.evaluation.variants import recommended
 from marble_core.storage.catalogue import assets_of
 from marble_core.types import SOURCES, without_secrets
 
@@ -43,7 +44,7 @@ def write_card(
     sections = [
         _front(config),
         f"# {name}\n\n{_summary(config, evaluation, run_id)}",
-        f"## Use\n\n{_use(config, name)}",
+        f"## Use\n\n{_use(config, evaluation, name)}",
         f"## Results\n\n{describe(evaluation, decision)}",
         *([f"## Examples\n\nThe first held-out prompts of each source, not chosen.\n\n{_gallery(rows)}"] if rows else []),
         f"## Training\n\n{_training(config, evaluation)}",
@@ -75,9 +76,45 @@ def _table(evaluation: Evaluation) -> list[str]:
     if d := evaluation.diversity:
         lines += [
             "",
-            f"Diversity (mean distance of CLIP features between pictures of one prompt): {d.base:.3f} -> {d.trained:.3f}.",
+            f"Diversity (mean distance of CLIP features between images of one prompt, {d.prompts} prompts): "
+            + f"{d.base:.3f} -> {d.trained:.3f}, a change of {_percent(d.change)}.",
         ]
-    return lines
+    return [*lines, *_variants(evaluation)]
+
+
+def _variants(evaluation: Evaluation) -> list[str]:
+    """What guidance and strength do, and what is recommended of them."""
+    lines = [f"No guidance: {evaluation.no_guidance}."] if evaluation.no_guidance else []
+    if evaluation.variants:
+        lines += [
+            "| model | guidance | strength | mean gain over the base, its stds | diversity |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {v.model} | {v.guidance:g} | {f'{v.strength:g}' if v.model == 'trained' else ''} | {interval(v.mean_gain)} | "
+                f"{_percent(v.diversity.change) if v.diversity else ''} |"
+                for v in evaluation.variants
+            ),
+        ]
+    return ["", *lines] if lines else []
+
+
+def _recommendation(evaluation: Evaluation) -> str:
+    """The pair of guidance and strength, where others than the plain one were measured."""
+    if not any(v.model == "trained" for v in evaluation.variants):
+        return ""
+    best = recommended(evaluation)
+    kept = f", diversity {_percent(best.diversity)}" if best.diversity else ""
+    why = "the greatest mean gain of those that keep four fifths of the base's diversity"
+    if not best.keeps:
+        why = "the one that keeps most diversity, for none keeps four fifths of the base's"
+    return (
+        f"Recommended: guidance {best.guidance:g} at strength {best.strength:g}, {why}: mean gain {interval(best.mean_gain)} base "
+        f"standard deviations{kept}. It was chosen on the prompts that it was measured on, so expect a little less."
+    )
+
+
+def _percent(change: Estimate) -> str:
+    return f"{100 * change.mean:+.0f} % ({100 * change.low:+.0f} to {100 * change.high:+.0f})"
 
 
 def _front(config: RunConfig) -> str:
@@ -98,17 +135,23 @@ def _summary(config: RunConfig, evaluation: Evaluation, run_id: str) -> str:
     )
 
 
-def _use(config: RunConfig, name: str) -> str:
+def _use(config: RunConfig, evaluation: Evaluation, name: str) -> str:
     revision = f", revision={config.model.revision!r}" if config.model.revision else ""
+    said, best = _recommendation(evaluation), recommended(evaluation)
+    scale = best.guidance if said and best.guidance != 1 else evaluation.settings.get("guidance_scale", 1.0)
+    strength = [f'pipe.set_adapters(["marble"], [{best.strength:g}])'] if said and best.strength != 1 else []
     return "\n".join(
         [
+            *([said, ""] if said else []),
             "```python",
             "import mlflow",
             "from diffusers import DiffusionPipeline",
             "",
             f"pipe = DiffusionPipeline.from_pretrained({config.model.path!r}{revision})",
-            f'pipe.load_lora_weights(mlflow.artifacts.download_artifacts("models:/{name}@champion") + "/adapter_weights")',
-            f'pipe("a red circle", guidance_scale=1.0, num_inference_steps={config.evaluation.steps})',
+            f'lora = mlflow.artifacts.download_artifacts("models:/{name}@champion") + "/adapter_weights"',
+            'pipe.load_lora_weights(lora, adapter_name="marble")',
+            *strength,
+            f'pipe("a red circle", guidance_scale={scale:.4g}, num_inference_steps={config.evaluation.steps})',
             "```",
             "",
             f'or `mlflow.diffusers.load_model("models:/{name}@champion").load_pipeline()`.',

@@ -48,8 +48,15 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     if over := evaluation.champion:
         found["evaluation/mean_gain_over_champion"] = over.mean_gain.mean
         found |= {f"evaluation/{name}/over_champion": versus.difference.mean for name, versus in over.rewards.items()}
-    if evaluation.diversity:
-        found["evaluation/diversity_change"] = evaluation.diversity.change.mean
+    if d := evaluation.diversity:
+        found["evaluation/diversity_change"] = d.change.mean
+        found |= {f"evaluation/diversity_change/{source}": own.change.mean for source, own in d.by_source.items()}
+    if t := evaluation.together:
+        found |= {"evaluation/all_rise": t.all_rise.mean, "evaluation/none_falls": t.none_falls.mean}
+    for v in evaluation.variants:
+        found[f"evaluation/mean_gain/{v.name}"] = v.mean_gain.mean
+        if v.diversity:
+            found[f"evaluation/diversity_change/{v.name}"] = v.diversity.change.mean
     return found
 
 

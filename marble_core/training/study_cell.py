@@ -105,16 +105,16 @@ def _keep(learner: Learner, place: Path) -> None:
 
 def _cell(config: RunConfig, arm: str, held_out: Sequence[Prompt], places: Mapping[int, Path]) -> Cell:
     found = {step: Evaluation.load(place / EVALUATION) for step, place in places.items()}
-    last = found[max(found)]
-    measured = {**last.rewards, **last.held_out}
+    last, lines = found[max(found)], {step: _lines(place) for step, place in places.items()}
+    measured, free = {**last.rewards, **last.held_out}, [v.name for v in last.variants if v.model == "base"]
     first: dict[tuple[str, str], int] = {}
     texts = [first.setdefault((p.source, p.text), i) for i, p in enumerate(held_out)]
     history = History.load(places[max(places)] / HISTORY).thinned(_POINTS)
     evaluations = {
-        step: _evaluated(own, _weights_sha256(places[step] / "adapter"), _scores(places[step], "trained", measured))
-        for step, own in found.items()
+        step: _evaluated(own, _weights_sha256(places[step] / "adapter"), lines[step], measured) for step, own in found.items()
     }
     kept = [n for n in history.metrics if n.startswith(_SHOWN) or (n.startswith("reward/") and n.endswith("/mean"))]
+    shown = lines[max(lines)]
     return Cell(
         arm=arm,
         seed=config.seed,
@@ -126,20 +126,36 @@ def _cell(config: RunConfig, arm: str, held_out: Sequence[Prompt], places: Mappi
         measuring={key: last.settings[key] for key in _SAME},
         sources=tuple(p.source for p in held_out),
         texts=tuple(texts),
-        base=_scores(places[max(places)], "base", measured),
+        base=_scores(shown, "base", measured),
         evaluations=evaluations,
         steps=tuple(map(int, history.steps)),
         history={name: as_column(list(history.metrics[name])) for name in sorted(kept)},
+        free_roles={name: _scores(shown, name, measured) for name in free},
+        varied=tuple(line["index"] for line in shown if "distances" in line),
+        distances=_distances(shown, ["base", *free]),
     )
 
 
-def _evaluated(evaluation: Evaluation, weights_sha256: str, trained: Mapping[str, Column]) -> CellEvaluation:
+def _evaluated(
+    evaluation: Evaluation, weights_sha256: str, lines: Sequence[Mapping[str, Any]], measured: Mapping[str, RewardResult]
+) -> CellEvaluation:
     gains = {}
     for name, result in evaluation.measured.items():
         if (std := result.base_std) > 0:
             d = result.difference
             gains[name] = Estimate(d.mean / std, d.low / std, d.high / std)
-    return CellEvaluation(gains, evaluation.mean_gain, evaluation.alarms, evaluation.diversity, weights_sha256, trained)
+    own = [v.name for v in evaluation.variants if v.model == "trained"]
+    return CellEvaluation(
+        gains,
+        evaluation.mean_gain,
+        evaluation.alarms,
+        evaluation.diversity,
+        weights_sha256,
+        _scores(lines, "trained", measured),
+        evaluation.variants,
+        {name: _scores(lines, name, measured) for name in own},
+        _distances(lines, ["trained", *own]),
+    )
 
 
 def _weights_sha256(adapter: Path) -> str:
@@ -151,12 +167,18 @@ def _weights_sha256(adapter: Path) -> str:
     return found.hexdigest()
 
 
-def _scores(place: Path, role: str, measured: Mapping[str, RewardResult]) -> dict[str, Column]:
+def _lines(place: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (place / IMAGES / SCORES).read_text(encoding="utf-8").splitlines()]
+
+
+def _scores(lines: Sequence[Mapping[str, Any]], role: str, measured: Mapping[str, RewardResult]) -> dict[str, Column]:
     """Each reward's scores by prompt, at ``RewardResult.digits`` and one more: at most a thousandth of the base's std."""
-    lines: list[dict[str, Any]] = [
-        json.loads(line) for line in (place / IMAGES / SCORES).read_text(encoding="utf-8").splitlines()
-    ]
     return {
         name: as_column([line[role].get(name, float("nan")) for line in lines], result.digits + 1)
         for name, result in measured.items()
     }
+
+
+def _distances(lines: Sequence[Mapping[str, Any]], roles: Sequence[str]) -> dict[str, Column]:
+    varied = [line["distances"] for line in lines if "distances" in line]
+    return {role: as_column([distances[role] for distances in varied]) for role in roles if varied}

@@ -16,9 +16,10 @@ import pytest
 
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RegistryConfig
+from marble_core.evaluation.evaluator import mean_distances
 from marble_core.evaluation.gate import decide
 from marble_core.evaluation.results import Alarm, Estimate, Evaluation, Incumbent
-from marble_core.evaluation.run import loaded, mean_distances, run_evaluation
+from marble_core.evaluation.run import loaded, run_evaluation
 from marble_core.evaluation.statistics import Bootstrap, alarms, compare, diversity
 from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from marble_core.evaluation.cell import Cell, as_array
-from marble_core.evaluation.over_seeds import MEAN, gains, interval, paired
+from marble_core.evaluation.over_seeds import MEAN, diversity_change, gains, interval, leads, paired
 from marble_core.types import MarbleError
 from study_builders import NAMES, a_cell
 
@@ -73,3 +73,46 @@ def test_a_cell_is_the_same_after_it_was_written_and_what_is_none_is_refused(tmp
     (tmp_path / "cut.json").write_bytes((tmp_path / "cells" / "a" / "seed-3.json").read_bytes()[:-50])
     with pytest.raises(MarbleError, match=r"cut.json is no cell of a study .*: remove it to have it made again.$"):
         Cell.load(tmp_path / "cut.json")
+
+
+def with_roles(seed: int, gain: float, strength: float) -> Cell:
+    """A cell with the base under guidance, .3 above the base, and a LoRA at half its strength; diversity falls to .4 and by more."""
+    cell = a_cell("a", seed, gain)
+    shifted = {n: tuple(None if v is None else v + 0.3 for v in column) for n, column in cell.base.items()}
+    half = {n: tuple(None if v is None else v + strength for v in column) for n, column in cell.base.items()}
+    distances = {"trained": (0.3 - 0.1 * seed,) * 10, "trained-s0.5": (0.45,) * 10}
+    evaluation = replace(cell.evaluations[4], roles={"trained-s0.5": half}, distances=distances)
+    return replace(
+        cell,
+        evaluations={**cell.evaluations, 4: evaluation},
+        free_roles={"base-g2": shifted},
+        varied=(0, 1, 2, 3, 4, 85, 86, 87, 88, 89),
+        distances={"base": (0.5,) * 10, "base-g2": (0.4,) * 10},
+    )
+
+
+def test_further_roles_have_their_gains_over_seeds_and_what_no_training_changes_counts_once() -> None:
+    cells = [with_roles(0, 0.4, 0.1), with_roles(1, 0.8, 0.2)]
+    std = np.nanstd(as_array(cells[0].base["clipscore"]))
+    half, free = gains(cells, 4, "trained-s0.5")["clipscore"], gains(cells, 4, "base-g2")["clipscore"]
+    assert [half.seeds[s] for s in (0, 1)] == pytest.approx([0.1 / std, 0.2 / std])
+    assert list(free.seeds) == [0] and free.estimate.mean == pytest.approx(0.3 / std)
+    lead = leads(cells, 4, "trained", "base-g2")[MEAN]
+    for seed in (0, 1):
+        assert lead.seeds[seed] == pytest.approx(
+            gains(cells, 4)[MEAN].seeds[seed] - gains(cells, 4, "base-g2")[MEAN].estimate.mean
+        )
+    assert gains(cells, 2, "trained-s0.5") == {} == gains([a_cell("a", 0, 0.4)], 4, "base-g2")
+
+
+def test_the_change_of_diversity_is_relative_and_over_the_seeds() -> None:
+    cells = [with_roles(0, 0.4, 0.1), with_roles(1, 0.8, 0.2)]
+    trained, half, free, ahead = (
+        diversity_change(cells, 4, *roles) for roles in (["trained"], ["trained-s0.5"], ["base-g2"], ["trained", "base-g2"])
+    )
+    assert trained is not None and half is not None and free is not None and ahead is not None
+    assert trained.seeds == pytest.approx({0: -0.4, 1: -0.6}) and trained.estimate.mean == pytest.approx(-0.5)
+    assert trained.estimate.low < -0.6 < -0.4 < trained.estimate.high, "two seeds that differ are no sure thing"
+    assert half.estimate.mean == half.estimate.low == pytest.approx(-0.1)
+    assert free.seeds == pytest.approx({0: -0.2}) and ahead.seeds == pytest.approx({0: -0.25, 1: -0.5})
+    assert diversity_change([a_cell("a", 0, 0.4)], 4) is None

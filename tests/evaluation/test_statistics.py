@@ -71,7 +71,9 @@ def test_the_change_of_diversity_is_relative_and_paired():
     assert found.change(b, t) == Estimate(-0.5, -0.5, -0.5)
     assert found.change(0 * b, t) == Estimate(0.0, 0.0, 0.0)
     whole = diversity({"base": b, "trained": t, "champion": 3 * b}, PROMPTS, 4, 200, 0)
-    assert whole == Diversity(5, 4, 4.0, 2.0, Estimate(-0.5, -0.5, -0.5), 12.0)
+    half = Estimate(-0.5, -0.5, -0.5)
+    general, ocr = Diversity(3, 4, 8 / 3, 4 / 3, half, 8.0), Diversity(2, 4, 6.0, 3.0, half, 18.0)
+    assert whole == Diversity(5, 4, 4.0, 2.0, half, 12.0, {"general": general, "ocr": ocr})
     assert diversity({"base": b, "trained": t}, PROMPTS, 4, 200, 0).champion is None
 
 
@@ -130,3 +132,14 @@ def test_held_out_rewards_and_side_values_are_compared_and_do_not_enter_the_mean
     assert list(found.rewards) == ["r"] and list(found.held_out) == ["h"] and list(found.side) == ["r/x"]
     assert found.held_out["h"].difference.mean == -2 and found.side["r/x"].difference.mean == 3
     assert found.mean_gain.mean == pytest.approx(1 / b[:, 0].std())
+
+
+def test_rewards_rise_together_where_each_that_applies_is_above_the_base():
+    prompts = [Prompt(str(i), "general") for i in range(6)]
+    one = np.array([1.0, 1.0, 1.0, 0.0, -1.0, NAN])
+    two = np.array(
+        [2.0, 0.0, -1.0, 0.0, NAN, NAN]
+    )  # both, one and a tie, against each other, nothing, falls alone, none applies
+    found = Bootstrap(prompts, 2000, seed=0).together([one, two])
+    assert (found.all_rise.mean, found.none_falls.mean) == (1 / 5, 2 / 5)
+    assert found.all_rise.low == 0 and 0.4 < found.all_rise.high <= 1

@@ -17,7 +17,16 @@ from marble_core.report.page import headline
 from marble_core.report.scatter import Point, pareto_front
 from marble_core.tracking.step_history import History
 from pages import Page
-from report_builders import NAMES, a_config, an_evaluation, with_champion, write_history, write_pictures, written_report
+from report_builders import (
+    NAMES,
+    a_config,
+    an_evaluation,
+    with_champion,
+    with_variants,
+    write_history,
+    write_pictures,
+    written_report,
+)
 
 MAX_BYTES = 3_000_000
 
@@ -46,9 +55,9 @@ def test_every_picture_is_embedded_and_every_figure_has_words(page: Page) -> Non
     pictures, plots = page.all("img"), page.all("svg")
     assert len(pictures) == 3 * 3 * (6 + 3 + 2)  # the row that did not change is neither
     assert all(p["src"].startswith("data:image/png;base64,") and p["alt"].strip() for p in pictures)
-    assert len(plots) == 1 + 3 + 3
-    assert all(p["role"] == "img" for p in plots) and "Scatter of ocr and geneval" in plots[0]["aria-label"]
-    assert all("over 6 steps" in p["aria-label"] for p in plots[1:])
+    assert len(plots) == 1 + 1 + 3 + 3
+    assert all(p["role"] == "img" for p in plots) and "Scatter of ocr and geneval" in plots[1]["aria-label"]
+    assert all("over 6 steps" in p["aria-label"] for p in plots[2:])
 
 
 def test_the_page_is_one_valid_document(page: Page) -> None:
@@ -203,3 +212,24 @@ def test_of_a_step_that_was_trained_twice_the_later_counts(tmp_path: Path) -> No
     history = History.load(tmp_path / "h.jsonl")
     np.testing.assert_equal(history.metrics["a"], [1, 5, np.nan, 7])
     assert history.skipped == (3,)
+
+
+def test_the_page_holds_the_model_against_guidance_and_strength_and_recommends_of_them(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "All rewards rose at once on 25 % (20 to 30) of the prompts" in text
+    assert "guidance 1, strength 0.5; it was chosen on the prompts it was measured on" in text
+    assert re.search(r"base 2 ▲ \+0\.250 \+0\.150 to \+0\.350 −30 % −40 to −20 25 % −0\.050 −0\.150 to \+0\.050", text)
+    (label,) = [p["aria-label"] for p in page.all("svg") if "Mean gain against" in p.get("aria-label", "")]
+    assert "base under guidance: base at +0 % and +0.00, g 1.5 at -10 % and +0.10, g 2 at -30 % and +0.25" in label
+    assert "trained under guidance: trained at -50 % and +0.20, g 3 at -60 % and +0.40" in label
+    assert "LoRA by strength: base at +0 % and +0.00, s 0.5 at -15 % and +0.10, trained at" in label
+    assert "strength and guidance s 0.5, g 1.5: s 0.5, g 1.5 at -30 %" in label and "champion at -25 % and +0.10" in label
+
+
+def test_the_page_says_diversity_by_source(config: RunConfig, tmp_path: Path) -> None:
+    evaluation = with_variants(-0.3)
+    images = write_pictures(tmp_path / "images")
+    write_report(tmp_path / "r.html", evaluation, decide(evaluation, config.registry), None, images, config)
+    text = " ".join(Page(tmp_path / "r.html").text.split())
+    assert "By source: general −30 % (−40 to −20, 32 prompts); ocr −30 % (−40 to −20, 64 prompts)." in text
+    assert "Against what costs no training" not in text

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from marble_core.report.study import About, headline, remarks, render_study, summary, tables
 from pages import Page
+from report_builders import a_variant
 from study_builders import NAMES, a_cell
 
 FILE = {"preset": "demo", "set": ["train.steps=4"], "seeds": [0, 1], "arms": {"full": [], "equal": ["balance.method=equal"]}}
@@ -52,3 +54,26 @@ def test_the_terminal_has_a_table_for_each_step_and_one_against_the_first_arm() 
     text = said.get()
     assert all(f"After {step} steps: gain over {whom}" in text for step in (2, 4) for whom in ("the base", "full"))
     assert headline(ABOUT, []) == "The study hackable has no finished cell yet."
+
+
+def test_the_page_draws_gain_against_diversity_of_all_arms_and_what_is_free(tmp_path: Path) -> None:
+    varied = {"varied": tuple(range(10)), "free_roles": {"base-g2": CELLS[0].base}}
+    cells = []
+    for cell in CELLS:
+        roles = {"trained-s0.5": cell.base}
+        variants = (a_variant(2, 1, 0, 0, model="base"), a_variant(1, 0.5, 0, 0))
+        variants = tuple(replace(v, name=n) for v, n in zip(variants, ("base-g2", "trained-s0.5"), strict=True))
+        distances = {"trained": (0.3,) * 10, "trained-s0.5": (0.45,) * 10}
+        own = replace(cell.evaluations[4], variants=variants, roles=roles, distances=distances)
+        free = {"base": (0.5,) * 10, "base-g2": (0.4,) * 10}
+        cells.append(replace(cell, evaluations={4: own}, distances=free, **varied))
+    (tmp_path / "study.html").write_text(render_study(ABOUT, cells))
+    (label,) = [
+        p["aria-label"] for p in Page(tmp_path / "study.html").all("svg") if "Mean gain against" in p.get("aria-label", "")
+    ]
+    assert "base under guidance: base at +0 % and +0.00, g 2 at -20 % and +0.00" in label
+    assert "full by strength: base at +0 % and +0.00, s 0.5 at -10 % and +0.00, full at -40 % and +0.6" in label
+    assert "equal by guidance: equal at -40 %" in label
+    found = summary(ABOUT, cells)["steps"]["4"]
+    assert found["roles"]["full"]["base-g2"]["Mean gain"]["seeds"].keys() == {"0"}
+    assert found["diversity"]["full"]["trained"]["mean"] == pytest.approx(-0.4)

@@ -1,0 +1,188 @@
+"""How the models of an evaluation are sampled and scored: the same prompts, the same noise, one role after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marble_core import __version__
+from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import SCORES
+from marble_core.evaluation import lacking
+from marble_core.evaluation.results import Evaluation
+from marble_core.evaluation.roles import BASE, CHAMPION, TRAINED, Role
+from marble_core.evaluation.settings import settings_of
+from marble_core.evaluation.shared_roles import Sampled, SharedRoles
+from marble_core.evaluation.statistics import compare, diversity
+from marble_core.evaluation.variants import Measured
+from marble_core.runtime import progress
+from marble_core.runtime.seeding import derive
+from marble_core.types import SOURCES, Prompt, RewardTable, Scorer
+
+if TYPE_CHECKING:
+    from marble_core.models.guidance import Guided
+    from marble_core.models.policy import Policy
+
+PICTURES_PER_SOURCE = 48
+PICTURED = (BASE, CHAMPION, TRAINED)  # their images are kept
+
+
+@dataclass
+class Evaluator:
+    """One evaluation's sampling: what does not change from model to model, and how far it is."""
+
+    config: RunConfig
+    prompts: Sequence[Prompt]
+    scorers: Sequence[Scorer]
+    directory: Path
+    roles: Sequence[Role]
+    variants: Sequence[Role] = ()
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        e = self.config.evaluation
+        self.seeds = [derive(e.seed, "evaluation", i) for i in range(len(self.prompts))]
+        self.pictured = _first_of_each_source(self.prompts, PICTURES_PER_SOURCE)
+        self.clip = _clip(self.scorers)
+        self.guided: dict[float, Guided] = {}
+        count = e.diversity_prompts if self.clip else 0
+        self.varied_at = _evenly(self.prompts, count)
+        self.varied = [self.prompts[i] for i in self.varied_at]
+        self.all_roles = (*self.roles, *self.variants)
+        self.total = len(self.all_roles) * (len(self.prompts) + len(self.varied) * e.diversity_images)
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def sampled(self, role: Role, policy: Policy, shared: SharedRoles | None) -> Sampled:
+        """The role's rewards and distances; of one that no training changes from ``shared`` where they are there."""
+
+        def sample() -> Sampled:
+            return Sampled(self.score(role, policy), self.distances(role, policy))
+
+        if shared is None or not role.is_free_of_training:
+            return sample()
+        return shared.get(role.name, self.depends_on(role, policy), self.directory, sample)
+
+    def depends_on(self, role: Role, policy: Policy) -> dict[str, Any]:
+        """All that a role without a LoRA depends on; ready for JSON. Which other roles there are is no matter."""
+        config = self.config.model_dump(mode="json")
+        settings = settings_of(self.config, self.prompts, None, self.scorers, policy.model)
+        return {
+            "model": config["model"] | {"revision": settings["revision"], "device": policy.model.device.type},
+            "guidance": role.guidance,
+            "evaluation": {key: value for key, value in config["evaluation"].items() if key != "roles"},
+            "rewards": [*config["rewards"], *config["evaluation"]["rewards"]],
+            "prompts": [asdict(prompt) for prompt in self.prompts],
+            "versions": {"marble": __version__, **settings["versions"]},
+        }
+
+    def score(self, role: Role, policy: Policy) -> RewardTable:
+        """Every prompt's image, scored a batch at a time; of base, champion and trained model the first are kept as files."""
+        from PIL import Image
+
+        from marble_core.rewards.scoring import score_all
+
+        tables = []
+        for start in range(0, len(self.prompts), self.config.evaluation.batch_size):
+            part = slice(start, start + self.config.evaluation.batch_size)
+            images_NHWC = self._sample(role, policy, self.prompts[part], self.seeds[part])
+            tables.append(lacking.finite(score_all(self.scorers, images_NHWC, self.prompts[part], go_on=True)))
+            for i, image in enumerate(images_NHWC, start):
+                if i in self.pictured and role in PICTURED:
+                    Image.fromarray(image).save(self.directory / picture_name(role.name, i))
+        return RewardTable.concatenate(tables)
+
+    def distances(self, role: Role, policy: Policy) -> np.ndarray:
+        """Mean pairwise cosine distance (M,) of the pictures of each prompt that diversity is measured on."""
+        e = self.config.evaluation
+        if not self.varied:
+            return np.zeros(0)
+        seeds = [derive(e.seed, "diversity", i) for i in range(len(self.varied) * e.diversity_images)]
+        features_ND = self.clip.image_features(self._sample(role, policy, self.varied, seeds)).double().numpy()
+        return mean_distances(features_ND.reshape(len(self.varied), e.diversity_images, -1))
+
+    def evaluation(self, found: Mapping[str, Sampled]) -> Evaluation:
+        """What was found, by role, without what only the caller knows. Writes scores.jsonl."""
+        e, held_out = self.config.evaluation, [reward.name for reward in self.config.evaluation.rewards]
+        tables = {name: own.table for name, own in found.items()}
+        distances = {name: own.distances_M for name, own in found.items()}
+        self.write_scores(tables, distances)
+        base, trained, champion = tables["base"], tables["trained"], tables.get("champion")
+        compared = compare(base, trained, self.prompts, e.resamples, e.seed, champion, held_out)
+        paired = dict(zip(tables, lacking.paired(list(tables.values())), strict=True))
+        measured = Measured(
+            self.prompts, paired, self.varied, distances, compared.rewards, e.diversity_images, e.resamples, e.seed
+        )
+        compared = replace(compared, variants=measured.variants(self.variants))
+        if self.varied:
+            return replace(compared, diversity=diversity(distances, self.varied, e.diversity_images, e.resamples, e.seed))
+        if e.diversity_prompts:
+            note = "Diversity was not measured, for no reward has CLIP's image features: add clipscore to evaluation.rewards."
+            return replace(compared, notes=(*compared.notes, note))
+        return compared
+
+    def write_scores(self, tables: Mapping[str, RewardTable], distances: Mapping[str, np.ndarray] | None = None) -> None:
+        """scores.jsonl, one line a prompt."""
+        lines = []
+        for i, prompt in enumerate(self.prompts):
+            row: dict[str, Any] = {"index": i, "prompt": prompt.text, "source": prompt.source, "noise_seed": self.seeds[i]}
+            for role, table in tables.items():
+                row[role] = {n: float(r) for n, r in zip(table.names, table.R_NK[i], strict=True) if not np.isnan(r)}
+                if why := {table.names[k]: text for (j, k), text in table.missing.items() if j == i}:
+                    row.setdefault("missing", {})[role] = why
+            if i in self.pictured:
+                row["pictures"] = {role.name: picture_name(role.name, i) for role in PICTURED if role.name in tables}
+            if distances and i in self.varied_at:
+                row["distances"] = {role: float(d_M[self.varied_at.index(i)]) for role, d_M in distances.items()}
+            lines.append(json.dumps(row, ensure_ascii=False))
+        (self.directory / SCORES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _sample(self, role: Role, policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int]) -> np.ndarray:
+        from marble_core.models.guidance import Guided
+        from marble_core.models.sampling import sample
+
+        def show(images_NHWC: np.ndarray) -> None:
+            self.done += len(images_NHWC)
+            progress.emit("evaluate", done=self.done, total=self.total, note=role.name)
+
+        e, precision = self.config.evaluation, self.config.model.precision
+        with policy.using(role.adapter, role.strength) as model:
+            if role.guidance != 1:
+                if role.guidance not in self.guided:  # which encodes the empty prompt
+                    self.guided[role.guidance] = Guided(model, role.guidance)
+                model = self.guided[role.guidance]
+            return sample(model, [p.text for p in prompts], seeds, e.solver, e.steps, e.batch_size, show, precision)[1]
+
+
+def picture_name(role: str, index: int) -> str:
+    return f"{role}-{index:03d}.png"
+
+
+def mean_distances(features_MID: np.ndarray) -> np.ndarray:
+    """Of each group of G unit vectors, the mean of 1 - cosine over its G (G - 1) / 2 pairs."""
+    count = features_MID.shape[1]
+    similar_M = (np.square(features_MID.sum(axis=1)).sum(axis=-1) - count) / (count * (count - 1))
+    return np.maximum(1 - similar_M, 0)  # equal pictures, but for rounding
+
+
+def _clip(scorers: Sequence[Scorer]) -> Any:
+    """The image features of the first reward that has CLIP's: they are loaded already, and cost one more forward a picture."""
+    from marble_core.rewards.clip import Clip
+
+    return next((found for scorer in scorers if isinstance(found := getattr(scorer, "clip", None), Clip)), None)
+
+
+def _first_of_each_source(prompts: Sequence[Prompt], count: int) -> set[int]:
+    return {i for source in SOURCES for i in [i for i, p in enumerate(prompts) if p.source == source][:count]}
+
+
+def _evenly(prompts: Sequence[Prompt], count: int) -> list[int]:
+    """``count`` prompts of different texts, in turn from each source, in its order."""
+    firsts = {(p.source, p.text): i for i, p in reversed(list(enumerate(prompts)))}
+    sources = {source: sorted(i for (own, _), i in firsts.items() if own == source) for source in SOURCES}
+    in_turn = sorted((rank, i) for own in sources.values() for rank, i in enumerate(own))
+    return sorted(i for _, i in in_turn[:count])
