@@ -97,7 +97,7 @@ def test_the_page_holds_the_model_against_the_champion_and_shows_the_runs_before
     assert "base 0.500, champion 0.375, trained 0.250, a change of −50 % (−60 to −40)" in text
     assert "monday 2026-11-23 marble +0.100 +0.050 to +0.150 promoted 7 (champion)" in text
     assert "wednesday marble +0.200 +0.100 to +0.300 promoted" in text
-    alt = page.all("svg")[0]["aria-label"]
+    alt = page.all("svg")[1]["aria-label"]
     assert "run monday at 0.6 and 0.6; base at 0.5 and 0.5; champion at 0.495 and 0.6; trained at 0.49 and 0.7" in alt
     assert "tuesday" not in alt, "its base scored otherwise, so it was measured on something else"
 
