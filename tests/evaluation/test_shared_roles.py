@@ -22,7 +22,10 @@ class Sampler:
         (self.images / "trained-000.png").write_bytes(b"another role's")
         rng = np.random.default_rng(7)
         table = RewardTable(
-            ("ocr",), np.where([[True], [False]], rng.normal(size=(2, 1)) / 3, np.nan), {"ocr/x": rng.normal(size=2)}, {(1, 0): "it gave none"}
+            ("ocr",),
+            np.where([[True], [False]], rng.normal(size=(2, 1)) / 3, np.nan),
+            {"ocr/x": rng.normal(size=2)},
+            {(1, 0): "it gave none"},
         )
         return Sampled(table, rng.normal(size=3))
 
