@@ -80,16 +80,13 @@ def _write(found: Sampled, path: Path) -> None:
     """Every float as its shortest decimal, which reads back as the same bits."""
     side = {name: column.tolist() for name, column in found.table.side.items()}
     table = {"names": found.table.names, "R_NK": found.table.R_NK.tolist(), "side": side}
-    missing = [[i, k, why] for (i, k), why in found.table.missing.items()]
-    path.write_text(json.dumps({**table, "missing": missing, "distances_M": found.distances_M.tolist()}), encoding="utf-8")
+    path.write_text(json.dumps({**table, "distances_M": found.distances_M.tolist()}), encoding="utf-8")
 
 
 def _read(path: Path) -> Sampled:
     found = json.loads(path.read_text(encoding="utf-8"))
     side = {name: np.array(column) for name, column in found["side"].items()}
-    missing = {(i, k): why for i, k, why in found["missing"]}
-    table = RewardTable(tuple(found["names"]), np.array(found["R_NK"]), side, missing)
-    return Sampled(table, np.array(found["distances_M"]))
+    return Sampled(RewardTable(tuple(found["names"]), np.array(found["R_NK"]), side), np.array(found["distances_M"]))
 
 
 @contextmanager

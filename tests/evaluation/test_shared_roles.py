@@ -22,10 +22,7 @@ class Sampler:
         (self.images / "trained-000.png").write_bytes(b"another role's")
         rng = np.random.default_rng(7)
         table = RewardTable(
-            ("ocr",),
-            np.where([[True], [False]], rng.normal(size=(2, 1)) / 3, np.nan),
-            {"ocr/x": rng.normal(size=2)},
-            {(1, 0): "it gave none"},
+            ("ocr",), np.where([[True], [False]], rng.normal(size=(2, 1)) / 3, np.nan), {"ocr/x": rng.normal(size=2)}
         )
         return Sampled(table, rng.normal(size=3))
 
@@ -37,7 +34,6 @@ def test_a_role_is_sampled_once_and_read_to_the_bit_with_its_images(tmp_path: Pa
     assert (first.calls, second.calls) == (1, 0)
     assert read.table.names == made.table.names and read.table.R_NK.tobytes() == made.table.R_NK.tobytes()
     assert read.table.side["ocr/x"].tobytes() == made.table.side["ocr/x"].tobytes()
-    assert read.table.missing == made.table.missing == {(1, 0): "it gave none"}
     assert read.distances_M.tobytes() == made.distances_M.tobytes()
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["base-000.png"]
 
