@@ -178,10 +178,8 @@ class EvaluationConfig(Section):
     resamples: int = Field(2000, ge=100)  # bootstrap
     seed: int = 4242
     rewards: tuple[RewardConfig, ...] = ()  # [O] measured like the others and judged for harm, never trained on
-    roles: RolesConfig = RolesConfig()
-    diversity_prompts: int = Field(
-        96, ge=0
-    )  # [O] over all sources; 0: diversity is not measured. Two halves of 48 differ by a fifth
+    roles: RolesConfig = RolesConfig()  # [O] further models to hold base and trained one against; docs/evaluation.md
+    diversity_prompts: int = Field(96, ge=0)  # [O] over all sources; 0: diversity is not measured, and by fewer only roughly
     diversity_images: int = Field(4, ge=2)  # [O] of each of these prompts
 
 
