@@ -1,8 +1,7 @@
 """The pipeline's stages as typed functions: files in, files out. Each component calls one of them.
 
-``prepare`` writes a directory that the other stages read: config.json, run.json, train.jsonl, evaluation.jsonl and
-data_report.json (and .html). prepare and register never import torch. Where prepare finds nothing new to train on, the stages
-behind it end at once and say so.
+``prepare`` writes the directory that the others read (docs/architecture.md, section 4). prepare and register never import torch. Where
+prepare finds nothing new to train on, the stages behind it end at once and say so.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from marble_core.config.stage_files import (
     REPORT,
     RUN,
     TRAIN_PROMPTS,
+    WATCHED_PROMPTS,
     check_run_id,
     new_run_id,
     nothing_new,
@@ -115,15 +115,15 @@ def prepare(
         config, beginning = plan_retraining(config, s3, run_id)
         check_beginning(config, s3, run_id)
         data = checked_data(config)
-        prompts, said = beginning.prompts(data.train, data.evaluation)
+        prompts, said = beginning.prompts(data.train, [*data.evaluation, *data.watched])
         check_wishes(config, [Placed(prompt, f"The prompt {prompt.text!r}") for prompt in prompts], [])  # the champion's too
         with atomic_directory(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / CONFIG).write_text(config.to_json(), encoding="utf-8")
             run = {"run_id": run_id, "notes": said, "nothing_new": "" if prompts else " ".join(said)}
             (out / RUN).write_text(json.dumps(run), encoding="utf-8")
-            write_jsonl(out / TRAIN_PROMPTS, prompts)
-            write_jsonl(out / HELD_OUT_PROMPTS, data.evaluation)
+            for name, own in {TRAIN_PROMPTS: prompts, HELD_OUT_PROMPTS: data.evaluation, WATCHED_PROMPTS: data.watched}.items():
+                write_jsonl(out / name, own)
             (out / DATA_REPORT).write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
             write_page(out / "data_report.html", data.report)
             page.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +137,8 @@ def prepare(
             for name in ("data_report.html", "data_report.json"):
                 tracker.log_artifact(out / name)
         result |= {"run_id": run_id, "data_report": str(page)}
-        progress.emit("prepare", note=f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out")
-        for sentence in (*said, *(f"Warning: {warning}" for warning in data.warnings)):
+        counts = f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out, {len(data.watched)} watched"
+        for sentence in (counts, *said, *(f"Warning: {warning}" for warning in data.warnings)):
             progress.emit("prepare", note=sentence)
     if not prompts:
         return Wanted(run_id, "0", "0")
@@ -156,7 +156,7 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
             result |= {"reason": said}
             progress.emit("train", note=said)
             return {}
-        from marble_core.prompts import read_prompts
+        from marble_core.prompts import read_prompts, read_watched
         from marble_core.tracking.step_history import read_history
         from marble_core.training.launch import processes_wanted, train_on
         from marble_core.training.loop import run_training
@@ -169,7 +169,8 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
             elif (count := processes_wanted(config)) > 1:
                 train_on(count, prepared, out)
             else:
-                run_training(config, run_id, read_prompts(prepared / TRAIN_PROMPTS), out)
+                watched = read_watched(prepared / WATCHED_PROMPTS)
+                run_training(config, run_id, read_prompts(prepared / TRAIN_PROMPTS), out, watched)
         history = read_history(out)
         metrics = history[-1]["metrics"] if history else {}
         result |= {"adapter": str(out)}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import WATCH
 from marble_core.evaluation.gate import decide
 from marble_core.evaluation.results import (
     ROLES,
@@ -26,6 +27,7 @@ from marble_core.evaluation.results import (
     Variant,
     Versus,
 )
+from marble_core.evaluation.watch import Look, Record
 from marble_core.report import write_comparison, write_report
 from marble_core.tracking.finished_runs import FinishedRun, local_run
 from marble_core.tracking.past_runs import PastRun
@@ -133,6 +135,13 @@ def write_history(path: Path, steps: int, skipped: tuple[int, ...] = (), tail: s
     return path
 
 
+def a_look(step: int, *alarms: Alarm) -> Look:
+    result = RewardResult(48, 2.0, 1.0, Estimate(-1.0, -1.5, -0.5), base_std=2.0, win_rate=0.1)
+    return Look(
+        step, "x", Estimate(0.01 * step, -0.1, 0.2), {}, {"colour_entropy": result}, {}, Estimate(-0.3, -0.4, -0.2), alarms
+    )
+
+
 def written_report(directory: Path) -> Path:
     """A page with everything on it."""
     config = a_config()
@@ -143,6 +152,7 @@ def written_report(directory: Path) -> Path:
     evaluation = with_champion(replace(an_evaluation(), variants=roles, together=Together(SHARE, SHARE)))
     images = write_pictures(directory / "images", prompt='<script>alert("x")</script> & co', roles=ROLES)
     history = write_history(directory / "history.jsonl", 6)
+    Record([a_look(2), a_look(4, Alarm("reward hacking", "colour_entropy went to 1, while ocr rose."))]).save(directory / WATCH)
     means = {n: r.base for n, r in evaluation.measured.items()}
     past = [
         PastRun("monday", "2026-11-23", "marble", "promoted", (0.1, 0.05, 0.15), means, dict.fromkeys(means, 0.6), "7"),

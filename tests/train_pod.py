@@ -60,6 +60,7 @@ class Stage:
         (self.prepared / "config.json").write_text(self.config.to_json())
         (self.prepared / "run.json").write_text(json.dumps({"run_id": self.run_id}))
         (self.prepared / "train.jsonl").write_text("{}\n")
+        (self.prepared / "watched.jsonl").write_text("\n")
 
     def __call__(self) -> None:
         train_on_nodes(self.config, self.run_id, self.prepared, self.out)

@@ -32,7 +32,7 @@ def prepare(
     """Check everything that can be checked without a GPU. The parameters are the pipeline's own.
 
     Args:
-        prepared: config.json, run.json, train.jsonl, evaluation.jsonl and data_report.json.
+        prepared: config.json, run.json, train.jsonl, evaluation.jsonl, watched.jsonl and data_report.json.
         data_report: One HTML page on the prompts: counts, lengths, tags, examples, what was dropped and what is cut.
 
     Returns:

@@ -50,9 +50,15 @@ class Study(BaseModel):
             raise MarbleError(sentence(error, f"the study {path}", cls)) from None
         for arm in study.arms:
             try:
-                steps = study.config(arm, study.seeds[0]).train.steps
+                config = study.config(arm, study.seeds[0])
+                steps = config.train.steps
             except MarbleError as error:
                 raise MarbleError(f"The study {path}, arm {arm}: {error}") from None
+            if config.train.keep_best or config.watch.on_alarm == "stop":
+                raise MarbleError(
+                    f"The study {path}, arm {arm}: train.keep_best and watch.on_alarm=stop end a run at another step than its arms "
+                    "are compared at: leave them out, for watch.jsonl of each cell has what they would have done."
+                )
             if study.evaluate_at and max(study.evaluate_at) != steps:
                 raise MarbleError(
                     f"The study {path}, arm {arm}: the last step of evaluate_at is {max(study.evaluate_at)}, but train.steps is "
@@ -146,13 +152,13 @@ def make_cell(out: Path, arm: str, seed: int) -> None:
         torch.set_num_threads(1)  # the same sums in the same order, however many cells run
         study = Study.read(out / SNAPSHOT)
         config = study.config(arm, seed)
-        judged_by = prepare_data(study.config(next(iter(study.arms)), study.seeds[0])).evaluation  # the same for all cells
+        first = prepare_data(study.config(next(iter(study.arms)), study.seeds[0]))
+        judged_by, watched = first.evaluation, first.watched  # the same for all cells
         texts = {prompt.text for prompt in judged_by}
         prompts = [prompt for prompt in prepare_data(config).train if prompt.text not in texts]
         steps = study.evaluated_at(arm)
-        run_cell(config, arm, prompts, judged_by, run_directory(out, arm, seed), steps, out / "roles").save(
-            cell_path(out, arm, seed)
-        )
+        cell = run_cell(config, arm, prompts, judged_by, run_directory(out, arm, seed), steps, out / "roles", watched)
+        cell.save(cell_path(out, arm, seed))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ class CheckpointStore:
         self._lease: Lease | None = None
         self._uploader: Uploader | None = None
         self._resumed: str | None = None
+        self._held: frozenset[int] = frozenset()
         try:
             local.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -152,6 +153,27 @@ class CheckpointStore:
             self.check()
         return True
 
+    def hold(self, steps: Collection[int]) -> None:
+        """From now on retention keeps the checkpoints of these steps too."""
+        self._held = frozenset(steps)
+
+    def at(self, step: int) -> str | None:
+        """The name of a complete checkpoint of this step, here or on S3; None if there is none."""
+        here, there = self.complete()
+        return max(
+            (name for name in here | (there - self._going()) if step_of(name) == step),
+            key=lambda n: (n in here, n),
+            default=None,
+        )
+
+    def point_to(self, name: str) -> str:
+        """Make a checkpoint that is not the last the newest on S3, which whoever begins from the run goes on from. Returns its name."""
+        self.fetch(name)
+        if self._uploader:
+            name = self._under_own_name(name) if name in self._going() else name
+            self._uploader.submit(self.local / name)
+        return name
+
     def prune(self, last: int, every: int) -> list[str]:
         """Removes what retention does not keep, here and on S3; returns the names. Needs ``owned()``."""
         gone = self._prune_local(last, every, self.remote.best_step() if self.remote else None)
@@ -168,7 +190,7 @@ class CheckpointStore:
     def _prune_local(self, last: int, every: int, best: int | None = None) -> list[str]:
         """The best is on S3, where later stages look for it; what is being uploaded stays."""
         names = [p.name for p in self.local.iterdir() if is_name(p.name)]
-        gone = superfluous(names, last, every, best, self._in_use())
+        gone = superfluous(names, last, every, best, self._in_use(names))
         for name in gone:
             (self.local / name / MANIFEST).unlink(missing_ok=True)  # first: from then on it is no checkpoint
             shutil.rmtree(self.local / name)
@@ -179,8 +201,8 @@ class CheckpointStore:
         if self.remote is None or self._lease is None:
             return []
         complete, unfinished = self.remote.names()
-        gone = superfluous(complete, last, every, self.remote.best_step(), self._in_use())
-        gone += [name for name in unfinished if name not in self._in_use()]
+        gone = superfluous(complete, last, every, self.remote.best_step(), self._in_use(complete))
+        gone += [name for name in unfinished if name not in self._in_use(())]
         gone = self._lease.give_up(gone, {*complete, *unfinished}) if gone else []
         for name in gone:
             self.remote.delete(name)
@@ -199,8 +221,9 @@ class CheckpointStore:
             self._put_in_place(draft, own)
         return own
 
-    def _in_use(self) -> set[str]:
+    def _in_use(self, among: Collection[str]) -> set[str]:
         names = {self._resumed, self._lease.latest if self._lease else None}
+        names |= {name for name in among if step_of(name) in self._held}
         return {name for name in names if name} | (self._uploader.holds if self._uploader else set())
 
     def _is_whole(self, name: str) -> bool:

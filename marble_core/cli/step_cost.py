@@ -34,6 +34,12 @@ def _arithmetic(config: RunConfig, work: Work) -> Iterator[str]:
         f"them{' a GPU' if gpus > 1 else ''}, {work.forwards} forwards and {work.backwards} backwards"
         f"{f' in all; a QP every {config.balance.every} steps' if config.balance.every > 1 else ' in all'}"
     )
+    if work.looks:
+        share = f", {100 * work.watching:.2g} % of the steps' work" if work.watching else ""
+        yield (
+            f"watching     {work.images_per_look} images after every {config.watch.every} steps and once of the base, in "
+            f"{config.evaluation.steps} steps of {config.evaluation.solver}{share}"
+        )
     yield f"training     {config.train.steps} steps, a checkpoint every {config.train.checkpoint_every}"
 
 

@@ -117,6 +117,7 @@ CHECKPOINT = Format("a checkpoint", 1, "start with another run id", {0: unchange
 EVALUATION = Format("an evaluation", 1, "run the evaluate stage again", {0: unchanged})
 PIPELINE = Format("the compiled pipeline", 2, "compile it anew with marble compile")  # 2: four stages in one line
 DECISION = Format("a decision", 1, "run the evaluate stage again")
+LOOK = Format("a look", 1, "remove the file: the run looks anew")  # a line of watch.jsonl
 CELL = Format("a study's cell", 1, "remove it to have it made again", {0: unchanged})
 
 

@@ -11,6 +11,7 @@ from marble_core.types import MarbleError
 # How far and how it is saved and judged, and what changes no more than rounding; everything else makes another run of it.
 FREE = (
     "train.*",
+    "watch.*",
     "storage.*",
     "registry.*",
     "evaluation.*",

@@ -15,6 +15,7 @@ from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.config.formats import CONFIGURATION
 from marble_core.config.section import DottedPath, Section, Share, Uri
+from marble_core.config.watch import WatchConfig
 from marble_core.types import SOURCES
 
 Guidance = Annotated[float, Field(ge=1, le=100)]
@@ -152,6 +153,7 @@ class TrainConfig(Section):
     samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
     max_bad_steps: int = Field(3, ge=1)  # steps in a row with a fault (not finite, values missing) that stop the run
     max_silent_steps: int = Field(10, ge=1)  # [O] steps without signal from the beginning that stop the run
+    keep_best: bool = False  # [O] the result is the checkpoint with the best look of watch, instead of the last
     # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only; or a LoRA, whoever made it.
     start_from: str | None = Field(None, min_length=1)
 
@@ -212,6 +214,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()
+    watch: WatchConfig = WatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     registry: RegistryConfig = RegistryConfig()
     storage: StorageConfig = StorageConfig()
@@ -221,12 +224,8 @@ class RunConfig(Section):
         names, measured = [r.name for r in self.rewards], [r.name for r in self.measured]
         if doubled := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"reward {min(doubled)!r} is listed twice")
-        named = {
-            *self.balance.prior,
-            *self.balance.floor,
-            *self.balance.cap,
-            *(r for s in self.balance.stages for r in s.rewards),
-        }
+        own = self.balance
+        named = {*own.prior, *own.floor, *own.cap, *(r for s in own.stages for r in s.rewards)}
         if doubled := {n for n in measured if measured.count(n) > 1}:
             raise ValueError(
                 f"reward {min(doubled)!r} is listed twice, in evaluation.rewards too, which are measured beside rewards"
@@ -241,6 +240,7 @@ class RunConfig(Section):
             )
         for wish in self.balance.wishes:
             parse(wish, tuple(names))
+        self.watch.check(names, self.train.keep_best)
         if unknown := {s for stage in self.balance.stages for s in stage.sources} - set(self.data.train):
             raise ValueError(
                 f"balance.stages names the source {min(unknown)!r}, but data.train has {', '.join(self.data.train)}"

@@ -17,12 +17,14 @@ CONFIG = "config.json"  # the whole configuration; in a checkpoint and beside an
 RUN = "run.json"  # the run's id, what prepare had to say, and why there is nothing to train on
 TRAIN_PROMPTS = "train.jsonl"
 HELD_OUT_PROMPTS = "evaluation.jsonl"
+WATCHED_PROMPTS = "watched.jsonl"  # empty where nothing is watched
 DATA_REPORT = "data_report.json"  # and as a page, .html
-SHARED = (CONFIG, RUN, TRAIN_PROMPTS)  # what each process of a training reads
+SHARED = (CONFIG, RUN, TRAIN_PROMPTS, WATCHED_PROMPTS)  # what each process of a training reads
 # Written by train.
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER_DIRECTORY = "adapter_weights"  # of a model that mlflow.diffusers logged
 HISTORY = "history.jsonl"  # one line per step
+WATCH = "watch.jsonl"  # one line per look: docs/watching.md, section 4; in a checkpoint and beside the checkpoints too
 # Written by evaluate.
 EVALUATION = "evaluation.json"
 DECISION_FILE = "decision.json"  # the gate's, see evaluation/decision_file.py

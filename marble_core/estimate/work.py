@@ -18,7 +18,8 @@ class Work:
     """One optimizer step over all processes, on a step whose gradients are balanced. Micro-batches are of one process.
 
     ``flop`` is a mean over steps, without scoring and the text encoders; None where the model's sizes are not known. ``hours``
-    follow from it and the stated throughput: an estimate.
+    follow from it and the stated throughput: an estimate. Of ``watch``: images of a look, looks with the one at the base, and all
+    of them as a share of the steps' ``flop``.
     """
 
     images: int
@@ -29,6 +30,9 @@ class Work:
     backwards: int
     flop: float | None
     hours: float | None
+    images_per_look: int = 0
+    looks: int = 0
+    watching: float = 0.0
 
 
 def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
@@ -42,6 +46,10 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
         math.ceil(share * every) if solves and share < 1 else 0
     )  # micro-batches that the QP sees, before the step's own pass
     step = flop_of_step(config, sizes, solves) if sizes else None
+    sources, looks = len(config.data.evaluation), looks_of(config)
+    images_per_look = config.watch.prompts * sources * config.watch.images if looks else 0
+    look = images_per_look * config.evaluation.steps * flop_of_velocity(config, sizes) if sizes else 0.0
+    watching = looks * look / (step * config.train.steps) if step else 0.0
     speed = 1e12 * hardware.tflops * hardware.utilisation * max(1, hardware.gpus)
     return Work(
         images=rollout.prompts * rollout.images_per_prompt,
@@ -51,8 +59,20 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
         forwards=_velocities(config) * (every + again) + carriers,
         backwards=_terms(config) * every + carriers if solves and not again else every + _terms(config) * again,
         flop=step,
-        hours=step * config.train.steps / speed / 3600 if step and speed else None,
+        hours=(1 + watching) * step * config.train.steps / speed / 3600 if step and speed else None,
+        images_per_look=images_per_look,
+        looks=looks,
+        watching=watching,
     )
+
+
+def looks_of(config: RunConfig) -> int:
+    """Looks of ``watch`` in a whole training, with the one at the base."""
+    every, train = config.watch.every, config.train
+    if not every:
+        return 0
+    looks = train.steps // every + (train.keep_best and train.steps % every > 0)
+    return looks + 1 if looks else 0
 
 
 def flop_of_step(config: RunConfig, sizes: Sizes, solves: bool) -> float:

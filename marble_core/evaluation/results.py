@@ -122,7 +122,7 @@ class Variant:
 class Alarm:
     """Something that a gain can hide, shown by intervals, in a sentence."""
 
-    kind: Literal["reward hacking", "mode collapse", "missing values"]
+    kind: Literal["reward hacking", "damage", "mode collapse", "missing values"]
     text: str
 
 

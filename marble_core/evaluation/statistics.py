@@ -123,7 +123,7 @@ def interval(estimate: Estimate, digits: int = 3) -> str:
 class Bootstrap:
     """The resamples of N prompts, the same for every reward. Columns (N,) are NaN where a reward does not apply."""
 
-    def __init__(self, prompts: Sequence[Prompt], resamples: int, seed: int) -> None:
+    def __init__(self, prompts: Sequence[Prompt], resamples: int, seed: int, confidence: float = CONFIDENCE) -> None:
         """counts_UN: how often resample r drew prompt i; every source keeps its number of distinct texts.
 
         A text that was asked for several times is drawn with all its pictures, for they say little more than one does.
@@ -135,7 +135,7 @@ class Bootstrap:
         for source in np.unique(sources):
             own = np.flatnonzero(sources == source)
             counts_UE[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
-        self.prompts = prompts
+        self.prompts, self.confidence = prompts, confidence
         self.counts_UN = counts_UE[:, [texts[p.source, p.text] for p in prompts]]
 
     def result(self, b_N: np.ndarray, t_N: np.ndarray) -> RewardResult:
@@ -210,7 +210,7 @@ class Bootstrap:
         texts = {(p.source, p.text) for p, used in zip(self.prompts, use_N, strict=True) if used}
         n = min(Counter(source for source, _ in texts).values())
         normal, free = NormalDist(), max(n - 1, 1)
-        z = normal.inv_cdf((1 + CONFIDENCE) / 2)
+        z = normal.inv_cdf((1 + self.confidence) / 2)
         tail = normal.cdf(-((n / free) ** 0.5) * (z + (z**3 + z) / (4 * free)))
         low, high = np.nanquantile(draws_U, [tail, 1 - tail])
         return Estimate(mean, float(low), float(high))

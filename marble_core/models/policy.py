@@ -28,6 +28,7 @@ class Policy:
         self.transformer: Any = model.transformer
         self.ema: dict[str, torch.Tensor] = {}
         self.old_is_default = False
+        self._kept: dict[str, torch.Tensor] = {}  # default's weights while the EMA takes their place
 
     @classmethod
     def load(cls, config: RunConfig) -> Policy:
@@ -127,6 +128,26 @@ class Policy:
             finally:
                 for weight, data in zip(frozen, before, strict=True):
                     weight.data = data
+
+    @contextmanager
+    def averaged(self) -> Iterator[DiffusionModel]:
+        """The model under the EMA, which takes the place of ``default`` meanwhile; that is put back as it was, to the bit."""
+        default = self.parameters_of("default")
+        self._kept = {name: p.data for name, p in default.items()}
+        try:
+            for name, p in default.items():
+                p.data = self.ema[name]
+            with self.using("default") as model:
+                yield model
+        finally:
+            self.put_back()
+
+    def put_back(self) -> None:
+        """End ``averaged``, for whom a signal's exception took out of it at any place; at other times nothing."""
+        default = self.parameters_of("default")
+        for name, data in self._kept.items():
+            default[name].data = data
+        self._kept = {}
 
     @torch.no_grad()
     def update(

@@ -7,5 +7,6 @@ and mixing.py draws the prompts of an optimizer step.
 
 from marble_core.prompts.mixing import mix
 from marble_core.prompts.reading import read_prompts, write_jsonl
+from marble_core.prompts.watched import read_watched
 
-__all__ = ["mix", "read_prompts", "write_jsonl"]
+__all__ = ["mix", "read_prompts", "read_watched", "write_jsonl"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from marble_core.config.schema import DataConfig, RunConfig
@@ -12,6 +12,7 @@ from marble_core.prompts.filters import UNSAFE, check_disjoint, read_block_list,
 from marble_core.prompts.reading import Placed
 from marble_core.prompts.sources import is_made, load, local_file, shown
 from marble_core.prompts.token_lengths import text_encoders
+from marble_core.prompts.watched import split_watched
 from marble_core.types import SOURCES, MarbleError, Prompt
 
 
@@ -24,6 +25,7 @@ class Data:
     placed_evaluation: list[Placed]
     report: dict[str, Any]
     warnings: list[str]
+    placed_watched: list[Placed] = field(default_factory=list)
 
     @property
     def train(self) -> list[Prompt]:
@@ -32,6 +34,11 @@ class Data:
     @property
     def evaluation(self) -> list[Prompt]:
         return [placed.prompt for placed in self.placed_evaluation]
+
+    @property
+    def watched(self) -> list[Prompt]:
+        """What the training is watched by: held out too, and others than the evaluation's."""
+        return [placed.prompt for placed in self.placed_watched]
 
 
 def prepare_data(config: RunConfig) -> Data:
@@ -54,8 +61,13 @@ def prepare_data(config: RunConfig) -> Data:
     train = loaded(data.train, data.train_size, held_out=False, avoid=judged_by)
     placed_train, placed_evaluation = ([p for own in sources for p in own.kept] for sources in (train, evaluation))
     check_disjoint(placed_train, placed_evaluation)
+
+    def clean(source: str, uri: str, prompts: list[Placed]) -> Sequence[Placed]:
+        return _clean(source, uri, prompts, data, blocked).kept
+
+    placed_watched, placed_evaluation = split_watched(config, placed_evaluation, placed_train, clean)
     report = data_report({"train": train, "evaluation": evaluation}, text_encoders(config.model))
-    return Data(placed_train, placed_evaluation, report, warnings(report))
+    return Data(placed_train, placed_evaluation, report, warnings(report), placed_watched)
 
 
 def _clean(source: str, uri: str, prompts: list[Placed], data: DataConfig, blocked: Sequence[str]) -> SourceData:

@@ -10,9 +10,11 @@ import numpy as np
 
 from marble_core.config.redaction import json_without_secrets
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import WATCH
 from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation
 from marble_core.evaluation.variants import recommended
+from marble_core.evaluation.watch import Look, Record, scaled
 from marble_core.report.curves import balance_figures, reward_figures
 from marble_core.report.drawing import colour
 from marble_core.report.frontier import gain_against_diversity
@@ -62,6 +64,7 @@ def write_report(
     this one, whose name is ``run``.
     """
     history, champion = History.load(history_path), evaluation.champion
+    looks = Record.load(history_path.parent / WATCH).looks if history_path else []
     axis, names = axis_of(evaluation, config.registry.margin), config.reward_names
     over, by_source = (champion.rewards, champion.by_source) if champion else ({}, {})
     trained, held_out = (rows(own, over, config, axis, judged=True) for own in (evaluation.rewards, evaluation.held_out))
@@ -90,7 +93,9 @@ def write_report(
         reward_figures=reward_figures(history, names, config.train.steps),
         balance_figures=balance_figures(history, names, config.train.steps),
         legend=[(n, colour(k)) for k, n in enumerate(names)],
-        remarks=remarks(evaluation, history, config),
+        remarks=[*remarks(evaluation, history, config), *watch_remarks(evaluation, history, looks, config)],
+        looks=looks,
+        scaled=scaled,
         cost=cost_of(history, config.rollout.prompts * config.rollout.images_per_prompt),
         past=past,
         run=run,
@@ -130,6 +135,23 @@ def remarks(evaluation: Evaluation, history: History, config: RunConfig) -> list
     said += [f"Step {step}: {note}{'' if note.endswith('.') else '.'}" for step, note in history.notes[:5]]
     if len(history.notes) > 5:
         said.append(f"{len(history.notes) - 5} more notes are in the training history.")
+    return said
+
+
+def watch_remarks(evaluation: Evaluation, history: History, looks: Sequence[Look], config: RunConfig) -> list[str]:
+    """How the watch chose the step that was evaluated, and what its choice was worth on prompts that it had not seen."""
+    last = int(history.steps[-1]) if len(history.steps) else 0
+    chosen = next((look for look in looks if look.step == last), None)
+    first = next((look for look in looks if look.hacked), None)
+    said = []
+    if first and config.watch.on_alarm == "stop":
+        said.append(f"An alarm after step {first.step} ended the training, and this is the checkpoint before it.")
+    if config.train.keep_best and chosen:
+        seen, unseen = signed(chosen.mean_gain.mean), signed(evaluation.mean_gain.mean)
+        said.append(
+            f"This is the best of {len(looks)} looks, after step {last}. Its mean gain on the prompts that it was chosen by is {seen}, "
+            f"and on the evaluation's, which the choice has not seen, {unseen}."
+        )
     return said
 
 

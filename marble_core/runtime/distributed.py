@@ -87,14 +87,19 @@ def rank_of(batch: PromptBatch, m: int) -> int:
     return next(r for r in reversed(range(world())) if len(batch.prompts) * r // world() <= m)
 
 
+def gather(value: T) -> list[T]:
+    """Each process's, by rank, on every process. It is pickled: for small things of our own."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    with _together():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather_table(table: RewardTable) -> RewardTable:
     """The rewards of the whole step, from each process's of its own images."""
-    if world() == 1:
-        return table
-    tables: list[Any] = [None] * world()
-    with _together():
-        dist.all_gather_object(tables, table)
-    return RewardTable.concatenate(tables)
+    return RewardTable.concatenate(gather(table)) if world() > 1 else table
 
 
 def sum_array(values: np.ndarray) -> np.ndarray:
@@ -156,11 +161,7 @@ def on_main(make: Callable[[], T]) -> T:
 
 def require_same(value: object, what: str) -> None:
     """Raises MarbleError on every process where they do not all hold the same value."""
-    if world() == 1:
-        return
-    values: list[Any] = [None] * world()
-    with _together():
-        dist.all_gather_object(values, value)
+    values = gather(value)
     if any(v != values[0] for v in values):
         raise MarbleError(f"The processes disagree on {what}: {values}; start them all on the same files and configuration.")
 

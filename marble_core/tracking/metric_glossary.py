@@ -22,6 +22,15 @@ GLOSSARY = {
     "qp_failed": "1 where no weights meet the limits or the solver failed, and the last weights are used",
     "missing/NAME": "images without a value of a reward that applies to them: they take no part in its statistics or gradient; a note says why",
     "no_signal/NAME/SOURCE": "prompts of a source whose images a reward does not tell apart, so that they teach it nothing",
+    "watch/mean_gain": "mean gain over the base on prompts that are watched while it trains, in its standard deviations (docs/watching.md)",
+    "watch/gain/NAME": "the same of one reward",
+    "watch/edge_density": "change of the share of pixels at edges, in the base's standard deviations: a witness that nothing trains on",
+    "watch/colour_entropy": "the same of the entropy of an image's colours: it falls where images are emptied",
+    "watch/dark_share": "the same of the share of dark pixels; it moves under any training of the demo and raises no alarm by itself",
+    "watch/latent_norm": "the same of the root mean square of the latents; as above",
+    "watch/ties/NAME": "share of watched prompts whose images all have the same reward, and so no signal",
+    "watch/diversity": "relative change of the distance between the images of one prompt: -.2 is a fifth lost",
+    "watch/alarm": "1 where a witness or a reward's fall shows hacking or damage; loss of diversity is told apart",
     "metrics_failed": "groups of these numbers that could not be computed in this step; a note says why, and the step was made all the same",
 }
 

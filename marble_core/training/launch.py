@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import TRAIN_PROMPTS
+from marble_core.config.stage_files import TRAIN_PROMPTS, WATCHED_PROMPTS
 from marble_core.runtime import cpus
 from marble_core.training.process_errors import ERRORS, in_s3, record_error
 from marble_core.training.watched import Listener
@@ -78,9 +78,10 @@ def _sigterm_goes_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
 def main(prepared: str, out: str) -> None:
     """One of the processes. ``prepared`` and ``out`` are directories, or s3:// prefixes, as several nodes have them."""
     from marble_core.config.stage_files import read_prepared
-    from marble_core.prompts import read_prompts
+    from marble_core.prompts import read_prompts, read_watched
     from marble_core.runtime import distributed
-    from marble_core.training.loop import Terminated, run_training
+    from marble_core.training.loop import run_training
+    from marble_core.training.termination import Terminated
 
     listener = _listener(prepared)
     if listener and listener.ended_before():
@@ -89,7 +90,8 @@ def main(prepared: str, out: str) -> None:
         with _here(prepared, out) as (source, adapter):
             config, run_id = read_prepared(source)
             with distributed.processes():
-                run_training(config, run_id, read_prompts(source / TRAIN_PROMPTS), adapter)
+                watched = read_watched(source / WATCHED_PROMPTS)
+                run_training(config, run_id, read_prompts(source / TRAIN_PROMPTS), adapter, watched)
     except Terminated:
         if not (listener and listener.silent.is_set()):
             raise

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,7 +14,8 @@ from marble_core.algorithm.methods import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore, Taken
 from marble_core.checkpoints.start_from import beginning
 from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import HISTORY
+from marble_core.config.stage_files import HISTORY, WATCH
+from marble_core.evaluation.watch import Look
 from marble_core.models.policy import Policy
 from marble_core.rewards.registry import load_scorers
 from marble_core.runtime import distributed
@@ -25,27 +24,17 @@ from marble_core.step import Learner, optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
 from marble_core.tracking.step_history import write_history
-from marble_core.training.state import load_state, load_weights, save_state
+from marble_core.training.saving import Checkpoints, Saving
+from marble_core.training.state import load_state, load_weights
+from marble_core.training.termination import Terminated, terminable
+from marble_core.training.watching import Watch
 from marble_core.types import MarbleError, Prompt, StepReport
+
+if TYPE_CHECKING:
+    from marble_core.tracking.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 LAST_SECONDS = 12.0  # for the upload of the last state after SIGTERM, of the 30 s that a cluster gives us
-
-
-class Checkpoints(Protocol):
-    def save(self, step: int, write: Callable[[Path], None]) -> Path: ...
-
-    def newest(self) -> str | None: ...
-
-    def fetch(self, name: str) -> Path: ...
-
-    def check(self) -> None: ...
-
-    def flush(self, seconds: float | None = None) -> bool: ...
-
-
-class Terminated(Exception):
-    """SIGTERM arrived: the unfinished step is dropped and the state after the last finished one is saved."""
 
 
 def start(config: RunConfig) -> Learner:
@@ -64,47 +53,56 @@ def start(config: RunConfig) -> Learner:
     return Learner(config, policy, scorers, balancer, optimizer)
 
 
-def train(learner: Learner, prompts: Sequence[Prompt], checkpoints: Checkpoints, report: Callable[[StepReport], None]) -> None:
+def train(
+    learner: Learner,
+    prompts: Sequence[Prompt],
+    checkpoints: Checkpoints,
+    report: Callable[[StepReport], None],
+    watch: Watch | None = None,
+) -> None:
     """Train to ``config.train.steps``, going on from the newest checkpoint of this run where there is one.
 
     ``report`` is called after each step, of several processes on rank 0, which alone writes checkpoints; all of them load.
+    ``watch`` looks in between, and may end the training at an earlier checkpoint, as which the learner is left then.
     Raises MarbleError when ``max_bad_steps`` steps in a row had a fault, or S3 stays away; the state is then saved on the disk. And
     when the first ``max_silent_steps`` had no signal, for then there is nothing to save.
     """
-    _go_on(learner, checkpoints)
-    limits, bad, first = learner.config.train, 0, distributed.rank() == 0
-
-    def save() -> Path | None:
-        """The state before the bad steps at its end, which changed nothing: they are tried again when the run goes on."""
-        step, history = learner.step - bad, learner.history[: len(learner.history) - bad]
-        state = replace(learner, step=step, history=history)
-        return checkpoints.save(step, lambda directory: save_state(state, directory)) if first else None
-
-    with _terminable(learner) as termination:
+    watch = watch or Watch(learner.config)
+    _go_on(learner, checkpoints, watch)
+    limits, first, saving = learner.config.train, distributed.rank() == 0, Saving(learner, checkpoints, watch)
+    with terminable(learner) as termination:
         try:
-            while learner.step < limits.steps:
+            if saving.look():
+                saving.save()
+            while learner.step < limits.steps and not watch.stopped:
                 done = optimizer_step(learner, prompts)
-                bad = bad + 1 if done.fault else 0
+                saving.bad = saving.bad + 1 if done.fault else 0
                 with termination.deferred():
                     if first:
                         checkpoints.check()  # before anybody hears of a step that is another process's by now
                         report(done)
-                    if bad == 0 and (learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps):
-                        save()
+                wanted = saving.look() or learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps
+                with termination.deferred():
+                    if wanted and not saving.bad:
+                        saving.save()
                 _require_signal(learner, done)
-                if bad >= limits.max_bad_steps:
+                if saving.bad >= limits.max_bad_steps:
                     raise MarbleError(
-                        f"{bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}; "
-                        f"the state before them is saved as {save()}."
+                        f"{saving.bad} steps in a row were skipped for a fault, the last because {'; '.join(done.notes)}; "
+                        f"the state before them is saved as {saving.save()}."
                     )
-            if bad:
-                save()
+            if saving.bad:
+                saving.save()
             if first:
                 checkpoints.flush()
+            with termination.deferred():
+                saving.end()
         except Away as error:
-            raise MarbleError(f"{error}; the state after step {learner.step - bad} is saved as {save()}.") from None
+            step = learner.step - saving.bad
+            raise MarbleError(f"{error}; the state after step {step} is saved as {saving.save()}.") from None
         except Terminated:
-            save()
+            learner.policy.put_back()
+            saving.save()
             if first:
                 checkpoints.flush(LAST_SECONDS)
             raise
@@ -119,55 +117,25 @@ def _require_signal(learner: Learner, done: StepReport) -> None:
         )
 
 
-def _go_on(learner: Learner, checkpoints: Checkpoints) -> None:
+def _go_on(learner: Learner, checkpoints: Checkpoints, watch: Watch | None = None) -> None:
     """From the newest checkpoint of this run, else from another run's weights, else from the beginning."""
+    watch = watch or Watch(learner.config)
     name = distributed.on_main(checkpoints.newest)
     with distributed.local_main_first():
         if name:
-            for note in load_state(learner, checkpoints.fetch(name)):
+            for note in load_state(learner, directory := checkpoints.fetch(name)):
                 _log.warning("Going on may not give the same bits: %s", note)
+            watch.load(directory)
         elif learner.config.train.start_from:
             with beginning(learner.config.train.start_from) as place:
                 load_weights(learner, place)
     distributed.require_same(learner.step, "the step that they go on from")
+    checkpoints.hold(watch.needed)
 
 
-class _Termination:
-    """SIGTERM drops the unfinished step at once, but never in the middle of an update of the weights, nor of a checkpoint."""
-
-    def __init__(self, learner: Learner) -> None:
-        self.learner, self.asked, self.waits = learner, False, False
-
-    def __call__(self, signum: int, frame: object) -> None:
-        again, self.asked = self.asked, True
-        if not (self.learner.updating or self.waits or again):  # a second signal must not break off the saving
-            raise Terminated
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Until the end of the block, where the step is complete and being reported and saved."""
-        self.waits = True
-        yield
-        self.waits = False
-        self.check()
-
-    def check(self) -> None:
-        if self.asked:
-            raise Terminated
-
-
-@contextmanager
-def _terminable(learner: Learner) -> Iterator[_Termination]:
-    termination = _Termination(learner)
-    before = signal.signal(signal.SIGTERM, termination)
-    try:
-        yield termination
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out: Path) -> None:
-    """The train stage: ``out`` becomes the adapter's directory (the EMA of ``default``), with the history beside it.
+def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out: Path, watched: Sequence[Prompt] = ()) -> None:
+    """The train stage: ``out`` becomes the adapter's directory (the EMA of ``default``), with the history beside it, and with what
+    was found at the prompts ``watched``.
 
     Checkpoints go to the run's prefix in S3, metrics to its MLflow run; a run that was begun before goes on where it was.
     Of several processes (called within ``distributed.processes()``) rank 0 does all this.
@@ -177,10 +145,10 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
     with distributed.local_main_first():
         checkpoints = CheckpointStore(Path(config.storage.local) / run_id / "checkpoints", s3, run_id, config.storage)
     if distributed.rank() > 0:
-        train(start(config), prompts, checkpoints, lambda _: None)
+        train(start(config), prompts, checkpoints, lambda _: None, Watch(config, watched))
         return
     with checkpoints.owned():
-        _tracked_training(config, run_id, prompts, checkpoints, out)
+        _tracked_training(config, run_id, prompts, checkpoints, out, watched)
 
 
 def _on_the_device(learner: Learner) -> str:
@@ -190,10 +158,35 @@ def _on_the_device(learner: Learner) -> str:
     return f"{model.device} holds, in GB: {', '.join(f'{name} {size / 1e9:.2f}' for name, size in sizes.items())}"
 
 
-def _tracked_training(
-    config: RunConfig, run_id: str, prompts: Sequence[Prompt], checkpoints: CheckpointStore, out: Path
-) -> None:
+def _show_samples(tracker: Tracker, learner: Learner, prompts: Sequence[Prompt]) -> None:
     from marble_core.models.previews import grid
+    from marble_core.runtime import progress
+
+    config, step = learner.config, learner.step
+    every = config.train.samples_every
+    if every and (step % every == 0 or step == config.train.steps):
+        try:
+            tracker.log_image(grid(learner.policy, prompts, config), "samples", step)
+        except MarbleError as error:  # what is only shown ends no training
+            progress.emit("train", note=f"No samples of step {step}: {error}")
+
+
+def _show_look(tracker: Tracker, step: int, found: Look | str) -> None:
+    from marble_core.runtime import progress
+
+    if isinstance(found, Look):
+        tracker.log_metrics(found.metrics(), step)
+    progress.emit("train", note=f"step {step}, {found}")
+
+
+def _tracked_training(
+    config: RunConfig,
+    run_id: str,
+    prompts: Sequence[Prompt],
+    checkpoints: CheckpointStore,
+    out: Path,
+    watched: Sequence[Prompt],
+) -> None:
     from marble_core.runtime import progress
     from marble_core.tracking import metric_glossary, registry
     from marble_core.tracking.tracker import Tracker, run_params
@@ -209,31 +202,29 @@ def _tracked_training(
         learner = start(config)
         progress.emit("train", note=_on_the_device(learner))
 
-        def show_samples() -> None:
-            every, step = config.train.samples_every, learner.step
-            if every and (step % every == 0 or step == config.train.steps):
-                try:
-                    tracker.log_image(grid(learner.policy, prompts, config), "samples", step)
-                except MarbleError as error:  # what is only shown ends no training
-                    progress.emit("train", note=f"No samples of step {step}: {error}")
-
         def report(done: StepReport) -> None:
             tracker.log_history(learner.history)
-            show_samples()
+            _show_samples(tracker, learner, prompts)
             note = f"{'SKIPPED: ' if done.skipped else ''}{'; '.join(done.notes)}"
             progress.emit("train", done.step, config.train.steps, note, done.metrics)
 
-        train(learner, prompts, checkpoints, report)
+        watch = Watch(config, watched, checkpoints.local.parent / WATCH, partial(_show_look, tracker))
+        train(learner, prompts, checkpoints, report, watch)
         _require_ours(checkpoints)
+        if learner.step < config.train.steps:
+            progress.emit("train", note=f"The result is the checkpoint after step {learner.step}, by what was watched.")
         learner.policy.save_adapter(out, learner.policy.ema)
         write_history(learner.history, out / HISTORY)
+        watch.save(out)
         tracker.log_history(learner.history)
         if unsent := tracker.flush(60 * config.storage.max_unsaved_minutes):
             raise MarbleError(
                 f"MLflow has not taken the metrics of {unsent} steps; they are in the run's checkpoint: "
                 f"start the run {run_id} again when MLflow answers."
             )
-        tracker.log_artifact(out / HISTORY)
+        for path in (out / HISTORY, out / WATCH):
+            if path.is_file():
+                tracker.log_artifact(path)
         metadata = {"rewards": list(config.reward_names), "method": config.balance.method, "config": config.digest}
         registry.log_adapter(out, portable(config.model.path), tracker.mlflow_run_id, learner.step, metadata)
         status = "RUNNING"  # evaluation and the gate still belong to the run

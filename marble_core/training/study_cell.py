@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from marble_core.checkpoints import CheckpointStore
 from marble_core.checkpoints.manifest import is_name, step_of
 from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import ADAPTER_FILE, CONFIG, EVALUATION, HISTORY, IMAGES, SCORES
+from marble_core.config.stage_files import ADAPTER_FILE, CONFIG, EVALUATION, HISTORY, IMAGES, SCORES, WATCH
 from marble_core.evaluation.cell import Cell, CellEvaluation, Column, as_column
 from marble_core.evaluation.results import Estimate, Evaluation, RewardResult
 from marble_core.evaluation.run import run_evaluation
@@ -31,6 +31,7 @@ from marble_core.tracking.provenance import code_tags
 from marble_core.tracking.step_history import History, write_history
 from marble_core.training import loop
 from marble_core.training.state import versions
+from marble_core.training.watching import Watch
 from marble_core.types import Prompt, StepReport
 
 _SAME = ("model", "revision", "solver", "steps", "guidance_scale", "height", "width", "precision", "noise_seed", "batch_size", "prompts_sha256")  # fmt: skip
@@ -47,18 +48,20 @@ def run_cell(
     directory: Path,
     evaluate_at: Sequence[int],
     shared: Path,
+    watched: Sequence[Prompt] = (),
 ) -> Cell:
     """Train on ``prompts`` to the last of ``evaluate_at``, evaluate on ``held_out`` after each of these steps, return the numbers.
 
     What lies in ``directory`` is not done again; an adapter or checkpoint that is gone is trained again, to the same bits. Roles
-    that do not depend on the arm are taken from ``shared``, or left there. Raises Taken where another process works on the cell.
+    that do not depend on the arm are taken from ``shared``, or left there. What the prompts ``watched`` showed lies in
+    ``directory/watch.jsonl``. Raises Taken where another process works on the cell.
     """
     checkpoints = CheckpointStore(directory / "checkpoints", None, "study", config.storage)
     with checkpoints.owned():
         missing = [s for s in evaluate_at if not (_place(directory, s) / "adapter" / ADAPTER_FILE).is_file()]
         if missing:
             _forget(checkpoints.local, min(missing))
-            _train(config, prompts, checkpoints, directory, evaluate_at)
+            _train(config, prompts, checkpoints, directory, evaluate_at, watched)
         for step in evaluate_at:
             here = _place(directory, step)
             if not (here / EVALUATION).is_file():
@@ -78,7 +81,12 @@ def _forget(checkpoints: Path, step: int) -> None:
 
 
 def _train(
-    config: RunConfig, prompts: Sequence[Prompt], checkpoints: CheckpointStore, directory: Path, keep: Sequence[int]
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    checkpoints: CheckpointStore,
+    directory: Path,
+    keep: Sequence[int],
+    watched: Sequence[Prompt],
 ) -> None:
     learner = loop.start(config)
 
@@ -88,7 +96,7 @@ def _train(
             _keep(learner, _place(directory, learner.step))
         progress.emit("train", learner.step, config.train.steps, "; ".join(done.notes))
 
-    loop.train(learner, prompts, checkpoints, report)
+    loop.train(learner, prompts, checkpoints, report, Watch(config, watched, directory / WATCH))
 
 
 def _keep(learner: Learner, place: Path) -> None:

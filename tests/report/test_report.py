@@ -11,15 +11,17 @@ import pytest
 
 from marble_core.config.schema import RunConfig
 from marble_core.evaluation.gate import decide
+from marble_core.evaluation.results import Alarm
 from marble_core.report import write_report
 from marble_core.report.curves import balance_figures, ends, reward_figures, running_mean
-from marble_core.report.page import headline
+from marble_core.report.page import headline, watch_remarks
 from marble_core.report.scatter import Point, pareto_front
 from marble_core.tracking.step_history import History
 from pages import Page
 from report_builders import (
     NAMES,
     a_config,
+    a_look,
     an_evaluation,
     with_champion,
     with_variants,
@@ -100,6 +102,27 @@ def test_the_page_holds_the_model_against_the_champion_and_shows_the_runs_before
     alt = page.all("svg")[1]["aria-label"]
     assert "run monday at 0.6 and 0.6; base at 0.5 and 0.5; champion at 0.495 and 0.6; trained at 0.49 and 0.7" in alt
     assert "tuesday" not in alt, "its base scored otherwise, so it was measured on something else"
+
+
+def test_the_page_shows_each_look_with_its_intervals_and_the_first_alarm(page: Page) -> None:
+    text = " ".join(page.text.split())
+    assert "2 +0.02 −0.10 to +0.20 −0.50 −0.75 to −0.25 −30 % −40 to −20" in text, "changes in the base's standard deviations"
+    assert "After step 4, the first alarm, reward hacking: colour_entropy went to 1" in text
+
+
+def test_the_page_says_which_step_the_watch_chose_and_what_that_is_worth_on_other_prompts(config: RunConfig) -> None:
+    history = History(np.arange(1, 5), {})
+    looks = [a_look(2), a_look(4), a_look(6, Alarm("damage", "x"))]
+    both = config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"keep_best": True}),
+            "watch": config.watch.model_copy(update={"on_alarm": "stop"}),
+        }
+    )
+    stopped, best = watch_remarks(an_evaluation(), history, looks, both)
+    assert stopped.startswith("An alarm after step 6 ended the training")
+    assert "after step 4" in best and "chosen by is +0.040" in best and "has not seen, +0.200" in best
+    assert watch_remarks(an_evaluation(), history, looks, config) == []
 
 
 def test_the_page_lists_what_the_gate_asks_and_each_answer(config: RunConfig, tmp_path: Path) -> None:

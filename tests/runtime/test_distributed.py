@@ -15,12 +15,14 @@ from marble_core.checkpoints import CheckpointStore
 from marble_core.runtime import distributed
 from marble_core.step import optimizer_step
 from marble_core.training import loop
+from marble_core.training.watching import Watch
 from marble_core.types import MarbleError, Prompt, PromptBatch
 from oracles import relative_error
 from paths import TESTS
 
 METERS = ("balance={gram: time, trust: auto}", "balance.meter_dimensions=64")
 METHODS = ("marble", "weighted_sum", "marble balance.subtract_common=true")
+WATCHED = ("watch.every=1", "watch.images=2", "evaluation.steps=2", "evaluation.resamples=100")
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-7)}  # of the direction; of alpha and the other numbers
 
 
@@ -86,9 +88,17 @@ def everything(directory, store):
         with distributed.local_main_first():
             checkpoints = CheckpointStore(store, None, "run")
         for steps in (1, 3):  # the second goes on where the first ended
-            one = learner(f"train.steps={steps}", "balance.every=2")
-            loop.train(one, prompts(), checkpoints, reports.append)
-        seen["run"] = {"weights": weights(one), "reports": len(reports)}
+            one = learner(f"train.steps={steps}", "balance.every=2", *WATCHED)
+            watch = Watch(
+                one.config, prompts()[::10], directory / f"{distributed.rank()}.jsonl"
+            )  # three, fewer than four processes
+            loop.train(one, prompts(), checkpoints, reports.append, watch)
+        seen["run"] = {"weights": weights(one), "reports": len(reports), "looks": watch.record.looks}
+        if distributed.rank() == distributed.world() - 1 and distributed.world() <= 3:
+            one.scorers[1].score = lambda images, _: np.full(len(images), np.inf)
+        one.step += 1
+        watch.look(one)
+        seen["run"]["after_a_fault"] = len(watch.record.looks)
     torch.save(seen, directory / f"{os.environ['RANK']}.pt")
 
 
@@ -131,6 +141,16 @@ def test_any_number_of_processes_has_the_same_meter_in_time(seen, setting, count
     for other in others:
         assert other["state"] == first["state"] and other["tensors"].keys() == first["tensors"].keys()
         assert all(torch.equal(t, other["tensors"][n]) for n, t in first["tensors"].items()), "to the bit between processes"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_any_number_of_processes_comes_to_the_same_looks(seen, count):
+    """On four one has no prompt to look at. On two the last cannot score a further look, which then neither has."""
+    (alone,), (first, *others) = ([one["run"] for one in seen[n]] for n in (1, count))
+    assert [look.step for look in first["looks"]] == [1, 2, 3] and all(other["looks"] == first["looks"] for other in others)
+    for look, expected in zip(first["looks"], alone["looks"], strict=True):
+        assert look.metrics() == pytest.approx(expected.metrics(), rel=1e-2, abs=1e-2)
+    assert {n: {one["run"]["after_a_fault"] for one in seen[n]} for n in (2, 4)} == {2: {3}, 4: {4}}
 
 
 @pytest.mark.parametrize("count", [2, 4])
