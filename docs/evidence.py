@@ -23,7 +23,7 @@ STUDIES, PAGE = DOCS / "studies", DOCS / "evidence.md"
 LEGITIMATE = ("clipscore", "pickscore", "aesthetic", "ocr", "geneval")
 HACKABLE = "compressibility"
 RULES = (  # of the bank, those that are shown
-    "min-norm (marble)", "equal, normalised", "equal, raw", "consensus, p = 1", "consensus, p = 1.5", "marble, gram: time",
+    "min-norm (marble)", "equal, normalised", "equal, raw", "consensus, p = 1", "consensus, p = 1.5",
     "marble, gram: cross", "mgda", "weighted_sum", "gdpo", "UPGrad (TorchJD)", "CAGrad, c = 0.5 (TorchJD)", "PCGrad (TorchJD)",
 )  # fmt: skip
 
@@ -95,20 +95,21 @@ def _bank() -> Iterator[str]:
         names = bank["names"]
         yield (
             f"`{path.name}`: {bank['batches']} independent batches at a fixed policy. The truth is the product across batches. Each "
-            "number is the cosine of a rule's update with a reward's true gradient; the last column is the mean's gain over min-norm, "
-            "paired over batches, with its standard error ([signal.md](signal.md)).\n"
+            "number is the cosine of a rule's update with a reward's true gradient; then come the mean's gain over min-norm, "
+            "paired over batches, with its standard error, and the share of the last reward in the update ([signal.md](signal.md)).\n"
         )
         for balanced in bank["balance"]:
             yield f"Balanced: {', '.join(balanced['balanced'])}.\n"
             rows = [_rule(rule, found) for rule, found in balanced["rules"].items() if rule in RULES]
-            yield from table(["rule", *names, "mean", "over min-norm"], rows)
+            yield from table(["rule", *names, "mean", "over min-norm", f"share of {HACKABLE}"], rows)
         yield from _meters(bank)
 
 
 def _rule(rule: str, found: dict[str, Any]) -> list[str]:
     gain = found["gain_over_min_norm"]
     value, error = gain["value"][-1], gain["se"][-1]
-    return [rule, *(_number(c) for c in found["cosine"]["value"]), f"{_number(value)} ({_number(error, '.2f')})"]
+    cosines, share = found["cosine"]["value"], found["alpha"]["value"][-1]
+    return [rule, *map(_number, cosines), f"{_number(value)} ({_number(error, '.2f')})", _number(share, ".3f")]
 
 
 def _meters(bank: dict[str, Any]) -> Iterator[str]:
