@@ -100,12 +100,12 @@ def prepare(
         from marble_core.estimate import resolve_batch_sizes
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
-        from marble_core.prompts.reading import Placed
         from marble_core.rewards.applies import check_wishes
         from marble_core.storage.s3 import S3
         from marble_core.tracking.provenance import code_tags, datasets
         from marble_core.tracking.tracker import run_params
         from marble_core.training.retraining import plan_retraining, store_prompts
+        from marble_core.types import Placed
 
         gpus, evaluation_gpus = gpus_of(form or {})
         config = resolve_batch_sizes(load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))]))

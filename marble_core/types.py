@@ -19,7 +19,7 @@ apply to this prompt, or its scorer gave none for this image (``RewardTable.miss
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,7 +28,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-SOURCES = ("general", "ocr", "geneval")
+SOURCES = ("general", "ocr", "geneval")  # the presets' and the demo's; a configuration may name any others
+SOURCE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 
 
 _LOGIN = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s\"'/]*@", re.IGNORECASE)
@@ -52,14 +53,29 @@ class MarbleError(Exception):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. ``target`` is the text that OCR should read, ``include`` GenEval's list of wanted objects."""
+    """One prompt: its text, the name of its source, and ``metadata``, whatever else its file says of it, for rewards to read.
+
+    Metadata are JSON values by key. Those of the rewards that are built in: ``text`` is what OCR should read; ``tag``, ``include``
+    and ``exclude`` are GenEval's.
+    """
 
     text: str
     source: str
-    target: str | None = None
-    tag: str | None = None
-    include: tuple[Mapping[str, Any], ...] = ()
-    exclude: tuple[Mapping[str, Any], ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A prompt and its place, for messages: "p.jsonl, line 3"."""
+
+    prompt: Prompt
+    where: str
+
+
+def in_order(sources: Iterable[str]) -> list[str]:
+    """Each source once: the presets' in the order of SOURCES, then the others by name."""
+    found = set(sources)
+    return [s for s in SOURCES if s in found] + sorted(found - set(SOURCES))
 
 
 @dataclass(frozen=True)

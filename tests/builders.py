@@ -27,8 +27,8 @@ from marble_core.types import Conditioning, Prompt, PromptBatch, Rollout
 
 PROMPTS = (
     Prompt("a red circle on a blue background", "general"),
-    Prompt('a sign that says "CAT"', "ocr", target="CAT"),
-    Prompt("two green squares", "geneval", include=({"class": "square", "count": 2, "color": "green"},)),
+    Prompt('a sign that says "CAT"', "ocr", {"text": "CAT"}),
+    Prompt("two green squares", "geneval", {"include": [{"class": "square", "count": 2, "color": "green"}]}),
 )
 
 

@@ -31,8 +31,10 @@ def prepared(tmp_path: Path, train: str, evaluation: str = "held out", *override
 def asked(prompt: Prompt) -> set[str]:
     """What a prompt asks for, told in all orders: an oracle that does without meaning()."""
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    things = [json.dumps({k: v for k, v in wish.items() if k != "position"}, sort_keys=True) for wish in prompt.include]
-    if len(things) == 2 and "position" in prompt.include[1]:
-        relation = prompt.include[1]["position"][0]
+    things = [
+        json.dumps({k: v for k, v in wish.items() if k != "position"}, sort_keys=True) for wish in prompt.metadata["include"]
+    ]
+    if len(things) == 2 and "position" in prompt.metadata["include"][1]:
+        relation = prompt.metadata["include"][1]["position"][0]
         return {f"{things[1]} {relation} {things[0]}", f"{things[0]} {opposite[relation]} {things[1]}"}
     return {" and ".join(things), " and ".join(reversed(things))}

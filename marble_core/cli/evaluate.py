@@ -61,8 +61,8 @@ def _measure(settings: RunConfig, published: bool, place: Path | None, adapter: 
     from marble_core.estimate import check_fits
     from marble_core.evaluation.paper_table import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
     from marble_core.evaluation.run import measure
-    from marble_core.prompts.reading import Placed
     from marble_core.rewards.applies import check_named, check_wishes
+    from marble_core.types import Placed
 
     check_named(settings.measured)
     check_fits(settings)

@@ -15,8 +15,9 @@ from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.config.formats import CONFIGURATION
 from marble_core.config.section import DottedPath, Section, Share, Uri
+from marble_core.config.shares import counts_of
 from marble_core.config.watch import WatchConfig
-from marble_core.types import SOURCES
+from marble_core.types import SOURCE_NAME, SOURCES, MarbleError
 
 Guidance = Annotated[float, Field(ge=1, le=100)]
 Strength = Annotated[float, Field(gt=0, le=10)]
@@ -54,19 +55,23 @@ class LoraConfig(Section):
 
 
 class DataConfig(Section):
-    """Prompt files by source (local, s3://, https://); demo://prompts/<source> and generate://<geneval, ocr> make prompts instead.
+    """Prompt files by source (local, s3://, https://), of any sources; demo://prompts/<general, ocr, geneval> and
+    generate://<ocr, geneval> make prompts instead.
 
     A source that is null is left out.
     """
 
     train: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
     evaluation: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
+    shares: dict[
+        str, Annotated[float, Field(gt=0, le=1e6)]
+    ] = {}  # [O] of a step's prompts by source, in any unit; 1 where there is none
     train_size: int = Field(2000, ge=1)  # prompts a source, where they are generated
     evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
     keep_repeated: bool = False  # otherwise the first of equal texts in a file stays
     block_list: Uri | None = None  # a file of words and phrases; prompts that hold one are dropped
     new_prompts: Literal["mix", "only", "all"] = "mix"  # of a run that starts from the champion, see retraining.py
-    safe_for_work: bool = True  # drop general prompts that hold a word of prompts/checks.py's short list
+    safe_for_work: bool = True  # drop prompts that hold a word of prompts/filters.py's short list, but for ocr's and geneval's
 
     @field_validator("train", "evaluation", mode="before")
     @classmethod
@@ -75,12 +80,16 @@ class DataConfig(Section):
         return {s: uri for s, uri in sources.items() if uri is not None} if isinstance(sources, dict) else sources
 
     @model_validator(mode="after")
-    def _known_sources(self) -> DataConfig:
+    def _named_sources(self) -> DataConfig:
         for where in (self.train, self.evaluation):
-            if unknown := set(where) - set(SOURCES):
-                raise ValueError(f"unknown source {min(unknown)!r}, known are {', '.join(SOURCES)}")
+            if odd := [source for source in where if not SOURCE_NAME.fullmatch(source)]:
+                raise ValueError(
+                    f"the source {odd[0]!r:.60} must have a name of small letters, digits, _ and -, up to 40, like {', '.join(SOURCES)}"
+                )
             if not where:
                 raise ValueError("at least one source needs a prompt file")
+        if unknown := set(self.shares) - set(self.train):
+            raise ValueError(f"data.shares names the source {min(unknown)!r}, but data.train has {', '.join(self.train)}")
         return self
 
 
@@ -247,12 +256,10 @@ class RunConfig(Section):
             )
         if self.balance.stages and sum(s.steps for s in self.balance.stages) != self.train.steps:
             raise ValueError(f"the steps of balance.stages must add up to train.steps = {self.train.steps}")
-        sources = len(self.data.train)
-        if self.rollout.prompts % sources:
-            near = max(sources, round(self.rollout.prompts / sources) * sources)
-            raise ValueError(
-                f"rollout.prompts = {self.rollout.prompts} cannot be mixed 1:1 over {sources} sources, the nearest is {near}"
-            )
+        try:
+            counts_of(self.data.train, self.data.shares, self.rollout.prompts)
+        except MarbleError as error:
+            raise ValueError(str(error).rstrip(".")) from None
         if self.rollout.prompts < self.hardware.gpus:
             raise ValueError(
                 f"rollout.prompts = {self.rollout.prompts} cannot be shared by hardware.gpus = {self.hardware.gpus}, "

@@ -192,14 +192,14 @@ def _general() -> Iterator[tuple[str, Entry]]:
 def _ocr() -> Iterator[tuple[str, Entry]]:
     for word in WORDS:
         plain = tuple(Word(word, letters, ground) for letters, ground in PLAIN_SIGNS)
-        yield "plain", Entry(Prompt(f'a sign that says "{word}"', "ocr", target=word), plain)
+        yield "plain", Entry(Prompt(f'a sign that says "{word}"', "ocr", {"text": word}), plain)
         for ground in PALETTE:
             letters = "black" if ground in DARK_LETTERS_ON else "white"
             text = f'{_with_article(ground)} sign that says "{word}"'
-            yield "ground", Entry(Prompt(text, "ocr", target=word), (Word(word, letters, ground),))
+            yield "ground", Entry(Prompt(text, "ocr", {"text": word}), (Word(word, letters, ground),))
         for letters in TEXT_COLORS:
             text = f'{letters} text that says "{word}"'
-            yield "letters", Entry(Prompt(text, "ocr", target=word), (Word(word, letters, "white"),))
+            yield "letters", Entry(Prompt(text, "ocr", {"text": word}), (Word(word, letters, "white"),))
 
 
 def _geneval() -> Iterator[tuple[str, Entry]]:
@@ -238,5 +238,5 @@ def _geneval_entry(
     """Excludes one more than wanted when counting, as GenEval does, and (ours) every class that is not wanted at all."""
     clutter = [{"class": name, "count": 1} for name in (*SHAPES, BLOB) if name not in {wish["class"] for wish in include}]
     surplus = [{"class": wish["class"], "count": wish["count"] + 1} for wish in include if tag == "counting"]
-    prompt = Prompt(text, "geneval", tag=tag, include=tuple(include), exclude=(*surplus, *clutter))
+    prompt = Prompt(text, "geneval", {"tag": tag, "include": include, "exclude": [*surplus, *clutter]})
     return Entry(prompt, tuple(Shapes(things, ground, layout) for things in arrangements for ground in GROUNDS))

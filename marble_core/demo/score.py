@@ -52,7 +52,9 @@ def score(model: SD3, n: int, guidance: float, steps: int, seed: int) -> Scores:
     written, drawn = (sample(model, prompts, guidance, steps, seed) for prompts in (words, shapes))
     similarity = Ocr(detection=False).score(written, words)[:, 0]
     partial, strict, _ = GenEval(DETECTOR).score(drawn, shapes).T
-    return Scores(similarity, (similarity == 1).astype(float), partial, strict, tuple(prompt.tag or "" for prompt in shapes))
+    return Scores(
+        similarity, (similarity == 1).astype(float), partial, strict, tuple(prompt.metadata.get("tag", "") for prompt in shapes)
+    )
 
 
 @torch.no_grad()

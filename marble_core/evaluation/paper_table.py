@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marble_core.config.schema import RunConfig
-from marble_core.types import SOURCES, Prompt, RewardTable
+from marble_core.types import Prompt, RewardTable, in_order
 
 SOLVER, STEPS, SIDE = "euler", 40, 512
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
@@ -75,7 +75,7 @@ def read_test_sets(config: RunConfig, limit: int = 0) -> list[Prompt]:
     from marble_core.prompts.sources import load
 
     data, prompts = config.data, []
-    for source in (s for s in SOURCES if s in data.evaluation):
+    for source in in_order(data.evaluation):
         own = [p.prompt for p in load(data.evaluation[source], source, data.evaluation_size, config.seed, held_out=True)]
         wanted = min(limit, len(own)) or len(own)
         prompts += [own[i * len(own) // wanted] for i in range(wanted)]

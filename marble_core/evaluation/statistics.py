@@ -20,7 +20,7 @@ from marble_core.evaluation.results import (
     Versus,
 )
 from marble_core.runtime.seeding import derive
-from marble_core.types import SOURCES, MarbleError, Prompt, RewardTable
+from marble_core.types import MarbleError, Prompt, RewardTable, in_order
 
 CONFIDENCE = 0.95
 FEW_PROMPTS = 20  # below this no bootstrap interval is to be relied on
@@ -56,7 +56,9 @@ def compare(
         if lost:
             raise MarbleError(f"No reward has a value for any held-out prompt: {' '.join(lacking.notes(lost))}")
         raise MarbleError("No reward applies to any held-out prompt; add held-out prompts that the rewards apply to.")
-    parts = {source: own for source in SOURCES if (own := _of_source(b, base.names, prompts, source))}
+    parts = {
+        source: own for source in in_order(p.source for p in prompts) if (own := _of_source(b, base.names, prompts, source))
+    }
     missing = tuple(name for name in base.names if name not in found)
     over = None
     if champion is not None:

@@ -10,7 +10,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
 from marble_core.models.sampling import sample
 from marble_core.runtime.seeding import derive
-from marble_core.types import SOURCES, Prompt
+from marble_core.types import Prompt, in_order
 
 A_SOURCE = 4  # prompts of each source, a row of the grid
 SIDE = 256  # pixels of a picture in the grid at most
@@ -18,7 +18,10 @@ SIDE = 256  # pixels of a picture in the grid at most
 
 def fixed_texts(prompts: Sequence[Prompt]) -> list[list[str]]:
     """The first prompts of each source that there is, as many of each."""
-    rows = [list(dict.fromkeys(p.text for p in prompts if p.source == source))[:A_SOURCE] for source in SOURCES]
+    rows = [
+        list(dict.fromkeys(p.text for p in prompts if p.source == source))[:A_SOURCE]
+        for source in in_order(p.source for p in prompts)
+    ]
     width = min(len(row) for row in rows if row)
     return [row[:width] for row in rows if row]
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from marble_core.prompts.filters import normal
-from marble_core.prompts.reading import Placed
 from marble_core.prompts.token_lengths import TextEncoder
-from marble_core.types import Prompt, without_secrets
+from marble_core.types import Placed, Prompt, without_secrets
 
 NAMED = 3  # places in a warning; the report has all
 
@@ -82,7 +81,8 @@ def _describe(own: SourceData, encoders: Sequence[TextEncoder]) -> dict[str, Any
         "read": len(own.kept) + len(own.blocked) + len(own.repeated),
         "prompts": len(texts),
         "distinct": len({normal(text) for text in texts}),
-        "tags": dict(sorted(Counter(p.tag for p in own.prompts if p.tag).items())),
+        "tags": dict(sorted(Counter(tag for p in own.prompts if (tag := p.metadata.get("tag"))).items())),
+        "metadata": dict(sorted(Counter(key for p in own.prompts for key in p.metadata).items())),
         "characters": _spread([len(text) for text in texts]),
         "tokens": {name: {"limit": limits[name], **_spread(n)} for name, n in counts.items()},
         "examples": texts[:: max(1, len(texts) // 4)][:4],

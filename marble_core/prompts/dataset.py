@@ -9,11 +9,10 @@ from typing import Any
 from marble_core.config.schema import DataConfig, RunConfig
 from marble_core.prompts.data_report import SourceData, data_report, warnings
 from marble_core.prompts.filters import UNSAFE, check_disjoint, read_block_list, split_blocked, split_repeated
-from marble_core.prompts.reading import Placed
 from marble_core.prompts.sources import is_made, load, local_file, shown
 from marble_core.prompts.token_lengths import text_encoders
 from marble_core.prompts.watched import split_watched
-from marble_core.types import SOURCES, MarbleError, Prompt
+from marble_core.types import MarbleError, Placed, Prompt, in_order
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Data:
 
 
 def prepare_data(config: RunConfig) -> Data:
-    """Read or make the prompts of every source in the order of SOURCES, drop what the configuration wants dropped, and check.
+    """Read or make the prompts of every source (types.in_order), drop what the configuration wants dropped, and check.
 
     Raises MarbleError for a file that cannot be read or has an invalid line, for a held-out prompt that is trained on, and
     for a source of which nothing is left.
@@ -53,8 +52,7 @@ def prepare_data(config: RunConfig) -> Data:
         blocked = read_block_list(local_file(data.block_list), shown(data.block_list))
 
     def loaded(spec: dict[str, str], size: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[SourceData]:
-        sources = [s for s in SOURCES if s in spec]
-        return [_clean(s, spec[s], load(spec[s], s, size, seed, held_out, avoid), data, blocked) for s in sources]
+        return [_clean(s, spec[s], load(spec[s], s, size, seed, held_out, avoid), data, blocked) for s in in_order(spec)]
 
     evaluation = loaded(data.evaluation, data.evaluation_size, held_out=True)
     judged_by = [prompt for own in evaluation for prompt in own.prompts]
@@ -72,7 +70,7 @@ def prepare_data(config: RunConfig) -> Data:
 
 def _clean(source: str, uri: str, prompts: list[Placed], data: DataConfig, blocked: Sequence[str]) -> SourceData:
     """What was made for the run may repeat a text, to keep the proportions of its kinds; what was read may not, by default."""
-    unsafe = UNSAFE if data.safe_for_work and source == "general" else ()
+    unsafe = UNSAFE if data.safe_for_work and source not in ("ocr", "geneval") else ()
     kept, dropped = split_blocked(prompts, (*blocked, *unsafe))
     if not kept:
         raise MarbleError(

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from marble_core.prompts.reading import Placed, lines
-from marble_core.prompts.rows import short
-from marble_core.types import MarbleError
+from marble_core.prompts.metadata import short
+from marble_core.prompts.text_files import lines
+from marble_core.types import MarbleError, Placed
 
-# The words for which a general prompt is not safe for work: nakedness, sex, and mutilation.
+# The words for which a prompt is not safe for work: nakedness, sex, and mutilation.
 UNSAFE = (
     *("nude", "nudes", "nudity", "naked", "topless", "undressed", "bottomless", "nsfw", "porn", "porno", "pornographic"),
     *("pornography", "hentai", "erotic", "erotica", "sex", "sexy", "sexual", "sexually", "orgy", "fetish", "bdsm", "bondage"),

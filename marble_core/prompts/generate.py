@@ -19,16 +19,16 @@ from marble_core.types import MarbleError, Prompt
 GENERATORS = {"geneval": "marble_core.prompts.geneval:GENERATOR", "ocr": "marble_core.prompts.ocr:GENERATOR"}
 
 
-def generate(source: str, count: int, seed: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[Prompt]:
+def generate(kind: str, count: int, seed: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[Prompt]:
     """``count`` prompts of ``geneval`` or ``ocr``, the same for the same arguments.
 
     None means what a prompt of the public test set or of ``avoid`` means. Kinds come in the proportions of the generator's
     shares; a text is repeated only where its kind has fewer than are asked for, and then all of that kind equally often, up
-    to one. Raises MarbleError for another source, and where ``avoid`` leaves nothing of a kind.
+    to one. Raises MarbleError for another generator, and where ``avoid`` leaves nothing of a kind.
     """
-    generator = _generator(source)
-    rng = Random(f"generate/{source}/{seed}/{held_out}")
-    avoided = {normal(p.text) for p in avoid} | {generator.meaning(p) for p in avoid if p.source == source}
+    generator = _generator(kind)
+    rng = Random(f"generate/{kind}/{seed}/{held_out}")
+    avoided = {normal(p.text) for p in avoid} | {generator.meaning(p) for p in avoid}
 
     def fits(prompt: Prompt) -> bool:
         meaning = generator.meaning(prompt)
@@ -41,22 +41,22 @@ def generate(source: str, count: int, seed: int, held_out: bool, avoid: Collecti
 
     chosen: list[Prompt] = []
     for name, wanted in apportion(generator.shares, count).items():
-        kind = generator.kinds[name]
-        made = (prompt for i in _shuffled(len(kind), rng) if (prompt := kind[i]) is not None)
+        space = generator.kinds[name]
+        made = (prompt for i in _shuffled(len(space), rng) if (prompt := space[i]) is not None)
         found = list(islice(filter(fits, made), wanted))
         if wanted and not found:
-            raise MarbleError(f"The held-out prompts leave nothing to generate of the kind {name!r} of {source!r}; use a file.")
+            raise MarbleError(f"The held-out prompts leave nothing to generate of the kind {name!r} of {kind!r}; use a file.")
         chosen += islice(cycle(found), wanted)
     rng.shuffle(chosen)
     return chosen
 
 
-def _generator(source: str) -> Generator:
-    if source not in GENERATORS:
+def _generator(kind: str) -> Generator:
+    if kind not in GENERATORS:
         raise MarbleError(
-            f"There is no generator for the source {source!r}; generate {' or '.join(GENERATORS)}, or name a file."
+            f"There is no generator {kind!r}; write generate://{' or generate://'.join(GENERATORS)}, or name a file."
         )
-    return import_named(GENERATORS[source], Generator, f"generate://{source}")
+    return import_named(GENERATORS[kind], Generator, f"generate://{kind}")
 
 
 def _shuffled(size: int, rng: Random) -> Iterator[int]:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from marble_core.prompts.kinds import Generator, Kind
-from marble_core.prompts.rows import RELATIONS
+from marble_core.prompts.metadata import RELATIONS, included
 from marble_core.types import Prompt
 
 # The detector's 80 classes in its order; the names are GenEval's object_names.txt (MIT).
@@ -84,28 +84,27 @@ def _test_set() -> frozenset[str]:
 
 
 def _counting(name: str, count: int) -> Prompt:
-    surplus = ({"class": name, "count": count + 1},)
+    surplus = {"class": name, "count": count + 1}
     text = f"a photo of {NUMBERS[count]} {several(name)}"
-    return Prompt(text, "geneval", tag="counting", include=({"class": name, "count": count},), exclude=surplus)
+    return _prompt(text, "counting", [{"class": name, "count": count}], [surplus])
 
 
 def _colors(name: str, color: str) -> Prompt:
-    return Prompt(f"a photo of {one(name, color)}", "geneval", tag="colors", include=(_wish(name, color=color),))
+    return _prompt(f"a photo of {one(name, color)}", "colors", [_wish(name, color=color)])
 
 
 def _two_object(first: str, second: str) -> Prompt | None:
     if first == second:
         return None
     text = f"a photo of {one(first)} and {one(second)}"
-    return Prompt(text, "geneval", tag="two_object", include=(_wish(first), _wish(second)))
+    return _prompt(text, "two_object", [_wish(first), _wish(second)])
 
 
 def _color_attr(first: str, second: str, color: str, other: str) -> Prompt | None:
     if first == second or color == other:
         return None
     text = f"a photo of {one(first, color)} and {one(second, other)}"
-    include = (_wish(first, color=color), _wish(second, color=other))
-    return Prompt(text, "geneval", tag="color_attr", include=include)
+    return _prompt(text, "color_attr", [_wish(first, color=color), _wish(second, color=other)])
 
 
 def _position(first: str, second: str, relation: str) -> Prompt | None:
@@ -113,8 +112,11 @@ def _position(first: str, second: str, relation: str) -> Prompt | None:
         return None
     text = f"a photo of {one(first)} {relation} {one(second)}"
     # A position refers to an earlier entry: "A left of B" lists B first.
-    include = (_wish(second), _wish(first, position=[relation, 0]))
-    return Prompt(text, "geneval", tag="position", include=include)
+    return _prompt(text, "position", [_wish(second), _wish(first, position=[relation, 0])])
+
+
+def _prompt(text: str, tag: str, include: list[dict[str, Any]], exclude: list[dict[str, Any]] | None = None) -> Prompt:
+    return Prompt(text, "geneval", {"tag": tag, "include": include} | ({"exclude": exclude} if exclude else {}))
 
 
 def _wish(name: str, **more: Any) -> dict[str, Any]:
@@ -130,6 +132,6 @@ GENERATOR = Generator(
         "two_object": Kind((CLASSES, CLASSES), _two_object),
     },
     shares=SHARES,
-    meaning=lambda prompt: meaning(prompt.include),
+    meaning=lambda prompt: meaning(included(prompt)),
     is_test=is_test,
 )

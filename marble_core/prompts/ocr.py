@@ -47,7 +47,7 @@ CASES = (str, str.upper)
 
 
 def _written(thing: str, place: str, words: str, tag: str) -> Prompt:
-    return Prompt(thing.format(words) + place, "ocr", target=words, tag=tag)
+    return Prompt(thing.format(words) + place, "ocr", {"text": words, "tag": tag})
 
 
 GENERATOR = Generator(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 
 from marble_core.config.imports import import_named
 from marble_core.prompts.generate import generate
-from marble_core.prompts.reading import Placed, read
+from marble_core.prompts.reading import read
 from marble_core.storage.artifacts import Part
 from marble_core.storage.uri import SCHEMES, resolve
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Placed, Prompt
 
 DEMO = "demo://prompts/"
 GENERATE = "generate://"
@@ -26,21 +27,19 @@ def is_made(uri: str) -> bool:
 def load(uri: str, source: str, size: int, seed: int, held_out: bool, avoid: Collection[Prompt] = ()) -> list[Placed]:
     """The prompts of one source.
 
-    A file, local or named as assets.py has it (``s3://``, ``https://``), is read whole. Of ``demo://prompts/<source>`` and
-    ``generate://<source>`` ``size`` prompts are drawn from ``seed``, from the held-out side if ``held_out``; generated ones
+    A file, local or named as assets.py has it (``s3://``, ``https://``), is read whole. Of ``demo://prompts/<kind>`` and
+    ``generate://<kind>`` ``size`` prompts are drawn from ``seed``, from the held-out side if ``held_out``; generated ones
     differ from those of ``avoid``.
     Raises MarbleError for a uri or a file that holds prompts of another source, and as ``read`` does.
     """
     if is_made(uri):
-        scheme = DEMO if uri.startswith(DEMO) else GENERATE
-        if uri != scheme + source:
-            raise MarbleError(f"{uri!r} cannot serve the source {source!r}; write '{scheme}{source}'.")
-        if scheme == DEMO:
+        if uri.startswith(DEMO):
             draw = import_named(DEMO_PROMPTS, FunctionType, uri)
-            made = draw(source, size, seed, held_out)
+            made = draw(uri.removeprefix(DEMO), size, seed, held_out)
         else:
-            made = generate(source, size, seed, held_out, avoid)
-        return [Placed(prompt, f"{uri}, prompt {number}") for number, prompt in enumerate(made, 1)]
+            made = generate(uri.removeprefix(GENERATE), size, seed, held_out, avoid)
+        named = (prompt if prompt.source == source else replace(prompt, source=source) for prompt in made)
+        return [Placed(prompt, f"{uri}, prompt {number}") for number, prompt in enumerate(named, 1)]
     placed = read(local_file(uri), source, shown(uri))
     if stray := next((p for p in placed if p.prompt.source != source), None):
         raise MarbleError(f"{stray.where}: a prompt of {stray.prompt.source!r}, but the file is configured as {source!r}.")

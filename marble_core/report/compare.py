@@ -16,7 +16,7 @@ from marble_core.report.scatter import Point, furthest_apart, scatter, trained_p
 from marble_core.report.table import Axis, Span, in_base_stds
 from marble_core.report.words import effect, signed
 from marble_core.tracking.finished_runs import FinishedRun, has_pictures
-from marble_core.types import SOURCES, MarbleError
+from marble_core.types import MarbleError, in_order
 
 NOT_WORTH_SAYING = ("storage.", "train.samples_every")  # settings that change no number
 
@@ -161,7 +161,9 @@ def _galleries(runs: Sequence[FinishedRun]) -> dict[str, list[Case]]:
         return {}
     lines = [{line["index"]: line for line in pictured(run.images)} for run in shown]
     common = [index for index in lines[0] if all(index in own for own in lines)]
-    chosen = {s: [i for i in common if lines[0][i]["source"] == s][:SHOWN] for s in SOURCES}
+    chosen = {
+        s: [i for i in common if lines[0][i]["source"] == s][:SHOWN] for s in in_order(lines[0][i]["source"] for i in common)
+    }
     files = {
         index: [
             shown[0].images / lines[0][index]["pictures"]["base"],

@@ -14,7 +14,7 @@ import numpy as np
 
 from marble_core.config.stage_files import SCORES
 from marble_core.evaluation.results import ROLES, Evaluation
-from marble_core.types import SOURCES
+from marble_core.types import in_order
 
 PICTURE_BYTES = 1_900_000  # of encoded pictures; of the page's 3 MB the rest is for curves and text
 SHOWN = 6  # first pictures of a source; as many again that changed most
@@ -69,7 +69,8 @@ Line = Mapping[str, Any]  # of scores.jsonl
 def galleries(directory: Path, evaluation: Evaluation) -> list[Gallery]:
     """Of every source of which there are pictures."""
     lines = pictured(directory)
-    chosen = {s: own for s in SOURCES if (own := _choose([line for line in lines if line["source"] == s], evaluation))}
+    sources = in_order(line["source"] for line in lines)
+    chosen = {s: own for s in sources if (own := _choose([line for line in lines if line["source"] == s], evaluation))}
     roles = [role for role in ROLES if all(role in line["pictures"] for line in lines)]
     files = [directory / line["pictures"][role] for kinds in chosen.values() for own in kinds for line in own for role in roles]
     uris = encode(files)
@@ -97,7 +98,8 @@ def pictured(directory: Path) -> list[Line]:
 def shown_files(directory: Path) -> list[Path]:
     """scores.jsonl and the pictures of each source's first prompts: what a later comparison of runs shows."""
     lines = pictured(directory)
-    first = [line for s in SOURCES for line in [line for line in lines if line["source"] == s][:SHOWN]]
+    sources = in_order(line["source"] for line in lines)
+    first = [line for s in sources for line in [line for line in lines if line["source"] == s][:SHOWN]]
     return [directory / SCORES, *(directory / name for line in first for name in line["pictures"].values())]
 
 

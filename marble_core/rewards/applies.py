@@ -9,15 +9,14 @@ from pathlib import Path
 
 from marble_core.config.schema import RewardConfig, RunConfig
 from marble_core.prompts.data_report import NAMED
-from marble_core.prompts.reading import Placed
-from marble_core.prompts.rows import short
+from marble_core.prompts.metadata import included, short
 from marble_core.rewards.geneval.vocabulary import vocabulary
 from marble_core.rewards.geneval.wishes import MAX_OBJECTS, unknown_name, unmeetable
 from marble_core.rewards.ocr_alphabet import Alphabet, alphabet
 from marble_core.rewards.ocr_text import as_code_points, as_read, switched, target_of
 from marble_core.rewards.registry import SCORERS, check_known, check_options
 from marble_core.storage.catalogue import OCR_LANGUAGES
-from marble_core.types import SOURCES, MarbleError, Prompt
+from marble_core.types import MarbleError, Placed, Prompt
 
 
 def check_named(rewards: Sequence[RewardConfig]) -> None:
@@ -33,7 +32,7 @@ def check_heard(config: RunConfig, train: Sequence[Prompt], evaluation: Sequence
     """Raises MarbleError for a reward that no prompt can use: it would train nothing, or could never pass the gate."""
     for stage in config.balance.stages:
         rewards = [r for r in config.rewards if r.name in stage.rewards]
-        _require_prompts(rewards, train, "data.train", stage.sources or SOURCES)
+        _require_prompts(rewards, train, "data.train", stage.sources or None)
     _require_prompts(config.rewards, train, "data.train")
     _require_prompts(config.measured, evaluation, "data.evaluation")
 
@@ -66,7 +65,7 @@ def _unread(name: str, prompts: Sequence[Placed], letters: Alphabet, any_quote: 
         target = target_of(one.prompt, any_quote)
         if not target or not (missing := letters.missing(target)):
             continue
-        if one.prompt.target and not letters.spells(target):
+        if one.prompt.metadata.get("text") and not letters.spells(target):
             raise MarbleError(
                 f"{one.where}: the recogniser of the reward 'ocr' can read no letter of the target {short(target)}, so it would score "
                 f"0 whatever is drawn; set the reward's option 'language' ({', '.join(OCR_LANGUAGES)}), or remove the prompt."
@@ -87,7 +86,7 @@ def check_wishes(config: RunConfig, train: Sequence[Placed], evaluation: Sequenc
     unsaid: list[str] = []
     for rewards, prompts in ((config.rewards, train), (config.measured, evaluation)):
         for reward in filter(_is_geneval, rewards):
-            unsaid += _check_wishes(reward, [placed for placed in prompts if placed.prompt.include])
+            unsaid += _check_wishes(reward, [placed for placed in prompts if included(placed.prompt)])
     return list(dict.fromkeys(unsaid))
 
 
@@ -100,7 +99,7 @@ def _check_wishes(reward: RewardConfig, prompts: Sequence[Placed]) -> list[str]:
         wrong = unknown_name(placed.prompt, known.classes, known.colors)
         if wrong := wrong or unmeetable(placed.prompt, most, bool(reward.options.get("published"))):
             raise MarbleError(f"{placed.where}: {wrong}.")
-        asked.update(key for wish in placed.prompt.include for key in wish)
+        asked.update(key for wish in included(placed.prompt) for key in wish)
     return [sentence for key, sentence in known.unsaid.items() if key in asked]
 
 
@@ -111,7 +110,7 @@ def _is_geneval(reward: RewardConfig) -> bool:
 def can_use(reward: RewardConfig, prompt: Prompt) -> bool:
     """What the scorer's ``applies`` will say; True for a scorer of the user's own."""
     if _is_geneval(reward):
-        return bool(prompt.include)
+        return bool(included(prompt))
     if reward.name == "ocr" and not reward.scorer:
         normal = as_code_points if switched(reward.options, "code_points") else as_read
         return bool(normal(target_of(prompt, switched(reward.options, "any_quote"))))
@@ -119,9 +118,9 @@ def can_use(reward: RewardConfig, prompt: Prompt) -> bool:
 
 
 def _require_prompts(
-    rewards: Sequence[RewardConfig], prompts: Sequence[Prompt], where: str, sources: Sequence[str] = SOURCES
+    rewards: Sequence[RewardConfig], prompts: Sequence[Prompt], where: str, sources: Sequence[str] | None = None
 ) -> None:
-    offered = [prompt for prompt in prompts if prompt.source in sources]
+    offered = [prompt for prompt in prompts if sources is None or prompt.source in sources]
     for reward in rewards:
         if not any(can_use(reward, prompt) for prompt in offered):
             held = ", ".join(dict.fromkeys(prompt.source for prompt in offered))

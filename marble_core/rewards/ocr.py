@@ -95,7 +95,7 @@ class Ocr:
     def self_check(self) -> None:
         picture = Image.new("RGB", (256, 128), "white")
         ImageDraw.Draw(picture).text((24, 24), "HELLO", fill="black", font=ImageFont.load_default(64), stroke_width=1)
-        value = self.score(np.asarray(picture)[None], [Prompt("", "ocr", target="HELLO")])[0, 0]
+        value = self.score(np.asarray(picture)[None], [Prompt("", "ocr", {"text": "HELLO"})])[0, 0]
         if value != 1:
             raise MarbleError(
                 f"The reward {self.name!r} reads a clear 'HELLO' at {value:.2f} of 1: check rapidocr and onnxruntime."

@@ -73,7 +73,7 @@ def switched(options: Mapping[str, Any], name: str) -> bool:
 def target_of(prompt: Prompt, any_quote: bool) -> str:
     """The text that the prompt asks for; ``any_quote`` also takes what follows the first quotation mark, to the next or the end."""
     quoted = prompt.text.split('"')[1] if any_quote and '"' in prompt.text else ""
-    return prompt.target or quoted
+    return prompt.metadata.get("text") or quoted
 
 
 def _is_greek(text: str) -> bool:

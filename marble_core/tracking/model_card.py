@@ -15,7 +15,7 @@ from marble_core.evaluation.results import ROLES, Estimate, Evaluation
 from marble_core.evaluation.statistics import interval
 from marble_core.evaluation.variants import recommended
 from marble_core.storage.catalogue import assets_of
-from marble_core.types import SOURCES, without_secrets
+from marble_core.types import in_order, without_secrets
 
 EXAMPLES = 2  # prompts of a source
 
@@ -193,7 +193,9 @@ def _licences(config: RunConfig) -> str:
 def _examples(images: Path) -> list[dict[str, Any]]:
     lines = (images / SCORES).read_text(encoding="utf-8").splitlines() if (images / SCORES).is_file() else []
     rows = [row for line in lines if "pictures" in (row := json.loads(line))]
-    return [row for source in SOURCES for row in [r for r in rows if r["source"] == source][:EXAMPLES]]
+    return [
+        row for source in in_order(r["source"] for r in rows) for row in [r for r in rows if r["source"] == source][:EXAMPLES]
+    ]
 
 
 def _plain(text: str) -> str:

@@ -20,7 +20,7 @@ from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.prompts import mix, read_prompts, write_jsonl
 from marble_core.runtime.seeding import derive
 from marble_core.storage.s3 import S3
-from marble_core.types import SOURCES, MarbleError, Prompt
+from marble_core.types import MarbleError, Prompt, in_order
 
 PROMPTS, KNOWN = "train.jsonl", "known.jsonl"  # below runs/RUN_ID: what it trains on; what it and its predecessors were given
 CHECKPOINT_TAG = "marble.checkpoint"  # on a version: where its training can go on
@@ -82,7 +82,7 @@ class TrainingSource:
         choice = choose(self.config.data.new_prompts, given, before, known, held_out, self.config.seed)
         said = f"Goes on from the champion, version {self.champion.version}; {choice.counts}."
         if choice.prompts:
-            mix(choice.prompts, self.config.rollout.prompts, 1, 0, self.config.seed)
+            mix(choice.prompts, self.config.rollout.prompts, 1, 0, self.config.seed, self.config.data.shares)
         else:
             said = f"Nothing to train on: no prompt is new since the champion, version {self.champion.version}."
         return choice.prompts, [said]
@@ -143,7 +143,7 @@ def choose(
     judged_by = {p.text for p in held_out}
     chosen: list[Prompt] = []
     news, olds = {}, {}
-    for source in SOURCES:
+    for source in in_order(p.source for p in (*given, *before)):
         own = [p for p in given if p.source == source]
         new = [p for p in own if (source, p.text) not in not_new]
         old = [p for p in own if (source, p.text) in not_new] if mode == "all" else []

@@ -287,9 +287,9 @@ def test_what_is_told_of_a_reward_beforehand_is_what_its_scorer_says() -> None:
 
     wish = ({"class": "dog", "count": 1},)
     prompts = [
-        Prompt("a dog", "geneval", include=wish),
+        Prompt("a dog", "geneval", {"include": wish}),
         Prompt('a "B"', "general"),
-        Prompt('a "B"', "ocr", target="B"),
+        Prompt('a "B"', "ocr", {"text": "B"}),
         Prompt("a dog", "general"),
     ]
     for options in ({}, {"published": True}, {"any_quote": True}, {"published": True, "any_quote": False}):

@@ -55,8 +55,8 @@ def test_every_prompt_is_of_its_source_and_fits_the_tokenizer():
         for entry in (entry for kind in catalogue(source).values() for entry in kind):
             prompt = entry.prompt
             assert prompt.source == source
-            assert (prompt.target is not None) == (source == "ocr")
-            assert bool(prompt.include) == (source == "geneval")
+            assert (prompt.metadata.get("text") is not None) == (source == "ocr")
+            assert bool(prompt.metadata.get("include")) == (source == "geneval")
         texts = [entry.prompt.text for kind in catalogue(source).values() for entry in kind]
         ids = tokenizer(texts).input_ids
         assert max(map(len, ids)) <= 16
@@ -81,7 +81,7 @@ def _as_prompt(row):
 
     if "source" not in row:
         return row
-    return Prompt(**{**row, "include": tuple(row["include"]), "exclude": tuple(row["exclude"])})
+    return Prompt(**row)
 
 
 def test_drawing_is_deterministic_and_of_the_models_size():

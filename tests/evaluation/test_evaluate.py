@@ -192,7 +192,7 @@ def test_base_and_trained_draw_the_same_prompts_from_the_same_noise(tmp_path: Pa
     config = load_config("demo", overrides=overrides)
     config = config.model_copy(update={"rewards": tuple(r for r in config.rewards if r.name == "geneval")})
     square = {"class": "square", "count": 1, "color": "red"}
-    prompts = [Prompt("a red square", "geneval", tag="colors", include=(square,)) for _ in range(3)]
+    prompts = [Prompt("a red square", "geneval", {"tag": "colors", "include": [square]}) for _ in range(3)]
 
     policy = Policy.load(config)
     policy.add_trainable(config)

@@ -51,7 +51,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_a_column_is_the_mean_over_its_own_test_set_in_the_tables_unit() -> None:
-    prompts = [Prompt("a", "general"), Prompt("b", "general"), Prompt("c", "ocr", target="c"), Prompt("d", "geneval", include=({},)), Prompt("a", "general")]  # fmt: skip
+    prompts = [Prompt("a", "general"), Prompt("b", "general"), Prompt("c", "ocr", {"text": "c"}), Prompt("d", "geneval", {"include": [{}]}), Prompt("a", "general")]  # fmt: skip
     nan = np.nan
     R_NK = np.array([[0.80, nan, nan], [0.90, nan, nan], [0.10, 1.0, nan], [0.20, nan, 0.25], [0.82, nan, nan]])
     row = row_of(RewardTable(("pickscore", "ocr", "geneval"), R_NK), prompts)

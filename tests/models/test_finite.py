@@ -42,7 +42,7 @@ def test_latents_that_are_not_finite_are_refused_with_prompt_and_precision_and_l
 def demo():
     config = load_config("demo", overrides=["evaluation.steps=1", "evaluation.batch_size=2", "lora.rank=2"])
     config = config.model_copy(update={"rewards": tuple(r for r in config.rewards if r.name == "geneval")})
-    return config, [Prompt("a red square", "geneval", include=({"class": "square", "count": 1, "color": "red"},))]
+    return config, [Prompt("a red square", "geneval", {"include": [{"class": "square", "count": 1, "color": "red"}]})]
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")

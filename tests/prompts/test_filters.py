@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from marble_core.prompts.filters import check_disjoint, read_block_list, split_blocked, split_repeated
-from marble_core.prompts.reading import Placed
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Placed, Prompt
 from prompt_files import prepared
 
 
@@ -95,13 +94,20 @@ def test_a_held_out_prompt_that_is_trained_on_is_a_leak_named_with_both_places(t
 def test_what_is_generated_keeps_clear_of_the_held_out_files(tmp_path: Path) -> None:
     generated = "data.train.geneval=generate://geneval"
     first = prepared(tmp_path, "x", "held out", generated).train
-    (tmp_path / "eval.jsonl").write_text("\n".join(json.dumps({"prompt": p.text, "include": p.include}) for p in first[-20:]))
+    (tmp_path / "eval.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": p.text, "include": p.metadata.get("include")}) for p in first[-20:])
+    )
     data = prepared(tmp_path, "x", "held out", generated, f"data.evaluation.geneval={tmp_path / 'eval.jsonl'}")
     assert len(data.train) == 41
     assert not {p.text for p in data.train} & {p.text for p in data.evaluation}
 
 
-def test_a_uri_of_another_source_is_refused(tmp_path: Path) -> None:
-    for uri in ("demo://prompts/geneval", "generate://geneval", "generate://nothing"):
-        with pytest.raises(MarbleError, match=f"{uri}' cannot serve the source 'ocr'; write '.*ocr'"):
-            prepared(tmp_path, "x", "y", f"data.train.ocr={uri}")
+def test_a_source_of_any_name_may_be_generated_and_what_no_generator_makes_is_refused(tmp_path: Path) -> None:
+    signs = ["data.train.signs=generate://ocr", "data.evaluation.signs=demo://prompts/ocr"]
+    data = prepared(tmp_path, "x", "y", *signs)
+    made = [p for p in data.train if p.source == "signs"]
+    assert len(made) == 20 and all(p.metadata["text"] in p.text for p in made)
+    assert [p.source for p in data.evaluation].count("signs") == 9
+    for uri in ("demo://prompts/signs", "generate://signs"):
+        with pytest.raises(MarbleError, match=r"no (source|generator) 'signs'"):
+            prepared(tmp_path, "x", "y", f"data.train.signs={uri}")

@@ -50,11 +50,11 @@ def test_the_shipped_fingerprints_hold_test_prompts_of_every_kind(shipped: list[
 def test_nothing_generated_has_the_fingerprint_of_a_test_prompt(shipped: list[str], held_out: bool) -> None:
     tests = set(shipped)
     for prompt in (p for seed in range(4) for p in generate("geneval", 4000, seed, held_out)):
-        things = [f"{wish['count']} {wish.get('color', 'any')} {wish['class']}" for wish in prompt.include]
+        things = [f"{wish['count']} {wish.get('color', 'any')} {wish['class']}" for wish in prompt.metadata["include"]]
         told = sorted(things)
-        if "position" in prompt.include[-1]:
+        if "position" in prompt.metadata["include"][-1]:
             other, one = things
-            relation, _ = prompt.include[-1]["position"]
+            relation, _ = prompt.metadata["include"][-1]["position"]
             seen = {"right of": f"{other} left of {one}", "below": f"{other} above {one}"}
             told.append(seen.get(relation, f"{one} {relation} {other}"))
         assert hashed("; ".join(told)) not in tests, prompt.text
@@ -65,9 +65,11 @@ def test_nothing_generated_has_the_fingerprint_of_a_test_prompt(shipped: list[st
 def test_generated_prompts_depend_on_the_seed_alone_and_training_ones_are_disjoint_from_held_out_ones(source: str) -> None:
     made = generate(source, 600, 0, held_out=False)
     assert made == generate(source, 600, 0, held_out=False) != generate(source, 600, 1, held_out=False)
-    trained = set().union(*(asked(p) if p.include else {normal(p.text)} for p in generate(source, 5000, 0, held_out=False)))
+    trained = set().union(
+        *(asked(p) if p.metadata.get("include") else {normal(p.text)} for p in generate(source, 5000, 0, held_out=False))
+    )
     for prompt in generate(source, 2000, 1, held_out=True):
-        assert not (asked(prompt) if prompt.include else {normal(prompt.text)}) & trained
+        assert not (asked(prompt) if prompt.metadata.get("include") else {normal(prompt.text)}) & trained
 
 
 @pytest.mark.parametrize(("source", "shares"), [("geneval", SHARES), ("ocr", OCR.shares)])
@@ -76,9 +78,9 @@ def test_kinds_come_in_the_proportions_of_their_weights_and_texts_equally_often(
     source: str, shares: dict[str, float], count: int
 ) -> None:
     made = generate(source, count, 3, held_out=False)
-    assert Counter(p.tag for p in made) == apportion(shares, count)
+    assert Counter(p.metadata.get("tag") for p in made) == apportion(shares, count)
     for kind, share in shares.items():
-        copies = Counter(p.text for p in made if p.tag == kind)
+        copies = Counter(p.text for p in made if p.metadata.get("tag") == kind)
         assert abs(copies.total() - count * share / sum(shares.values())) < 1
         assert max(copies.values()) - min(copies.values()) <= 1
         if kind != "counting":  # of which there are 160 texts at most
@@ -86,17 +88,17 @@ def test_kinds_come_in_the_proportions_of_their_weights_and_texts_equally_often(
 
 
 def test_what_is_judged_by_is_not_generated_however_it_is_put() -> None:
-    mine = Prompt("two benches please", "geneval", include=({"class": "bench", "count": 2},))
-    plain = Prompt('A cup printed with  "OPEN"', "ocr", target="OPEN")
+    mine = Prompt("two benches please", "geneval", {"include": [{"class": "bench", "count": 2}]})
+    plain = Prompt('A cup printed with  "OPEN"', "ocr", {"text": "OPEN"})
     made = generate("geneval", 3000, 0, False)
-    some = next(p for p in made if p.tag == "counting")
+    some = next(p for p in made if p.metadata.get("tag") == "counting")
     again = generate("geneval", 3000, 0, False, avoid=[mine, some, plain])
-    assert any(p.include == mine.include for p in made + generate("geneval", 3000, 0, True))
-    assert not any(p.include in (mine.include, some.include) for p in again)
+    assert any(p.metadata.get("include") == mine.metadata.get("include") for p in made + generate("geneval", 3000, 0, True))
+    assert not any(p.metadata.get("include") in (mine.metadata.get("include"), some.metadata.get("include")) for p in again)
     everything = [p for held_out in (False, True) for p in generate("geneval", 5000, 0, held_out)]
     with pytest.raises(MarbleError, match="nothing to generate of the kind 'counting'"):
         generate("geneval", 100, 0, False, avoid=everything)
-    with pytest.raises(MarbleError, match="no generator for the source 'general'"):
+    with pytest.raises(MarbleError, match="no generator 'general'"):
         generate("general", 1, 0, False)
 
 
@@ -117,13 +119,13 @@ def grammatical(phrase: str, wish: dict) -> bool:
 
 def test_generated_geneval_prompts_are_grammatical_and_say_what_their_metadata_say() -> None:
     for prompt in generate("geneval", 6000, 0, held_out=False) + generate("geneval", 2000, 0, held_out=True):
-        include, text = prompt.include, prompt.text.removeprefix("a photo of ")
+        include, text = prompt.metadata.get("include"), prompt.text.removeprefix("a photo of ")
         assert text != prompt.text and all(wish["class"] in CLASSES for wish in include)
         assert all(wish.get("color", "red") in COLORS for wish in include)
         assert not any(wish["class"] == "person" and "color" in wish for wish in include)
-        match prompt.tag:
+        match prompt.metadata.get("tag"):
             case "counting":
-                ((wish,), (surplus,)) = include, prompt.exclude
+                ((wish,), (surplus,)) = include, prompt.metadata.get("exclude")
                 assert surplus == {"class": wish["class"], "count": wish["count"] + 1}
                 number, _, rest = text.partition(" ")
                 assert number == NUMBERS[wish["count"]] and rest == several(wish["class"])
@@ -133,14 +135,14 @@ def test_generated_geneval_prompts_are_grammatical_and_say_what_their_metadata_s
                 first, second = text.split(" and ")
                 assert grammatical(first, include[0]) and grammatical(second, include[1])
                 assert include[0]["class"] != include[1]["class"]
-                assert ("color" in include[0]) == ("color" in include[1]) == (prompt.tag == "color_attr")
-                assert prompt.tag == "two_object" or include[0]["color"] != include[1]["color"]
+                assert ("color" in include[0]) == ("color" in include[1]) == (prompt.metadata.get("tag") == "color_attr")
+                assert prompt.metadata.get("tag") == "two_object" or include[0]["color"] != include[1]["color"]
             case "position":
                 relation, index = include[1]["position"]
                 first, second = text.split(f" {relation} ")
                 assert index == 0 and grammatical(first, include[1]) and grammatical(second, include[0])
             case _:
-                pytest.fail(f"{prompt.tag} is no kind")
+                pytest.fail(f"{prompt.text} is of no kind")
 
 
 def test_plurals_and_articles_are_english() -> None:
@@ -167,9 +169,12 @@ def test_plurals_and_articles_are_english() -> None:
 def test_generated_ocr_prompts_are_read_back_with_the_words_that_they_ask_for(tmp_path: Path) -> None:
     made = generate("ocr", 5000, 0, held_out=False)
     (tmp_path / "p.txt").write_text("\n".join(p.text for p in made), encoding="utf-8")
-    assert [p.target for p in read_prompts(tmp_path / "p.txt", "ocr")] == [p.target for p in made]
+    assert [p.metadata.get("text") for p in read_prompts(tmp_path / "p.txt", "ocr")] == [p.metadata.get("text") for p in made]
     words = {"one_word": 1, "two_words": 2, "three_words": 3}
-    assert all(p.target and p.tag and len(p.target.split()) == words[p.tag] for p in made)
+    assert all(
+        p.metadata.get("text") and p.metadata.get("tag") and len(p.metadata["text"].split()) == words[p.metadata["tag"]]
+        for p in made
+    )
     for text in (p.text for p in made):
         assert text.startswith(("a ", "an ")) and "  " not in text and re.match(r"an? [a-z]", text), text
         assert text.startswith("an ") == (text.split()[1][0] in "aeiou")

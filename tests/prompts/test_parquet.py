@@ -21,12 +21,16 @@ def test_a_parquet_table_is_read_by_its_columns(tmp_path: Path) -> None:
     table = {"tag": ["counting", None], "image_uid": [1, 2], "caption": ["two dogs", " a red cat "], "include": wishes}
     pq.write_table(pa.table(table), path)
     dogs, cat = read(path, "geneval")
-    assert dogs.prompt == Prompt("two dogs", "geneval", tag="counting", include=({"class": "dog", "count": 2},))
-    assert cat.prompt == Prompt("a red cat", "geneval", include=({"class": "cat", "count": 1, "color": "red"},))
+    assert dogs.prompt == Prompt(
+        "two dogs", "geneval", {"tag": "counting", "image_uid": 1, "include": [{"class": "dog", "count": 2}]}
+    )
+    assert cat.prompt == Prompt(
+        "a red cat", "geneval", {"image_uid": 2, "include": [{"class": "cat", "count": 1, "color": "red"}]}
+    )
     assert cat.where == f"{path}, row 2"
 
 
-POSITION = ({"class": "dog", "count": 1}, {"class": "cat", "count": 2, "position": ["left of", 0]})
+POSITION = [{"class": "dog", "count": 1}, {"class": "cat", "count": 2, "position": ["left of", 0]}]
 
 
 @pytest.mark.parametrize("form", ["lists of strings", "JSON text"])
@@ -35,7 +39,7 @@ def test_a_parquet_table_carries_positions(form: str, tmp_path: Path) -> None:
     wishes: list = [{"class": "dog", "count": 1.0}, {"class": "cat", "count": 2.0, "position": ["left of", "0"]}]
     include = [wishes, wishes[:1]] if form == "lists of strings" else [json.dumps(POSITION), json.dumps(POSITION[:1])]
     pq.write_table(pa.table({"prompt": ["two cats left of a dog", "a dog"], "include": include}), tmp_path / "p.parquet")
-    assert [p.include for p in read_prompts(tmp_path / "p.parquet", "geneval")] == [POSITION, POSITION[:1]]
+    assert [p.metadata.get("include") for p in read_prompts(tmp_path / "p.parquet", "geneval")] == [POSITION, POSITION[:1]]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_wishes_of_a_table_that_are_none_are_refused_with_their_row(include: lis
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({"text": ["x"], "image": ["y"]}, "no column 'prompt' or 'caption'; its columns are 'text', 'image'"),
+        ({"title": ["x"], "image": ["y"]}, "no column 'prompt' or 'caption'; its columns are 'title', 'image'"),
         ({"prompt": ["x", None]}, "row 2: the key 'prompt' is missing"),
         ({"prompt": [1]}, "row 1: 'prompt' must be a string"),
         ({"prompt": pa.array([], pa.string())}, "holds no prompt"),

@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marble_core.prompts.reading import read, read_prompts, write_jsonl
-from marble_core.prompts.rows import KEYS
 from marble_core.prompts.sources import load
-from marble_core.types import SOURCES, MarbleError, Prompt
+from marble_core.types import SOURCE_NAME, SOURCES, MarbleError, Prompt
 from prompt_files import sentence
 
 GENEVAL_LINE = {
@@ -23,11 +22,11 @@ GENEVAL_LINE = {
 
 
 def test_written_prompts_are_read_back_equal(tmp_path: Path) -> None:
-    include = ({"class": "cat", "count": 2, "color": "red"},)
+    include = [{"class": "cat", "count": 2, "color": "red"}]
     prompts = [
         Prompt("a red circle\u2028on blue, naïve", "general"),
-        Prompt('a sign that says "CAT"', "ocr", target="CAT"),
-        Prompt("two red cats", "geneval", tag="counting", include=include, exclude=({"class": "cat", "count": 3},)),
+        Prompt('a sign that says "CAT"', "ocr", {"text": "CAT"}),
+        Prompt("two red cats", "geneval", {"tag": "counting", "include": include, "exclude": [{"class": "cat", "count": 3}]}),
     ]
     write_jsonl(tmp_path / "p.jsonl", prompts)
     assert read_prompts(tmp_path / "p.jsonl") == prompts
@@ -38,9 +37,9 @@ def test_published_formats_are_read_as_they_are_with_bom_and_crlf(tmp_path: Path
     (tmp_path / "ocr.txt").write_bytes(b'A ring with "Forever Yours" on it.\r\rA cup, "Tea".\r\n')
     (geneval,) = read_prompts(tmp_path / "geneval.jsonl", "geneval")
     ring, cup = read(tmp_path / "ocr.txt", "ocr")
-    assert geneval.tag == "position" and geneval.include[1]["position"] == ["right of", 0]
-    assert ring.prompt == Prompt('A ring with "Forever Yours" on it.', "ocr", target="Forever Yours")
-    assert cup.prompt.target == "Tea" and cup.where == f"{tmp_path / 'ocr.txt'}, line 3"
+    assert geneval.metadata.get("tag") == "position" and geneval.metadata["include"][1]["position"] == ["right of", 0]
+    assert ring.prompt == Prompt('A ring with "Forever Yours" on it.', "ocr", {"text": "Forever Yours"})
+    assert cup.prompt.metadata.get("text") == "Tea" and cup.where == f"{tmp_path / 'ocr.txt'}, line 3"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_published_formats_are_read_as_they_are_with_bom_and_crlf(tmp_path: Path
 )
 def test_the_words_to_be_drawn_stand_in_one_pair_of_quotes_of_any_script(tmp_path: Path, text: str, target: str) -> None:
     (tmp_path / "p.txt").write_text(text, encoding="utf-8")
-    assert read_prompts(tmp_path / "p.txt", "ocr") == [Prompt(text, "ocr", target=target)]
+    assert read_prompts(tmp_path / "p.txt", "ocr") == [Prompt(text, "ocr", {"text": target})]
 
 
 def test_byte_order_marks_of_joined_files_are_dropped_where_a_line_begins(tmp_path: Path) -> None:
@@ -87,7 +86,11 @@ def test_numbers_that_other_programs_write_as_3_point_0_are_whole(tmp_path: Path
     wishes = [{"class": "dog", "count": 3.0}, {"class": "cat", "count": 1, "position": ["above", 0.0]}]
     (tmp_path / "p.jsonl").write_text(geneval(include=wishes, exclude=[{"class": "dog", "count": 4.0}]))
     (prompt,) = read_prompts(tmp_path / "p.jsonl")
-    numbers = [prompt.include[0]["count"], prompt.include[1]["position"][1], prompt.exclude[0]["count"]]
+    numbers = [
+        prompt.metadata["include"][0]["count"],
+        prompt.metadata["include"][1]["position"][1],
+        prompt.metadata["exclude"][0]["count"],
+    ]
     assert numbers == [3, 0, 4] and all(type(n) is int for n in numbers)
 
 
@@ -98,7 +101,7 @@ def test_quotes_within_quotes_need_the_words_named(tmp_path: Path) -> None:
         read_prompts(tmp_path / "p.jsonl", "ocr")
     sentence(error, "line 1", "exactly one pair of quotes, or in the key 'text'")
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": text, "text": 'he said "hi" to us'}))
-    assert read_prompts(tmp_path / "p.jsonl", "ocr")[0].target == 'he said "hi" to us'
+    assert read_prompts(tmp_path / "p.jsonl", "ocr")[0].metadata.get("text") == 'he said "hi" to us'
 
 
 def geneval(**change: object) -> str:
@@ -112,8 +115,14 @@ def geneval(**change: object) -> str:
         ('["x"]', "not a JSON object"),
         ('{"source": "general"}', "'prompt' is missing"),
         ('{"prompt": "x"}', "'source' is missing"),
-        ('{"prompt": "x", "source": "genral"}', "unknown source 'genral'; choose one of general, ocr, geneval"),
-        ('{"prompt": "x", "source": "general", "txt": "y"}', "unknown key 'txt'; known keys are prompt, source"),
+        ('{"promt": "x", "source": "general"}', "'prompt' is missing; is it 'promt'?"),
+        ('{"prompt": "x", "source": "My Photos"}', "source 'My Photos' must have a name of small letters"),
+        ('{"prompt": "x", "source": "general", "metadata": ["y"]}', "'metadata' must be an object"),
+        ('{"prompt": "x", "source": "general", "y": 1, "metadata": {"y": 1}}', "'y' stands both beside 'metadata' and in it"),
+        ('{"prompt": "x", "source": "general", "y": [NaN]}', "NaN or infinite"),
+        (r'{"prompt": "x", "source": "general", "y": {"z": "a\ud83cb"}}', "half of a surrogate pair"),
+        (r'{"prompt": "x", "source": "general", "\ud83cb": 1}', "half of a surrogate pair"),
+        ('{"prompt": "x", "source": "general", "text": 3}', "'text' must be a string"),
         ('{"prompt": "x", "prompt": "y", "source": "general"}', "'prompt' stands there twice"),
         (geneval(include="#").replace('"#"', '[{"class": "dog", "class": "cat", "count": 1}]'), "'class' stands there twice"),
         ('{"prompt": 3, "source": "general"}', "'prompt' must be a string"),
@@ -121,7 +130,7 @@ def geneval(**change: object) -> str:
         (r'{"prompt": "a\u0000b", "source": "general"}', "'prompt' holds a NUL"),
         (r'{"prompt": "a\ud83cb", "source": "general"}', "half of a surrogate pair"),
         ('{"prompt": "' + "x" * 10_000_000 + '", "source": "general"}', "10000000 characters, more than 10000"),
-        ('{"' + "x" * 10_000_000 + '": 1}', "unknown key 'xxx"),
+        ('{"' + "x" * 10_000_000 + '": 1}', "'prompt' is missing"),
         ('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", "nesting thousands deep"),
         ('{"prompt": ' + "[" * 500 + "]" * 500 + "}", "'prompt' must be a string"),
         ('{"prompt": ' + "9" * 10_000 + "}", "number with thousands of digits"),
@@ -228,7 +237,12 @@ TEXTS = [
 
 VALUE = st.sampled_from([*SOURCES, *TEXTS, *WISHES, None, True, 0, -1.5, float("inf"), {}, {"prompt": "x"}, "x" * 20_000])
 
-ROW = st.fixed_dictionaries({}, optional=dict.fromkeys((*KEYS, "", "caption", "\ud800"), VALUE))
+ROW = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("prompt", "source", "metadata", "text", "tag", "include", "exclude", "", "caption", "\ud800"), VALUE
+    ),
+)
 
 SOUND = st.sampled_from([{}, GENEVAL_LINE, {"prompt": 'a "sign"'}, {"prompt": "x", "source": "general"}])
 
@@ -240,7 +254,9 @@ DATA = st.builds(lambda lines, end: end.join(lines), st.lists(LINE, max_size=3),
 
 
 @settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(data=DATA, suffix=st.sampled_from([".jsonl", ".jsonl", ".txt"]), source=st.sampled_from([*SOURCES, None]))
+@given(
+    data=DATA, suffix=st.sampled_from([".jsonl", ".jsonl", ".txt", ".csv", ".tsv"]), source=st.sampled_from([*SOURCES, None])
+)
 def test_whatever_the_bytes_a_reader_gives_prompts_or_one_sentence(
     tmp_path: Path, data: bytes, suffix: str, source: str | None
 ) -> None:
@@ -250,16 +266,18 @@ def test_whatever_the_bytes_a_reader_gives_prompts_or_one_sentence(
         prompts = read_prompts(path, source)
     except MarbleError as error:
         said = str(error)
-        assert said.startswith((f"{path}, line ", f"{path} holds no prompt", f"{path} is plain text")), said
+        assert said.startswith(
+            (f"{path}, line ", f"{path} holds no prompt", f"{path} is plain text", f"{path} has no column")
+        ), said
         assert said.endswith(".") and len(said.splitlines()) == 1 and len(said) < 600, said
     else:
-        assert all(p.text.strip() and p.source in SOURCES for p in prompts)
+        assert all(p.text.strip() and SOURCE_NAME.fullmatch(p.source) for p in prompts)
         write_jsonl(tmp_path / "again.jsonl", prompts)
         assert read_prompts(tmp_path / "again.jsonl") == prompts
 
 
 def test_a_file_of_another_source_is_refused(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "p.jsonl", [Prompt('"A"', "ocr", target="A"), Prompt("x", "general")])
+    write_jsonl(tmp_path / "p.jsonl", [Prompt('"A"', "ocr", {"text": "A"}), Prompt("x", "general")])
     with pytest.raises(MarbleError) as error:
         load(str(tmp_path / "p.jsonl"), "ocr", size=1, seed=0, held_out=False)
     sentence(error, "p.jsonl, line 2", "'general'", "configured as 'ocr'")

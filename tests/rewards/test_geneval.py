@@ -78,20 +78,20 @@ def test_relations_of_boxes():
 
 def test_only_an_object_that_stays_displaces_those_that_overlap_it():
     chain = [Detection("cup", 0.9 - 0.1 * i, (4.0 * i, 0.0, 4.0 * i + 9, 9.0)) for i in range(4)]
-    two = Prompt("", "geneval", include=({"class": "cup", "count": 2},))
+    two = Prompt("", "geneval", {"include": [{"class": "cup", "count": 2}]})
     assert scored(chain, two) == [0, 0, 1]
     assert scored(chain, two, max_overlap=0.3) == [1, 1, 1], "the first displaces the second, which then leaves the third"
 
 
 def test_the_thresholds_and_the_most_objects_are_those_of_geneval_and_can_be_named():
     two = ({"class": "cup", "count": 2},)
-    plain, counting = (Prompt("", "geneval", tag=tag, include=two) for tag in ("two_object", "counting"))
+    plain, counting = (Prompt("", "geneval", {"tag": tag, "include": two}) for tag in ("two_object", "counting"))
     detections = cups(0.3, 0.95, 0.9)
     assert scored(detections, plain) == [1, 1, 1]
     assert scored(detections, counting) == [0.5, 0, 0]
     assert scored(detections, plain, threshold=0.29) == [0.5, 0, 1]
     assert scored(detections, counting, counting_threshold=0.5) == [1, 1, 1]
-    crowd = Prompt("", "geneval", include=({"class": "cup", "count": 16},))
+    crowd = Prompt("", "geneval", {"include": [{"class": "cup", "count": 16}]})
     assert scored(cups(*np.linspace(0.5, 1, 20).tolist()), crowd) == [1, 1, 1]
     assert scored(cups(*np.linspace(0.5, 1, 20).tolist()), crowd, max_objects=20) == [0.75, 0, 1]
 
@@ -103,7 +103,7 @@ def test_iou_counts_whole_pixels():
 
 
 def test_the_published_switch_restores_the_released_reward_and_each_point_can_be_set_alone():
-    many = Prompt("", "geneval", include=({"class": "cup", "count": 1},), exclude=({"class": "blob", "count": 1},))
+    many = Prompt("", "geneval", {"include": [{"class": "cup", "count": 1}], "exclude": [{"class": "blob", "count": 1}]})
     detections = [*cups(0.5, 0.6, 0.7), Detection("blob", 1.0, BOX)]
     assert scored(detections, many)[0] == 0
     assert scored(detections, many, published=True)[0] == -1
@@ -119,14 +119,14 @@ def test_the_detector_sees_rgb_unless_the_channels_are_swapped_and_colours_alway
     monkeypatch.setattr(Planted, "detect", lambda self, image: seen.update(detector=image[0, 0].tolist()) or cups(0.9))
     monkeypatch.setattr(Planted, "colors", lambda self, image, found: seen.update(colors=image[0, 0].tolist()) or ["red"])
     picture = np.full((1, 4, 4, 3), (200, 20, 2), np.uint8)
-    GenEval(PLANTED, **options).score(picture, [Prompt("", "geneval", include=COLOR)])
+    GenEval(PLANTED, **options).score(picture, [Prompt("", "geneval", {"include": COLOR})])
     assert seen == {"detector": [2, 20, 200] if options else [200, 20, 2], "colors": [200, 20, 2]}
 
 
 def test_the_rules_that_are_not_trained_on_are_reported_beside_the_reward():
     Planted.scenes = [cups(0.9), cups(0.9, 0.8), []]
     images = np.arange(3, dtype=np.uint8).repeat(48).reshape(3, 4, 4, 3)
-    two = Prompt("", "geneval", include=({"class": "cup", "count": 1},))
+    two = Prompt("", "geneval", {"include": [{"class": "cup", "count": 1}]})
     prompts = [two, two, Prompt("", "general")]
     for rule, reward in (("partial", [1, 0, np.nan]), ("official", [1, 1, np.nan])):
         table = score_all([GenEval(PLANTED, rule=rule)], images, prompts)
@@ -144,7 +144,7 @@ def test_the_rules_that_are_not_trained_on_are_reported_beside_the_reward():
 )
 def test_a_class_or_colour_that_cannot_be_found_is_an_error_and_no_0(wish, says):
     with pytest.raises(MarbleError, match=says):
-        scored([], Prompt("a photo", "geneval", include=({"count": 1} | wish,)))
+        scored([], Prompt("a photo", "geneval", {"include": [{"count": 1} | wish]}))
 
 
 def test_geneval_is_one_on_ground_truth_and_low_on_other_pictures():

@@ -176,6 +176,6 @@ def test_the_scorer_shares_the_objects_out_unless_it_is_as_published() -> None:
 
     pair = [Detection("cup", score, (40.0 * i, 0.0, 40.0 * i + 10, 10.0)) for i, score in enumerate((0.9, 0.8))]
     Planted.colour = {("cup", 0.9): "blue", ("cup", 0.8): "red"}
-    wish = Prompt("a red cup and a blue cup", "geneval", include=(one("cup", "red"), one("cup", "blue")))
+    wish = Prompt("a red cup and a blue cup", "geneval", {"include": [one("cup", "red"), one("cup", "blue")]})
     assert scored(pair, wish) == [1, 1, 1]
     assert scored(pair, wish, published=True) == [-0.0, 0, 0]

@@ -46,8 +46,8 @@ def kept(scene, label, tag, most, overlap):
 
 def plainly(prompt, scene, published, most, overlap):
     """(partial, strict, official)."""
-    here = {label: kept(scene, label, prompt.tag, most, overlap) for label in Planted.classes}
-    wishes, colour = prompt.include, Planted.colour
+    here = {label: kept(scene, label, prompt.metadata.get("tag"), most, overlap) for label in Planted.classes}
+    wishes, colour = prompt.metadata.get("include"), Planted.colour
 
     def stand(i, chosen):
         relation, j = wishes[i]["position"]
@@ -88,7 +88,7 @@ def plainly(prompt, scene, published, most, overlap):
                 terms += [1]
             else:
                 terms += [0, 1] if published else [0]
-    too_many = [w for w in prompt.exclude if len(here[w["class"]]) >= w["count"]]
+    too_many = [w for w in prompt.metadata["exclude"] if len(here[w["class"]]) >= w["count"]]
     if not published:
         terms += [0 for w in too_many if w["class"] not in {x["class"] for x in wishes}]
     every = range(len(wishes))
@@ -112,13 +112,17 @@ def wishes(draw):
     surplus = [{"class": w["class"], "count": w["count"] + 1} for w in include] + [{"class": "blob", "count": 1}]
     exclude = draw(st.lists(st.sampled_from(surplus), max_size=2))
     tag = draw(st.sampled_from(["counting", "position", "color_attr"]))
-    return Prompt("", "geneval", tag=tag, include=tuple(include), exclude=tuple(exclude))
+    return Prompt("", "geneval", {"tag": tag, "include": tuple(include), "exclude": tuple(exclude)})
 
 
 @st.composite
 def scenes(draw, prompt):
     """For each wish about as many objects as it wants, of about its colour, anywhere on a coarse grid; and unsure ones."""
-    labels = [w["class"] for w in prompt.include for _ in range(draw(st.integers(0, 2)) + w["count"] - draw(st.integers(0, 1)))]
+    labels = [
+        w["class"]
+        for w in prompt.metadata["include"]
+        for _ in range(draw(st.integers(0, 2)) + w["count"] - draw(st.integers(0, 1)))
+    ]
     labels += draw(st.lists(st.sampled_from(Planted.classes), max_size=2))
     scores = draw(
         st.lists(st.sampled_from(np.linspace(0.05, 1, 40).tolist()), min_size=len(labels), max_size=len(labels), unique=True)
@@ -129,7 +133,9 @@ def scenes(draw, prompt):
         x, y, w, h = (draw(st.integers(*limits)) * 5 for limits in ((0, 8), (0, 8), (1, 4), (1, 4)))
         score = 0.92 + 0.07 * score if sure else score
         found.append(Detection(label, score, (float(x), float(y), float(x + w), float(y + h))))
-        wanted = next((wish["color"] for wish in prompt.include if wish["class"] == label and "color" in wish), "red")
+        wanted = next(
+            (wish["color"] for wish in prompt.metadata["include"] if wish["class"] == label and "color" in wish), "red"
+        )
         colours[label, score] = wanted if draw(st.integers(0, 3)) else "blue"
     return found, colours
 

@@ -11,10 +11,9 @@ from marble_core.config.loading import load_config
 from marble_core.config.schema import RewardConfig, RunConfig
 from marble_core.demo.prompts import generate as demo_prompts
 from marble_core.prompts.generate import generate
-from marble_core.prompts.reading import Placed
 from marble_core.rewards.applies import check_wishes
 from marble_core.rewards.geneval.vocabulary import Vocabulary, vocabulary
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Placed, Prompt
 from prompt_files import sentence
 
 SHAPES_DETECTOR = "marble_core.demo.shapes:ShapesDetector"
@@ -28,7 +27,7 @@ def config(*rewards: dict[str, Any]) -> RunConfig:
 
 
 def checked(include: list[dict[str, Any]], exclude: tuple[dict[str, Any], ...] = (), **options: Any) -> list[str]:
-    prompt = Prompt("a photo", "geneval", include=tuple(include), exclude=exclude)
+    prompt = Prompt("a photo", "geneval", {"include": tuple(include), "exclude": exclude})
     return check_wishes(config({"options": options}), [Placed(prompt, "p.jsonl, line 7")], [])
 
 
@@ -75,7 +74,7 @@ def test_what_can_be_judged_passes() -> None:
 
 
 def test_the_evaluations_prompts_are_held_against_the_detector_too_and_a_reward_by_its_path() -> None:
-    wrong = [Placed(Prompt("mugs", "geneval", include=({"class": "mug", "count": 1},)), "q.jsonl, line 1")]
+    wrong = [Placed(Prompt("mugs", "geneval", {"include": [{"class": "mug", "count": 1}]}), "q.jsonl, line 1")]
     named = {"name": "right", "scorer": "marble_core.rewards.geneval.rules:GenEval", "options": {"rule": "strict"}}
     for reward in ({}, named):
         with pytest.raises(MarbleError, match=r"^q\.jsonl, line 1: "):

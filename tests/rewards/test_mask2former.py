@@ -259,7 +259,7 @@ def test_red_is_red_to_detector_and_colours_and_the_swap_deceives_the_detector_a
         seen = other if swapped else label
         for name in ("apple", "boat"):
             for hue in ("red", "blue"):
-                prompt = Prompt("", "geneval", tag="colors", include=({"class": name, "count": 1, "color": hue},))
+                prompt = Prompt("", "geneval", {"tag": "colors", "include": [{"class": name, "count": 1, "color": hue}]})
                 expected = [0, 0, 0] if name != seen else [1, 1, 1] if hue == color else [0.5, 0, 0]
                 assert scorer.score(picture, [prompt])[0].tolist() == expected
     (found,) = scorer.detector.detect(known_picture("blue" if swapped else "red", 96))

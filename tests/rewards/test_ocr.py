@@ -45,7 +45,7 @@ WORDS = [
 def scored(read, target, **options):
     """(reward, whole_text) of a picture on which the engine reads that."""
     scorer = Ocr(reader=lambda images: [read] * len(images), workers=1, **options)
-    return scorer.score(np.zeros((1, 8, 8, 3), np.uint8), [Prompt("", "ocr", target=target)])[0].tolist()
+    return scorer.score(np.zeros((1, 8, 8, 3), np.uint8), [Prompt("", "ocr", {"text": target})])[0].tolist()
 
 
 def test_the_published_rule_is_the_released_formula():
@@ -97,13 +97,13 @@ def test_a_mark_that_a_reader_sees_costs_its_share():
 
 def test_writing_much_is_rewarded_but_shows_beside_the_reward():
     scorer = Ocr(reader=lambda part: ["buy STOP now or never"] * len(part))
-    table = score_all([scorer], np.zeros((1, 8, 8, 3), np.uint8), [Prompt("", "ocr", target="STOP")])
+    table = score_all([scorer], np.zeros((1, 8, 8, 3), np.uint8), [Prompt("", "ocr", {"text": "STOP"})])
     assert table.R_NK[0, 0] == 1 and table.side["ocr/whole_text"][0] == pytest.approx(4 / 17)
 
 
 def test_ocr_reads_each_picture_once_and_keeps_their_order():
     images = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1)
-    prompts = [Prompt("", "ocr", target=str(i)) for i in range(7)]
+    prompts = [Prompt("", "ocr", {"text": str(i)}) for i in range(7)]
     seen = []
 
     def reader(part):
@@ -125,8 +125,8 @@ QUOTED = [
 
 
 def test_ocr_applies_to_a_target_and_to_any_quote_only_where_the_released_rule_is_named():
-    target = Prompt('"not this"', "ocr", target="STOP")
-    assert Ocr().applies(target) and not Ocr().applies(Prompt("", "ocr", target="  "))
+    target = Prompt('"not this"', "ocr", {"text": "STOP"})
+    assert Ocr().applies(target) and not Ocr().applies(Prompt("", "ocr", {"text": "  "}))
     assert not any(Ocr().applies(prompt) for prompt, _ in QUOTED)
     for scorer in (Ocr(any_quote=True), Ocr(published=True)):
         assert [scorer.applies(prompt) for prompt, _ in QUOTED] == [text is not None for _, text in QUOTED]
@@ -145,7 +145,7 @@ def test_an_image_on_which_the_engine_fails_has_no_value_or_scores_0_where_that_
         return ["STOP"] * len(part)
 
     images = np.arange(3, dtype=np.uint8).repeat(3).reshape(3, 1, 1, 3)
-    prompts = [Prompt(f"sign {i}", "ocr", target="STOP") for i in range(3)]
+    prompts = [Prompt(f"sign {i}", "ocr", {"text": "STOP"}) for i in range(3)]
     table = score_all([Ocr(reader=reader)], images, prompts)
     np.testing.assert_array_equal(table.R_NK[:, 0], [1, np.nan, 1])
     assert table.missing == {(1, 0): "RuntimeError: no memory"}
@@ -177,7 +177,7 @@ def clean(text):
 
 @pytest.mark.parametrize("text", TYPOGRAPHY)
 def test_a_target_that_is_drawn_clean_scores_1_whatever_its_typography(text):
-    assert Ocr(workers=1).score(clean(text), [Prompt("", "ocr", target=text)])[0].tolist() == [1, 1]
+    assert Ocr(workers=1).score(clean(text), [Prompt("", "ocr", {"text": text})])[0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(("target", "read"), CJK)
@@ -204,7 +204,7 @@ def test_rapidocr_reads_rendered_words(side):
     rng = Random(side)
     words = [rng.choice(WORDS) for _ in range(50)]
     images = np.stack([sign(word, side, rng) for word in words])
-    values = Ocr().score(images, [Prompt("", "ocr", target=word) for word in words])
+    values = Ocr().score(images, [Prompt("", "ocr", {"text": word}) for word in words])
     assert ((values == 1).all(1)).mean() >= 0.98, "each word, and nothing else"
 
 
@@ -226,4 +226,4 @@ def test_ocr_reads_the_worlds_signs(signs):
 def test_a_picture_without_text_scores_0_and_the_check_passes():
     scorer = Ocr()
     scorer.self_check()
-    assert not scorer.score(np.full((1, 256, 256, 3), 200, np.uint8), [Prompt("", "ocr", target="STOP")]).any()
+    assert not scorer.score(np.full((1, 256, 256, 3), 200, np.uint8), [Prompt("", "ocr", {"text": "STOP"})]).any()

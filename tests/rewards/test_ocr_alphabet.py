@@ -91,7 +91,7 @@ def test_the_best_possible_score_is_the_share_of_characters_that_can_be_read(tar
     letters = alphabet({})
     assert letters.best(target) == pytest.approx(best) and letters.missing(target) == missing
     read = "".join(c for c in target if c not in missing)
-    perfect = Ocr(reader=lambda _: [read], workers=1).score(np.zeros((1, 1, 1, 3)), [Prompt("", "ocr", target=target)])
+    perfect = Ocr(reader=lambda _: [read], workers=1).score(np.zeros((1, 1, 1, 3)), [Prompt("", "ocr", {"text": target})])
     assert perfect[0, 0] == pytest.approx(best), "a reader that reads all else"
 
 
@@ -135,7 +135,7 @@ def test_the_demo_and_the_generated_prompts_give_no_warning():
     letters = alphabet({})
     from marble_core.prompts.sources import load
 
-    assert all(letters.best(p.prompt.target) == 1 for p in load("generate://ocr", "ocr", 2000, 0, held_out=False))
+    assert all(letters.best(p.prompt.metadata.get("text")) == 1 for p in load("generate://ocr", "ocr", 2000, 0, held_out=False))
 
 
 def test_another_language_is_checked_by_its_own_alphabet(tmp_path, monkeypatch):
@@ -178,4 +178,4 @@ def test_the_languages_recogniser_is_the_one_that_reads(tmp_path, monkeypatch):
     image = np.asarray(picture)[None]
     for detection in (True, False):
         scorer = Ocr(language="cyrillic", detection=detection)
-        assert scorer.score(image, [Prompt("", "ocr", target="C@B")])[0].tolist() == [1, 1]
+        assert scorer.score(image, [Prompt("", "ocr", {"text": "C@B"})])[0].tolist() == [1, 1]

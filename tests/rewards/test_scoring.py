@@ -41,8 +41,11 @@ class Reward:
 
 
 def test_nan_stands_exactly_where_a_reward_does_not_apply():
-    prompts = [Prompt("one", "general"), Prompt("two", "ocr", target="TWO"), Prompt("three", "general")]
-    rewards = [Reward("every", lambda p: len(p.text)), Reward("quoted", lambda p: 9, lambda p: p.target is not None)]
+    prompts = [Prompt("one", "general"), Prompt("two", "ocr", {"text": "TWO"}), Prompt("three", "general")]
+    rewards = [
+        Reward("every", lambda p: len(p.text)),
+        Reward("quoted", lambda p: 9, lambda p: p.metadata.get("text") is not None),
+    ]
     rewards[1].background = True
     table = score_all(rewards, noise(3, 8), prompts)
     assert table.names == ("every", "quoted") and table.R_NK.dtype == np.float64

@@ -104,7 +104,7 @@ def test_the_load_of_the_machine_is_the_stages_and_a_server_that_is_gone_does_no
 
 
 def test_prompt_sets_are_datasets_that_equal_prompts_give_the_same_name(name: str) -> None:
-    prompts = [Prompt("a cat", "general"), Prompt("a dog", "general"), Prompt('"A"', "ocr", target="A")]
+    prompts = [Prompt("a cat", "general"), Prompt("a dog", "general"), Prompt('"A"', "ocr", {"text": "A"})]
     place = {"general": "https://user:secret@example.org/p.txt?signature=secret", "ocr": "s3://bucket/ocr.txt"}
     digests = []
     for own in (prompts, list(prompts), prompts[:2]):

@@ -15,7 +15,7 @@ from marble_core.types import Prompt
 
 
 def prompts(source: str, *names: str) -> list[Prompt]:
-    return [Prompt(f"{source} {name}", source, target="A" if source == "ocr" else None) for name in names]
+    return [Prompt(f"{source} {name}", source, {"text": "A"} if source == "ocr" else {}) for name in names]
 
 
 BEFORE = [*prompts("general", "a", "b", "c", "d"), *prompts("ocr", "a", "b"), *prompts("geneval", "a", "b", "c")]

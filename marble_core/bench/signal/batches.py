@@ -53,7 +53,7 @@ def gradients(
     """
     images = config.rollout.images_per_prompt
     seed = derive(config.seed, "signal", batch)
-    drawn = mix(prompts, config.rollout.prompts, design.subgroups * images, 0, seed)
+    drawn = mix(prompts, config.rollout.prompts, design.subgroups * images, 0, seed, config.data.shares)
     background = BackgroundScores(scorers, drawn.prompts_of(np.arange(len(drawn))))
     rollout = collect(policy, drawn, config.rollout, background.add)
     table = score_all(scorers, rollout.images_NHWC, background.prompts, background)

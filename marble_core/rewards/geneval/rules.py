@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from marble_core.config.imports import import_class
+from marble_core.prompts.metadata import excluded, included
 from marble_core.rewards.geneval.boxes import Box, iou, relations
 from marble_core.rewards.geneval.sharing import Found, Handed, Objects, Wishes, each_alone, shared_out, totals
 from marble_core.rewards.geneval.vocabulary import CLIP_COLORS, MASK2FORMER
@@ -206,7 +207,7 @@ class GenEval:
         return own | getattr(self.detector, "settings", {}) | getattr(self.colors, "settings", {})
 
     def applies(self, prompt: Prompt) -> bool:
-        return bool(prompt.include)
+        return bool(included(prompt))
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
         """(N, 3): the reward, and the two other rules' values."""
@@ -228,8 +229,8 @@ class GenEval:
 
     def find(self, image_HWC: np.ndarray, prompt: Prompt, detections: Sequence[Detection]) -> dict[str, list[Found]]:
         """The objects that count, by class, the best first; colours only where they are asked for."""
-        least = self.counting_threshold if prompt.tag == "counting" else self.threshold
-        colored = {wish["class"] for wish in prompt.include if "color" in wish}
+        least = self.counting_threshold if prompt.metadata.get("tag") == "counting" else self.threshold
+        colored = {wish["class"] for wish in included(prompt) if "color" in wish}
         by_class: dict[str, list[Detection]] = {}
         for detection in sorted(detections, key=lambda d: -d.score):
             if detection.score > least:
@@ -252,11 +253,12 @@ class GenEval:
 
     def _values(self, prompt: Prompt, objects: Objects) -> list[float]:
         share = not self.published
-        clutter = () if self.published else prompt.exclude
+        include, exclude = included(prompt), excluded(prompt)
+        clutter = () if self.published else exclude
         values = {
-            "partial": partial(prompt.include, objects, clutter, self.clip, self.fix_position, share),
-            "strict": strict(prompt.include, objects, share),
-            "official": official(prompt.include, prompt.exclude, objects, share),
+            "partial": partial(include, objects, clutter, self.clip, self.fix_position, share),
+            "strict": strict(include, objects, share),
+            "official": official(include, exclude, objects, share),
         }
         return [values[rule] for rule in (self.rule, *self.side)]
 

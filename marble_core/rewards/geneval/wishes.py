@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-from marble_core.prompts.rows import short
+from marble_core.prompts.metadata import excluded, included, short
 from marble_core.rewards.geneval.sharing import count_ways, totals
 from marble_core.types import Prompt
 
@@ -19,7 +19,7 @@ def unknown_name(prompt: Prompt, classes: Collection[str] | None, colors: Collec
 
     What is not known of the detector (None) is not asked. Of ``exclude`` too: what is never found would exclude nothing.
     """
-    for field, wishes in (("include", prompt.include), ("exclude", prompt.exclude)):
+    for field, wishes in (("include", included(prompt)), ("exclude", excluded(prompt))):
         for i, wish in enumerate(wishes):
             for key, noun, known in (("class", "class", classes), ("color", "colour", colors)):
                 if known is not None and key in wish and wish[key] not in known:
@@ -32,25 +32,25 @@ def unknown_name(prompt: Prompt, classes: Collection[str] | None, colors: Collec
 
 def unmeetable(prompt: Prompt, max_objects: int, published: bool) -> str | None:
     """Why the right image would not be the best one for this prompt, and what to change; None where it is."""
-    wanted = totals(prompt.include)
+    wanted = totals(included(prompt))
     for label, count in wanted.items():
         if count >= max_objects:
             return (
                 f"'include' wants {short(count)} of {short(label)}, but only the {max_objects} surest of a class are kept, so "
                 f"that more would look the same; ask for fewer, or set the reward's option max_objects to {short(count + 1)}"
             )
-    for i, wish in enumerate(prompt.exclude):
+    for i, wish in enumerate(excluded(prompt)):
         if wish["count"] <= wanted[wish["class"]]:
             return (
                 f"exclude[{i}] rules out {short(wish['count'])} of {short(wish['class'])}, of which 'include' wants "
                 f"{wanted[wish['class']]}, so no image is right; correct one of them"
             )
-    if published and len(wanted) < len(prompt.include):
+    if published and len(wanted) < len(included(prompt)):
         return (
             "'include' names a class more than once, and the released rules ('published: true') hand each such wish all objects "
             "of the class, so that no image is right; leave 'published' out, or name each class once"
         )
-    if (ways := count_ways(prompt.include)) > MAX_WAYS:
+    if (ways := count_ways(included(prompt))) > MAX_WAYS:
         return (
             f"positions between objects of one class can be met in {ways} ways, more than the {MAX_WAYS} that are tried; "
             "ask for fewer objects of it"
