@@ -54,10 +54,8 @@ class Learner:
 def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     """One step under the configured loss and balancer; the learner is changed only if all numbers are finite."""
     config, policy, balancer, clock = learner.config, learner.policy, learner.balancer, Clock()
-    eligible = balancer.eligible(prompts, learner.scorers, learner.step)
-    batch = mix(
-        eligible, config.rollout.prompts, config.rollout.images_per_prompt, learner.step, config.seed, config.data.shares
-    )
+    M, G = config.rollout.prompts, config.rollout.images_per_prompt
+    batch = mix(balancer.eligible(prompts, learner.scorers, learner.step), M, G, learner.step, config.seed, config.data.shares)
     background = BackgroundScores(learner.scorers, batch.prompts_of(distributed.images_of(batch)))
     rollout = collect(policy, batch, config.rollout, background.add)
     clock.lap("sample")

@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.config.formats import CONFIGURATION
-from marble_core.config.section import DottedPath, Section, Share, Uri
+from marble_core.config.section import DottedPath, Section, Share, Uri, Weight
 from marble_core.config.shares import counts_of
 from marble_core.config.watch import WatchConfig
 from marble_core.types import SOURCE_NAME, SOURCES, MarbleError
@@ -63,9 +63,7 @@ class DataConfig(Section):
 
     train: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
     evaluation: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
-    shares: dict[
-        str, Annotated[float, Field(gt=0, le=1e6)]
-    ] = {}  # [O] of a step's prompts by source, in any unit; 1 where there is none
+    shares: dict[str, Weight] = {}  # [O] of a step's prompts by source, in any unit; 1 where a source has none
     train_size: int = Field(2000, ge=1)  # prompts a source, where they are generated
     evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
     keep_repeated: bool = False  # otherwise the first of equal texts in a file stays

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+Weight = Annotated[float, Field(gt=0, le=1e6)]  # of any unit
+
+
 Uri = Annotated[str, Field(min_length=1)]
 
 

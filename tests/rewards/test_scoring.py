@@ -119,7 +119,7 @@ scorer = Ocr(reader=lambda images: ctypes.CDLL(None).pause()) if "ocr" in sys.ar
 scorer.background, scorer.timeout = "background" in sys.argv, 0.2
 try:
     for _ in range(2):
-        table = score_all([scorer], np.zeros((2, 8, 8, 3), np.uint8), [Prompt("x", "ocr", target="x")] * 2)
+        table = score_all([scorer], np.zeros((2, 8, 8, 3), np.uint8), [Prompt("x", "ocr", {"text": "x"})] * 2)
         print(*table.missing.values())
 except MarbleError as error:
     print(error, file=sys.stderr)
