@@ -63,6 +63,50 @@ def test_the_ten_lines_of_a_users_own_reward_train(tmp_path):
     one_step(tmp_path, "my_rewards.py", code, claim, override)
 
 
+CAPTIONS = """
+import sys
+from collections import Counter
+from marble_core.config.loading import load_config
+from marble_core.prompts import mix
+from marble_core.stages import checked_data
+from marble_core.step import optimizer_step
+from marble_core.training import loop
+
+config = load_config("demo", overrides=sys.argv[1:])
+data = checked_data(config)
+batch = mix(data.train, 6, 4, 0, config.seed, config.data.shares)
+assert Counter(p.source for p in batch.prompts) == {"captions": 3, "general": 1, "ocr": 1, "geneval": 1}, batch
+assert {p.metadata["reference"] for p in data.evaluation if p.source == "captions"} == {"a green circle on black"}
+assert not data.warnings, data.warnings
+learner = loop.start(config)
+before = {name: p.clone() for name, p in learner.policy.parameters_of("default").items()}
+for _ in range(2):
+    report = optimizer_step(learner, data.train)
+    assert not report.skipped and report.metrics["reward/reference/std"] > 0 and 0 < report.metrics["alpha/reference"] <= 1, report
+assert any((p != before[name]).any() for name, p in learner.policy.parameters_of("default").items())
+"""
+
+
+def test_a_reward_with_a_reference_text_and_a_source_of_its_own_trains_from_a_folder_outside_of_the_repository(tmp_path):
+    """Everything is as README has it: two files of prompts, a class, and the words of the command."""
+    train, held_out, code, command = section("A reward with data of its own")
+    for name, text in (("captions.jsonl", train), ("held_out.csv", held_out), ("my_captions.py", code)):
+        (tmp_path / name).write_text(text)
+    words = [word for word in shlex.split(command) if "=" in word]
+    assert len(words) == 4
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    tiny = [*TINY, "rollout.prompts=6", "train.processes=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", CAPTIONS, *tiny, *words],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_ten_lines_of_a_users_own_diffusion_model_train(tmp_path):
     """On the demo's weights."""
     code, command = section("A diffusion model of your own")

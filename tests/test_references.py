@@ -34,7 +34,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(  # from the root: a file or a folder; a Python file may begin below marble_core, or be a name alone
     r"(?:marble_core|pipelines|components|images|helm|tests|docs)/(?:[\w./-]*\.\w+|[\w./-]*/)?|(?:[a-z_]\w*/)*[a-z_]\w*\.py"
 )
-OF_THE_USER = {"my_rewards.py", "my_model.py", "my_method.py"}
+OF_THE_USER = {"my_rewards.py", "my_captions.py", "my_model.py", "my_method.py"}
 
 
 def lost_documents(text: str) -> list[str]:

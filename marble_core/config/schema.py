@@ -15,7 +15,7 @@ from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.config.formats import CONFIGURATION
 from marble_core.config.section import DottedPath, Section, Share, Uri, Weight
-from marble_core.config.shares import counts_of
+from marble_core.config.shares import check_divides
 from marble_core.config.watch import WatchConfig
 from marble_core.types import SOURCE_NAME, SOURCES, MarbleError
 
@@ -255,7 +255,7 @@ class RunConfig(Section):
         if self.balance.stages and sum(s.steps for s in self.balance.stages) != self.train.steps:
             raise ValueError(f"the steps of balance.stages must add up to train.steps = {self.train.steps}")
         try:
-            counts_of(self.data.train, self.data.shares, self.rollout.prompts)
+            check_divides(self.data.train, self.data.shares, self.rollout.prompts)
         except MarbleError as error:
             raise ValueError(str(error).rstrip(".")) from None
         if self.rollout.prompts < self.hardware.gpus:

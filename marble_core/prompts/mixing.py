@@ -23,12 +23,13 @@ def mix(
     """The ``count`` prompts of optimizer step ``step`` (from 0), a pure function of (seed, step).
 
     ``shares`` are those of the sources, in any unit, 1 where a source has none: as many prompts of each as of every other by
-    default. The sources are spread evenly over the step, so that equal ones come in turn.
+    default, the nearest whole numbers where they do not divide ``count``. The sources are spread evenly over the step, so that
+    equal ones come in turn.
 
     A source is gone through in epochs of whole steps, whose order depends on (seed, source, epoch) and not on the other
     sources. Every prompt comes once an epoch; places that are left over in it go to prompts that come again. No text comes
     twice in a step, unless the source has too few texts for that or one of them more often than the epoch has steps.
-    Raises MarbleError if ``count`` prompts cannot be shared so.
+    Raises MarbleError for fewer prompts than sources.
     """
     by_source = {s: [p for p in prompts if p.source == s] for s in in_order(p.source for p in prompts)}
     counts = counts_of(by_source, shares or {}, count)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marble_core.config.loading import load_config
+from marble_core.config.shares import check_divides, counts_of
 from marble_core.prompts import mix
 from marble_core.prompts.dataset import prepare_data
 from marble_core.types import SOURCES, MarbleError, Prompt
@@ -74,8 +75,22 @@ def test_the_mix_is_a_function_of_seed_and_step_alone() -> None:
 
 
 def test_a_count_that_cannot_be_mixed_is_refused() -> None:
-    with pytest.raises(MarbleError, match=r"10 cannot be mixed 1:1:1 over 3 sources .*, the nearest is 9"):
-        mix(a_pool(dict.fromkeys(SOURCES, 4)), 10, 2, 0, seed=0)
+    with pytest.raises(MarbleError, match="2 prompts a step cannot be mixed over 3 sources"):
+        mix(a_pool(dict.fromkeys(SOURCES, 4)), 2, 2, 0, seed=0)
+    with pytest.raises(MarbleError, match=r"10 cannot be mixed 1:1:2 over 3 sources \(a, b, c\), the nearest is 8"):
+        check_divides(("a", "b", "c"), {"c": 2}, 10)
+
+
+@settings(max_examples=300, deadline=None)
+@given(shares=st.lists(st.integers(1, 50), min_size=1, max_size=6), extra=st.integers(0, 40))
+def test_of_fewer_sources_than_configured_each_has_the_nearest_whole_number(shares: list[int], extra: int) -> None:
+    """A step has those that its rewards apply to, and their shares need not divide it."""
+    count, names = len(shares) + extra, [f"s{i}" for i in range(len(shares))]
+    found = counts_of(names, dict(zip(names, shares, strict=True)), count)
+    assert sum(found.values()) == count and min(found.values()) >= 1
+    exact = [share * count / sum(shares) for share in shares]
+    if min(exact) >= 1:
+        assert all(abs(n - e) < 1 for n, e in zip(found.values(), exact, strict=True))
 
 
 def test_shares_give_each_source_its_part_of_every_step_spread_over_it() -> None:
@@ -84,8 +99,6 @@ def test_shares_give_each_source_its_part_of_every_step_spread_over_it() -> None
     assert Counter(p.source for p in batch.prompts) == {"poems": 8, "ocr": 2, "general": 2}
     halves = [Counter(p.source for p in half) for half in (batch.prompts[:6], batch.prompts[6:])]
     assert halves == [{"poems": 4, "ocr": 1, "general": 1}] * 2
-    with pytest.raises(MarbleError, match=r"10 cannot be mixed 1:1:2 over 3 sources .*, the nearest is 8"):
-        mix(pool, 10, 2, 0, seed=0, shares={"poems": 2})
 
 
 def test_a_source_of_any_name_is_gone_through_like_the_others_whatever_stands_beside_it() -> None:
