@@ -22,7 +22,7 @@ from marble_core.evaluation.statistics import compare, diversity
 from marble_core.evaluation.variants import Measured
 from marble_core.runtime import progress
 from marble_core.runtime.seeding import derive
-from marble_core.types import SOURCES, Prompt, RewardTable, Scorer
+from marble_core.types import Prompt, RewardTable, Scorer, in_order
 
 if TYPE_CHECKING:
     from marble_core.models.guidance import Guided
@@ -177,12 +177,15 @@ def _clip(scorers: Sequence[Scorer]) -> Any:
 
 
 def _first_of_each_source(prompts: Sequence[Prompt], count: int) -> set[int]:
-    return {i for source in SOURCES for i in [i for i, p in enumerate(prompts) if p.source == source][:count]}
+    sources = in_order(p.source for p in prompts)
+    return {i for source in sources for i in [i for i, p in enumerate(prompts) if p.source == source][:count]}
 
 
 def _evenly(prompts: Sequence[Prompt], count: int) -> list[int]:
     """``count`` prompts of different texts, in turn from each source, in its order."""
     firsts = {(p.source, p.text): i for i, p in reversed(list(enumerate(prompts)))}
-    sources = {source: sorted(i for (own, _), i in firsts.items() if own == source) for source in SOURCES}
+    sources = {
+        source: sorted(i for (own, _), i in firsts.items() if own == source) for source in in_order(s for s, _ in firsts)
+    }
     in_turn = sorted((rank, i) for own in sources.values() for rank, i in enumerate(own))
     return sorted(i for _, i in in_turn[:count])
