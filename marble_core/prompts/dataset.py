@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from marble_core.config.schema import DataConfig, RunConfig
+from marble_core.config.data import DataConfig
+from marble_core.config.schema import RunConfig
 from marble_core.prompts.data_report import SourceData, data_report, warnings
 from marble_core.prompts.filters import UNSAFE, check_disjoint, read_block_list, split_blocked, split_repeated
 from marble_core.prompts.sources import is_made, load, local_file, shown

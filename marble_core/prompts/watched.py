@@ -7,10 +7,10 @@ from pathlib import Path
 
 from marble_core.config.schema import RunConfig
 from marble_core.prompts.filters import normal
-from marble_core.prompts.reading import Placed, read_prompts
+from marble_core.prompts.reading import read_prompts
 from marble_core.prompts.sources import is_made, load
 from marble_core.runtime.seeding import derive
-from marble_core.types import SOURCES, Prompt
+from marble_core.types import Placed, Prompt, in_order
 
 MOST = 4  # the watch takes at most one of so many prompts of a file
 DRAWN = 8  # prompts made for each one wanted: some are the evaluation's, some come twice
@@ -31,7 +31,7 @@ def split_watched(
         return [], list(evaluation)
     watched: list[Placed] = []
     taken = {normal(p.prompt.text) for p in (*evaluation, *trained)}
-    for source in SOURCES:
+    for source in in_order([*config.data.train, *config.data.evaluation]):
         specs = [spec[source] for spec in (config.data.train, config.data.evaluation) if source in spec]
         if source in config.data.evaluation:
             made = next((uri for uri in specs if is_made(uri)), None)
