@@ -26,6 +26,8 @@ SCORERS = {
     "hpsv2": "marble_core.rewards.hpsv2:HPSv2",
     "imagereward": "marble_core.rewards.imagereward:ImageReward",
     "unifiedreward": "marble_core.rewards.unifiedreward:UnifiedReward",
+    "judge": "marble_core.rewards.judge:Judge",
+    "questions": "marble_core.rewards.questions:Questions",
     "ocr": "marble_core.rewards.ocr:Ocr",
     "geneval": "marble_core.rewards.geneval.rules:GenEval",
     "compressibility": "marble_core.rewards.compressibility:Compressibility",
