@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from marble_core.cli import bench, checkpoints, cluster, demo, evaluate, experiments, fetch, pipeline, registry, runs
+from marble_core.cli import bench, checkpoints, cluster, demo, evaluate, experiments, fetch, pipeline, registry, runs, serve
 from marble_core.cli.examples import add_examples
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ for command in (
     experiments.compare,
     registry.rollback,
     registry.export,
+    serve.serve,
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(cluster.schedule, name="schedule")

@@ -57,6 +57,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "marble export models:/marble@champion --out ComfyUI/models/loras/marble.safetensors",
         "marble export adapter --form peft --out adapter-of-peft",
     ),
+    "serve": (
+        "marble serve --preset sd35-medium-1gpu-24g --set registry.model=marble",
+        "curl -s localhost:8000/v1/images/generations -H 'Content-Type: application/json' -d '{\"prompt\": \"two red circles\"}'",
+    ),
     "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),
     "checkpoints verify": ("marble checkpoints verify nightly-7",),
