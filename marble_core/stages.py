@@ -62,6 +62,7 @@ def checked_data(config: RunConfig) -> Data:
     from marble_core.rewards.applies import check_heard, check_named, check_readable, check_wishes
     from marble_core.rewards.own_classes import check_own_classes
     from marble_core.storage.artifacts import Part
+    from marble_core.storage.catalogue import few_steps
     from marble_core.storage.uri import check_access
 
     check_fits(config)
@@ -69,7 +70,7 @@ def checked_data(config: RunConfig) -> Data:
     check_named(config.measured)
     unsaid = check_own_classes(config)
     data = prepare_data(config)
-    data.warnings.extend([*unsaid, *([warning] if warning else [])])
+    data.warnings.extend([*unsaid, *filter(None, (warning, few_steps(config.model)))])
     check_heard(config, data.train, data.evaluation)
     data.warnings.extend(check_readable(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}))
     data.warnings.extend(check_wishes(config, data.placed_train, data.placed_evaluation))

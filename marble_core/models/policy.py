@@ -15,6 +15,7 @@ from marble_core.config.imports import import_class
 from marble_core.config.schema import OptimizerConfig, RunConfig
 from marble_core.models import DiffusionModel
 from marble_core.models.adapter_file import LowRank, peft_config, read_lora, write_lora
+from marble_core.models.lora_targets import require_targets
 from marble_core.runtime.seeding import derive
 from marble_core.types import MarbleError
 
@@ -38,6 +39,7 @@ class Policy:
 
     def add_trainable(self, config: RunConfig) -> None:
         """Gaussian A, zero B [N]; ``old`` and the EMA start as copies of ``default``."""
+        require_targets(self.transformer, self.model.lora_targets)
         torch.manual_seed(derive(config.seed, "lora"))
         self.lora = PeftLora(
             r=config.lora.rank,

@@ -13,7 +13,10 @@ _REAL = "biuf"  # numpy's kinds: bool, integers, floats
 
 def as_numbers(returned: Any) -> np.ndarray | None:
     """float64 of an array, a tensor (of any precision, on any device, requiring grad or not), a number, or a list or tuple of these;
-    None for what is not real numbers, or is ragged. In a list, or an array of objects, None and NoValue are NaN."""
+    None for what is not real numbers, or is ragged. In a list, or an array of objects, None and NoValue are NaN, and so is what a
+    masked array masks."""
+    if isinstance(returned, np.ma.MaskedArray) and returned.dtype.kind in _REAL:
+        return np.where(np.ma.getmaskarray(returned), np.nan, returned.data.astype(np.float64))
     if isinstance(returned, np.ndarray) and returned.dtype == object and returned.ndim == 1:
         returned = list(returned)
     if isinstance(returned, list) and any(_is_none(part) for part in returned):

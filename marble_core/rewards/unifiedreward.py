@@ -31,13 +31,13 @@ Explain your judgement briefly. Then end with one line of the form "Final Score:
 (excellent), decimals allowed."""
 _SCALE = r"[(\[][^()\[\]\n]{1,60}[)\]]|(?:(?:from|on\s+a\s+scale\s+(?:of|from))\s+)?1\s*(?:-|–|to)\s*5(?=\s*[:=*])|out\s+of\s+5(?=\s*[:=*])"
 _MARK = re.compile(
-    rf"final\s+score(?:\s+is)?[\s:=*_\"']*(?P<scale>{_SCALE})?[\s:=*_\"'\[(]*(?P<mark>-?\d+(?:\.\d+)?)(?=(?P<rest>[^\n]*))",
+    rf"final\s+score(?:\s+is)?[\s:：=*_`\"']*(?P<scale>{_SCALE})?[\s:：=*_`\"'\[(<$]*(?P<mark>-?\d+(?:\.\d+)?)(?=(?P<rest>[^\n]*))",
     re.IGNORECASE,
 )
 _ONE_TO_FIVE = re.compile(r"\D*(?:\b1(?:\.0)?\s*(?:-|–|—|to|\.\.+|/)|out\s+of|max\.?|/)\s*5(?:\.0)?\b\D*|\D+", re.IGNORECASE)
-_TOTAL = re.compile(r"[\s*_\"'\])]*(?:points?|stars?|marks?)?[\s(\[]*(?:/|(?:out\s+)?of\s)\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
+_TOTAL = re.compile(r"[\s*_`\"'\])>$]*(?:points?|stars?|marks?)?[\s(\[]*(?:/|(?:out\s+)?of\s)\s*(\d+(?:\.\d+)?)", re.IGNORECASE)
 # What makes it another number: digits that go on (4,5 or 1.2.3), a unit, a range, a second number.
-_GOES_ON = re.compile(r"[.,]?\d|[\s*_\])]*(?:%|percent|±|\+|[-–—~]\s*\d|(?:to|or|and)\s+\d)|[ \t]+\d", re.IGNORECASE)
+_GOES_ON = re.compile(r"[.,]?\d|[\s*_`\])>$]*(?:%|percent|±|\+|[-–—~]\s*\d|(?:to|or|and)\s+\d)|[ \t]+\d", re.IGNORECASE)
 _LOW, _HIGH = 1.0, 5.0
 
 

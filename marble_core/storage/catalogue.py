@@ -5,6 +5,7 @@ Facts: docs/rewards.md, section 1. "unknown" is written where no licence was see
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,19 @@ def base_of(model: ModelConfig) -> Base:
     if model.path.startswith(DEMO):
         return Base(model.path, __version__, _OURS.licence)
     return Base(model.path, model.revision, UNKNOWN)
+
+
+_FEW_STEPS = re.compile(r"schnell|turbo|lightning|hyper-?sd|lcm|distill|few-?step|\b\d-?step", re.IGNORECASE)
+
+
+def few_steps(model: ModelConfig) -> str | None:
+    """A sentence where the model's name says that it was distilled to a few steps, which the loss does not suit."""
+    if _FEW_STEPS.search(model.path.rstrip("/").rpartition("/")[2]):
+        return (
+            f"{model.path} seems to be distilled to a few steps: the loss is flow matching's over all times, under which such models "
+            "grow blurred; train the model that it was distilled from."
+        )
+    return None
 
 
 _OPTIONS: Mapping[str, Mapping[str, tuple[str | None, Part]]] = {  # of each scorer: option -> (its default, what is read)

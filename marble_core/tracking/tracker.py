@@ -200,8 +200,10 @@ class Tracker:
         return thread
 
     def _put(self, metrics: Mapping[str, float], step: int, seconds: float) -> None:
-        """Infinities are sent as NaN, MLflow has no other word."""
-        self._sender.put(Batch({_name(k): _finite(v) for k, v in metrics.items()}, step, int(1000 * seconds)))
+        """What is not finite is not sent: MLflow keeps infinity as a huge number, and its page of a run may not open beside a NaN."""
+        finite = {_name(k): float(v) for k, v in metrics.items() if math.isfinite(v)}
+        if finite:
+            self._sender.put(Batch(finite, step, int(1000 * seconds)))
 
     def _send(self, batches: Sequence[Batch]) -> None:
         from mlflow.entities import Metric
@@ -288,7 +290,3 @@ def _log_params(client: MlflowClient, run: Run, params: Mapping[str, str]) -> No
 
 def _name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _finite(value: float) -> float:
-    return math.nan if math.isinf(value) else float(value)

@@ -44,6 +44,7 @@ def scored(scorer, prompts=PROMPTS):
         ([1, None, 3, NoValue("no face in it")], {1: "it gave none", 3: "no face in it"}),
         (np.array([1, np.nan, 3, np.nan]), {1: "it gave none", 3: "it gave none"}),
         (np.array([1, None, 3, None], object), {1: "it gave none", 3: "it gave none"}),
+        (np.ma.array([1, 2, 3, 4], mask=[False, True, False, True]), {1: "it gave none", 3: "it gave none"}),
         (torch.tensor([1, torch.nan, 3, torch.nan], dtype=torch.bfloat16), {1: "it gave none", 3: "it gave none"}),
     ],
 )

@@ -8,10 +8,19 @@ import pytest
 
 from marble_core.config.imports import import_class
 from marble_core.config.loading import load_config
-from marble_core.config.schema import RewardConfig
+from marble_core.config.schema import ModelConfig, RewardConfig
 from marble_core.rewards.registry import SCORERS
 from marble_core.storage.artifacts import Part
-from marble_core.storage.catalogue import _OPTIONS, CLIP_H_PROCESSOR, CLIP_L, MASK2FORMER, PICKSCORE, assets_of, needs
+from marble_core.storage.catalogue import (
+    _OPTIONS,
+    CLIP_H_PROCESSOR,
+    CLIP_L,
+    MASK2FORMER,
+    PICKSCORE,
+    assets_of,
+    few_steps,
+    needs,
+)
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -50,3 +59,21 @@ def test_an_asset_of_several_rewards_is_listed_once_and_wholly():
 def test_the_catalogue_and_the_assets_import_no_torch():
     script = "import sys, marble_core.storage.catalogue, marble_core.storage.downloads, marble_core.storage.hub; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "few"),
+    [
+        ("black-forest-labs/FLUX.1-schnell", True),
+        ("stabilityai/stable-diffusion-3.5-large-turbo", True),
+        ("ByteDance/Hyper-SD", True),
+        ("hf://someone/sd3.5-4step", True),
+        ("/models/turbo/sd3.5-medium", False),
+        ("stabilityai/stable-diffusion-3.5-medium", False),
+        ("black-forest-labs/FLUX.1-dev", False),
+        ("demo://sd3", False),
+        ("s3://models/sd35-steps1000", False),
+    ],
+)
+def test_a_model_that_was_distilled_to_a_few_steps_is_a_warning(path, few):
+    assert (few_steps(ModelConfig(path=path)) is not None) == few

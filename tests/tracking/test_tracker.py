@@ -46,16 +46,19 @@ def points(tracker: Tracker, key: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client().get_metric_history(tracker.mlflow_run_id, key)]
 
 
-def test_every_step_is_found_with_all_its_metrics(name: str) -> None:
+def test_every_step_is_found_with_all_its_metrics_that_are_finite(name: str) -> None:
     tracker = start(name, seed="0")
-    tracker.log_history(history(*({"reward/ocr/mean": s / 10, "alpha/ocr": math.inf, "odd*name": 1.0} for s in range(1, 6))))
+    tracker.log_history(
+        history(
+            *({"reward/ocr/mean": s / 10, "alpha/ocr": math.inf, "alpha/x": math.nan, "odd*name": 1.0} for s in range(1, 6))
+        )
+    )
     tracker.end()
     run = client().get_run(tracker.mlflow_run_id)
     assert run.info.status == "FINISHED" and run.info.run_name == name
     assert run.data.tags[RUN_ID_TAG] == name and run.data.tags["for"] == "a test" and run.data.params == {"seed": "0"}
     assert points(tracker, "reward/ocr/mean") == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4), (5, 0.5)]
-    assert all(math.isnan(m.value) for m in client().get_metric_history(tracker.mlflow_run_id, "alpha/ocr"))
-    assert "odd_name" in run.data.metrics
+    assert run.data.metrics.keys() == {"skipped", "reward/ocr/mean", "odd_name"}, "no NaN, beside which the page may not open"
     assert tracker.failures == 0
 
 
