@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from marble_core.config.schema import RunConfig
 
 OUT = ROOT / "published"
+LABEL = re.compile(r"[A-Za-z][\w.-]{0,29}")  # it names pictures too
 
 
 def evaluate(
@@ -22,18 +25,21 @@ def evaluate(
         bool, typer.Option("--published", help="With the published solver and steps, beside the paper's table.")
     ] = False,
     adapter: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="A LoRA, whoever made it: a directory, a file, an address, models:/NAME@ALIAS. Default: the base alone."
+            help="A LoRA, whoever made it: a directory, a file, an address, models:/NAME@ALIAS; LABEL= may stand before it. "
+            "As often as there are LoRAs. Default: the base alone."
         ),
-    ] = "",
+    ] = None,
     preset: Preset = "demo",
     config: File = None,
     set_: Set = None,
     limit: Annotated[int, typer.Option(min=0, help="Prompts of each source, evenly from its file. 0: all.")] = 0,
     out: Annotated[Path, typer.Option(help="Where published.json and the pictures go.")] = OUT,
 ) -> None:
-    """Measure the base model, a LoRA, and the roles of evaluation.roles, on the prompts of data.evaluation, with every reward.
+    """Measure the base model, LoRAs, and the roles of evaluation.roles of each, on the prompts of data.evaluation, with every reward.
+
+    All draw the same prompts from the same noise and stand in one table; but for the roles under guidance, none has any.
 
     The test sets are files: --set data.evaluation.general=drawbench.txt, .ocr and .geneval likewise. Without --published the
     configuration's own solver and steps hold.
@@ -44,21 +50,39 @@ def evaluate(
     from marble_core.evaluation.paper_table import as_published
     from marble_core.tracking.registry import fetch_adapter
 
+    given = labelled(adapter or ())
     with ExitStack() as stack:
-        if adapter.startswith("models:/") and not os.environ.get("MLFLOW_TRACKING_URI"):
+        if any(uri.startswith("models:/") for uri in given.values()) and not os.environ.get("MLFLOW_TRACKING_URI"):
             from marble_core.services.local import addresses, embedded
 
             os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
-        directory = stack.enter_context(TemporaryDirectory())
-        place = fetch_adapter(adapter, directory) if adapter else None
-        _measure(as_published(settings) if published else settings, published, place, adapter, limit, out)
+        places = {label: fetch_adapter(uri, stack.enter_context(TemporaryDirectory())) for label, uri in given.items()}
+        _measure(as_published(settings) if published else settings, published, places, given, limit, out)
 
 
-def _measure(settings: RunConfig, published: bool, place: Path | None, adapter: str, limit: int, out: Path) -> None:
+def labelled(adapters: Sequence[str]) -> dict[str, str]:
+    """Where each LoRA lies, by its label: what stands before the first =, else the end of where it lies. Raises MarbleError."""
+    from marble_core.types import MarbleError
+
+    found: dict[str, str] = {}
+    for given in adapters:
+        label, separator, uri = given.partition("=")
+        if not separator or not LABEL.fullmatch(label) or Path(given).exists():
+            label, uri = "-".join(re.findall(r"[\w.]+", given)[-2:])[-30:], given
+        if not uri or label in found or label == "base":
+            raise MarbleError(f"--adapter {given!r}: give each LoRA a label of its own, as in --adapter mine=DIRECTORY.")
+        found[label] = uri
+    return found
+
+
+def _measure(
+    settings: RunConfig, published: bool, places: Mapping[str, Path], given: Mapping[str, str], limit: int, out: Path
+) -> None:
     import json
     from dataclasses import asdict
 
     from marble_core.estimate import check_fits
+    from marble_core.evaluation import lacking
     from marble_core.evaluation.paper_table import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
     from marble_core.evaluation.run import measure
     from marble_core.rewards.applies import check_named, check_wishes
@@ -69,14 +93,17 @@ def _measure(settings: RunConfig, published: bool, place: Path | None, adapter: 
     prompts = read_test_sets(settings, limit)
     check_wishes(settings, [], [Placed(prompt, f"The prompt {prompt.text!r}") for prompt in prompts])
     out.mkdir(parents=True, exist_ok=True)
-    tables, found = measure(settings, prompts, place, out)
-    names = {role: f"ours, {role}" for role in tables} | {"trained": f"ours, {adapter}"[:40]}
-    ours = {names[role]: row_of(table, prompts) for role, table in tables.items()}
-    sides = {names[role]: table.side_means() for role, table in tables.items()}
+    tables, found = measure(settings, prompts, places, out)
+    lost = lacking.lacking(tables)
+    paired = dict(zip(tables, lacking.paired(list(tables.values())), strict=True))
+    names = {role: f"ours, {role}" for role in tables}
+    ours = {names[role]: row_of(table, prompts) for role, table in paired.items()}
+    sides = {names[role]: table.side_means() for role, table in paired.items()}
     rows = ROWS if published else {}
-    notes = differences(settings, prompts) if published else []
+    notes = [*(differences(settings, prompts) if published else []), *lacking.notes(lost)]
     record = {
         "settings": found,
+        "adapters": dict(given),
         "ours": {name: {reward: asdict(number) for reward, number in row.items()} for name, row in ours.items()},
         "beside": sides,
         "published": {name: dict(zip([c.reward for c in COLUMNS], row, strict=True)) for name, row in rows.items()},

@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "fetch": ("marble fetch --dry-run", "marble fetch demo"),
     "evaluate": (
         "marble evaluate --published --preset sd35-medium-8gpu --adapter models:/marble@champion",
+        "marble evaluate --published --adapter ours=adapter --adapter NFT=hf://worstcoder/SD3.5M-DiffusionNFT-MultiReward",
         "marble evaluate --published --set data.evaluation.ocr=ocr/test.txt --limit 50    # the base alone, a quick look",
     ),
     "compile": ("marble compile --registry registry.example/team --tag 0.1.0", "marble compile --settings settings.yaml"),

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from marble_core.models.policy import Policy
 
 PICTURES_PER_SOURCE = 48
-PICTURED = (BASE, CHAMPION, TRAINED)  # their images are kept
+KEPT = (BASE, CHAMPION, TRAINED)
 
 
 @dataclass
 class Evaluator:
-    """One evaluation's sampling: what does not change from model to model, and how far it is."""
+    """One evaluation's sampling: what does not change from model to model, and how far it is. Images of the roles ``kept`` are files."""
 
     config: RunConfig
     prompts: Sequence[Prompt]
@@ -42,6 +42,7 @@ class Evaluator:
     directory: Path
     roles: Sequence[Role]
     variants: Sequence[Role] = ()
+    kept: Sequence[Role] = KEPT
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ class Evaluator:
         }
 
     def score(self, role: Role, policy: Policy) -> RewardTable:
-        """Every prompt's image, scored a batch at a time; of base, champion and trained model the first are kept as files."""
+        """Every prompt's image, scored a batch at a time; of the roles ``kept`` the first are files."""
         from PIL import Image
 
         from marble_core.rewards.scoring import score_all
@@ -92,7 +93,7 @@ class Evaluator:
             images_NHWC = self._sample(role, policy, self.prompts[part], self.seeds[part])
             tables.append(lacking.finite(score_all(self.scorers, images_NHWC, self.prompts[part], go_on=True)))
             for i, image in enumerate(images_NHWC, start):
-                if i in self.pictured and role in PICTURED:
+                if i in self.pictured and role in self.kept:
                     Image.fromarray(image).save(self.directory / picture_name(role.name, i))
         return RewardTable.concatenate(tables)
 
@@ -135,7 +136,7 @@ class Evaluator:
                 if why := {table.names[k]: text for (j, k), text in table.missing.items() if j == i}:
                     row.setdefault("missing", {})[role] = why
             if i in self.pictured:
-                row["pictures"] = {role.name: picture_name(role.name, i) for role in PICTURED if role.name in tables}
+                row["pictures"] = {role.name: picture_name(role.name, i) for role in self.kept if role.name in tables}
             if distances and i in self.varied_at:
                 row["distances"] = {role: float(d_M[self.varied_at.index(i)]) for role, d_M in distances.items()}
             lines.append(json.dumps(row, ensure_ascii=False))

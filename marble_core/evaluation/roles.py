@@ -14,7 +14,7 @@ class Role:
     """``adapter`` is the policy's name of the LoRA, ``off`` without one; ``strength`` multiplies it. Guidance 1 is none."""
 
     name: str
-    adapter: Literal["off", "champion", "default"]
+    adapter: str
     guidance: float = 1.0
     strength: float = 1.0
 
@@ -25,6 +25,10 @@ class Role:
     @property
     def model(self) -> Literal["base", "trained"]:
         return "base" if self.is_free_of_training else "trained"
+
+    def of(self, model: Role) -> Role:
+        """This role of the trained model as one of another LoRA's."""
+        return Role(model.name + self.name.removeprefix(TRAINED.name), model.adapter, self.guidance, self.strength)
 
 
 BASE, CHAMPION, TRAINED = Role("base", "off"), Role("champion", "champion"), Role("trained", "default")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ from marble_core.config.stage_files import EVALUATION, IMAGES
 from marble_core.evaluation import lacking
 from marble_core.evaluation.evaluator import Evaluator
 from marble_core.evaluation.results import Evaluation, Incumbent
-from marble_core.evaluation.roles import BASE, CHAMPION, TRAINED, asks_for_guidance, variants_of
-from marble_core.evaluation.settings import settings_of
+from marble_core.evaluation.roles import BASE, CHAMPION, TRAINED, Role, asks_for_guidance, variants_of
+from marble_core.evaluation.settings import file_sha256, settings_of
 from marble_core.evaluation.shared_roles import SharedRoles
 from marble_core.evaluation.statistics import alarms
 from marble_core.types import MarbleError, Prompt, RewardTable
@@ -68,26 +68,33 @@ def run_evaluation(
 
 
 def measure(
-    config: RunConfig, prompts: Sequence[Prompt], adapter: Path | None, out: Path
+    config: RunConfig, prompts: Sequence[Prompt], adapters: Mapping[str, Path], out: Path
 ) -> tuple[dict[str, RewardTable], dict[str, Any]]:
-    """The rewards of the base, of ``trained`` where there is an ``adapter``, and of ``evaluation.roles``, by role; and the settings.
+    """The rewards of the base, of each LoRA, whoever made it, by its name, and of ``evaluation.roles`` of each; and the settings.
 
-    Sampled as run_evaluation does, and compared with nothing. ``images/`` is written under ``out``.
+    All draw the same prompts from the same noise, as in run_evaluation. ``images/`` is written under ``out``, pictures by the names.
+    A LoRA that is not the base's is refused before anything is sampled.
     """
     from marble_core.models.guidance import why_unguided
     from marble_core.models.policy import Policy
     from marble_core.rewards.registry import load_scorers
 
     policy = Policy.load(config)
-    if adapter:
-        policy.load_adapter(adapter)
+    given = [Role(name, f"given{n}") for n, name in enumerate(adapters)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what is wanted
+        for role in given:
+            policy.load_adapter(adapters[role.name], name=role.adapter)
     scorers = load_scorers(config.measured, config.model.offloads_scorers)
     variants = variants_of(config.evaluation.roles, why_unguided(policy.model))
-    roles = [r for r in (BASE, TRAINED, *variants) if adapter or r.is_free_of_training]
-    work = Evaluator(config, prompts, scorers, Path(out) / IMAGES, roles)
+    roles = [BASE, *(v for v in variants if v.is_free_of_training)]
+    for role in given:
+        roles += [role, *(v.of(role) for v in variants if not v.is_free_of_training)]
+    work = Evaluator(config, prompts, scorers, Path(out) / IMAGES, roles, kept=(BASE, *given))
     tables = {role.name: work.score(role, policy) for role in roles}
     work.write_scores(tables)
-    return tables, settings_of(config, prompts, adapter, scorers, policy.model)
+    settings = settings_of(config, prompts, None, scorers, policy.model)
+    return tables, settings | {"adapters_sha256": {name: file_sha256(place) for name, place in adapters.items()}}
 
 
 def loaded(policy: Policy, incumbent: Incumbent) -> Incumbent:

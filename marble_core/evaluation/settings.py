@@ -25,11 +25,10 @@ def settings_of(
     """Ready for JSON. ``guidance_scale`` is what a user's pipeline must be told to sample as base and trained model were."""
     e, m = config.evaluation, config.model
     texts = "\n".join(f"{p.source}\t{p.text}" for p in prompts)
-    file = lora_file(adapter) if adapter else None
     return {
         "model": m.path,
         "revision": base_of(m).revision,  # what lies in the cache: a branch may have moved since
-        "adapter_sha256": {file.name: _sha256(file.read_bytes())} if file else {},
+        "adapter_sha256": {lora_file(adapter).name: file_sha256(adapter)} if adapter else {},
         "solver": e.solver,
         "steps": e.steps,
         "guidance_scale": getattr(model, "guidance_scale", 1.0),
@@ -49,6 +48,11 @@ def settings_of(
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
         "rewards": {s.name: s.settings for s in scorers if hasattr(s, "settings")},
     }
+
+
+def file_sha256(adapter: Path) -> str:
+    """Of the file of a LoRA, which ``adapter`` is or holds."""
+    return _sha256(lora_file(adapter).read_bytes())
 
 
 def _sha256(data: bytes) -> str:

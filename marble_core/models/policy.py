@@ -104,6 +104,7 @@ class Policy:
                 self._scale(adapter, 1.0)
             if adapter == "off":
                 self.transformer.enable_adapters()
+                self.transformer.requires_grad_(False)  # which peft undoes
 
     def _scale(self, adapter: str, strength: float) -> None:
         for layer in self.transformer.modules():

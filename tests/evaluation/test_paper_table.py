@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from marble_core.cli.evaluate import evaluate
+from marble_core.cli.evaluate import evaluate, labelled
 from marble_core.config.loading import load_config
+from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.evaluation.paper_table import COLUMNS, ROWS, as_published, differences, read_test_sets, row_of
+from marble_core.models.adapter_file import read_unplaced, write_lora
 from marble_core.models.policy import Policy
 from marble_core.tracking.registry import fetch_adapter
 from marble_core.types import MarbleError, Prompt, RewardTable
@@ -87,7 +90,7 @@ def test_the_command_prints_base_and_lora_beside_the_published_rows_and_their_se
     tmp_path: Path, test_sets: list[str], lora: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    evaluate(published=True, adapter=str(lora), preset="demo", config=None, set_=[*test_sets, CLIP], limit=3, out=out)
+    evaluate(published=True, adapter=[str(lora)], preset="demo", config=None, set_=[*test_sets, CLIP], limit=3, out=out)
     said = capsys.readouterr().out
     assert re.search(r"^MARBLE +0\.94 +0\.96 +22\.83 +0\.286 ", said, re.MULTILINE)
     assert "ours, base" in said and "Note: The published rows are of stabilityai/stable-diffusion-3.5-medium" in said
@@ -98,16 +101,61 @@ def test_the_command_prints_base_and_lora_beside_the_published_rows_and_their_se
     assert base["clipscore"]["mean"] != ours["clipscore"]["mean"]
     settings = record["settings"]
     assert (settings["solver"], settings["steps"], settings["guidance_scale"]) == ("euler", 40, 1.0)
-    assert list(settings["adapter_sha256"]) == ["pytorch_lora_weights.safetensors"]
+    assert list(settings["adapters_sha256"].values()) == [sha256((lora / ADAPTER_FILE).read_bytes()).hexdigest()]
+    assert list(record["adapters"].values()) == [str(lora)]
     assert settings["prompts"] == {"general": 3, "ocr": 3, "geneval": 3}
-    assert len(list((out / "images").glob("trained-*.png"))) == 9
+    (label,) = record["adapters"]
+    assert len(list((out / "images").glob(f"{label}-*.png"))) == 9
+
+
+def test_loras_that_others_publish_stand_in_one_table_with_ours_from_the_same_prompts_and_noise(
+    tmp_path: Path, test_sets: list[str], lora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """flow_grpo and DiffusionNFT publish what peft's save_pretrained writes: here ours in that form, as one that agrees to the bit,
+    and one of another rank and strength."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    peft = write_lora(read_unplaced(lora), tmp_path / "nft", "peft").parent
+    config = load_config("demo", overrides=["model.precision=fp32"])
+    torch.manual_seed(1)
+    public = LoraConfig(r=3, lora_alpha=12, init_lora_weights=False, target_modules=["attn.to_q", "attn.to_out.0"])
+    get_peft_model(Policy.load(config).transformer, public).save_pretrained(tmp_path / "grpo")
+    own = [*test_sets, CLIP, "model.precision=fp32"]
+    given = [f"ours={lora}", f"NFT={peft}", f"FlowGRPO={tmp_path / 'grpo'}"]
+    evaluate(published=True, adapter=given, preset="demo", config=None, set_=own, limit=2, out=tmp_path / "out")
+    said, record = capsys.readouterr().out, json.loads((tmp_path / "out" / "published.json").read_text())
+    starts = [line.split("  ")[0].strip() for line in said.splitlines()]
+    assert [s for s in starts if s.startswith("ours, ")][:4] == ["ours, base", "ours, ours", "ours, NFT", "ours, FlowGRPO"]
+    assert "MARBLE" in starts, "in one table with the published rows"
+    rows = record["ours"]
+    assert rows["ours, ours"] == rows["ours, NFT"] != rows["ours, FlowGRPO"] != rows["ours, base"]
+    images = {role: [p.read_bytes() for p in sorted((tmp_path / "out" / "images").glob(f"{role}-*.png"))] for role in
+              ("base", "ours", "NFT", "FlowGRPO")}  # fmt: skip
+    assert images["ours"] == images["NFT"] and len({tuple(own) for own in images.values()}) == 3 and len(images["base"]) == 6
+    scores = [json.loads(line) for line in (tmp_path / "out" / "images" / "scores.jsonl").read_text().splitlines()]
+    assert len({row["noise_seed"] for row in scores}) == 6 and all(
+        {"base", *record["adapters"]} <= row.keys() for row in scores
+    )
+
+
+@pytest.mark.parametrize("given", [["a=x", "a=y"], ["base=x"], ["a="], ["same/dir", "same/dir"]])
+def test_each_lora_has_a_label_of_its_own(given: list[str]) -> None:
+    with pytest.raises(MarbleError, match="give each LoRA a label of its own"):
+        labelled(given)
+
+
+def test_an_address_that_holds_an_equals_sign_is_no_label(tmp_path: Path) -> None:
+    (tmp_path / "lr=1").mkdir()
+    where = ["https://host/lora.safetensors?key=1", str(tmp_path / "lr=1"), "mine=s3://bucket/a=b"]
+    assert list(labelled(where).values()) == [*where[:2], "s3://bucket/a=b"] and "mine" in labelled(where)
 
 
 def test_the_base_alone_is_sampled_once_and_without_published_the_configurations_own_settings_hold(
     tmp_path: Path, test_sets: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = [*test_sets, CLIP, "evaluation.steps=2", "evaluation.solver=dpm2"]
-    evaluate(published=False, adapter="", preset="demo", config=None, set_=own, limit=1, out=tmp_path / "out")
+    evaluate(published=False, adapter=None, preset="demo", config=None, set_=own, limit=1, out=tmp_path / "out")
     said = capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "published.json").read_text())
     assert list(record["ours"]) == ["ours, base"] and record["published"] == {} and "MARBLE" not in said

@@ -58,7 +58,7 @@ def test_pixels_that_are_not_finite_are_refused_by_the_evaluation_and_the_publis
 
     monkeypatch.setattr(Policy, "load", classmethod(broken))
     with pytest.raises(MarbleError, match=r"the prompt 'a red square' are not finite, with model\.precision"):
-        measure(config, prompts, None, tmp_path)
+        measure(config, prompts, {}, tmp_path)
 
 
 def test_the_samples_of_a_training_are_refused_too():

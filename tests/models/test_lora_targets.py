@@ -13,7 +13,7 @@ from marble_core.types import MarbleError
     ("targets", "sentence"),
     [
         ((*SmallModel.lora_targets, "attn.to_kk"), r"lora_targets has 'attn.to_kk', .* ends so: did you mean 'attn.to_k'\?"),
-        (("nothing.like.it",), r"lora_targets has 'nothing.like.it', .* correct it in the model family's class\."),
+        (("zzz",), r"lora_targets has 'zzz', .* correct it in the model family's class\."),
         (("norm1.linear", "norm1"), r"lora_targets has 'norm1', but no linear layer"),
     ],
 )
