@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from marble_core.config.loading import load_config as load_config
     from marble_core.config.schema import RunConfig as RunConfig
     from marble_core.models.base import DiffusersModel as DiffusersModel
+    from marble_core.rewards.endpoint import Endpoint as Endpoint
     from marble_core.rewards.scoring import score_all as score_all
     from marble_core.step import Learner as Learner
     from marble_core.step import optimizer_step as optimizer_step
     from marble_core.types import Conditioning as Conditioning
     from marble_core.types import MarbleError as MarbleError
+    from marble_core.types import NoValue as NoValue
     from marble_core.types import Prompt as Prompt
     from marble_core.types import Scorer as Scorer
 
@@ -27,8 +29,10 @@ _HOME = {
     "Balancer": "marble_core.algorithm.balancers",
     "Conditioning": "marble_core.types",
     "DiffusersModel": "marble_core.models.base",
+    "Endpoint": "marble_core.rewards.endpoint",
     "Learner": "marble_core.step",
     "MarbleError": "marble_core.types",
+    "NoValue": "marble_core.types",
     "Prompt": "marble_core.types",
     "RunConfig": "marble_core.config.schema",
     "Scorer": "marble_core.types",
