@@ -66,11 +66,10 @@ def checked_data(config: RunConfig) -> Data:
     from marble_core.storage.uri import check_access
 
     check_fits(config)
-    warning = check_access(config.model.path, Part.PIPELINE, config.model.revision)
+    said = (check_access(config.model.path, Part.PIPELINE, config.model.revision), *check_own_classes(config))
     check_named(config.measured)
-    unsaid = check_own_classes(config)
     data = prepare_data(config)
-    data.warnings.extend([*unsaid, *filter(None, (warning, few_steps(config.model)))])
+    data.warnings.extend(filter(None, (*said, few_steps(config.model))))
     check_heard(config, data.train, data.evaluation)
     data.warnings.extend(check_readable(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}))
     data.warnings.extend(check_wishes(config, data.placed_train, data.placed_evaluation))
