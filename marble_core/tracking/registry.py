@@ -269,6 +269,11 @@ def fetch_adapter(uri: str, directory: str) -> Path:
     Raises MarbleError where MLflow has no such version, or there is no LoRA.
     """
     if not uri.startswith("models:/"):
+        if "://" not in uri and uri.count("/") != 1 and not Path(uri).exists():  # with one slash it may be the hub's
+            raise MarbleError(
+                f"There is no LoRA at {uri}: give train's directory, which holds {ADAPTER_FILE}, a LoRA's file, an address, or "
+                "models:/NAME@ALIAS."
+            )
         return fetch_lora(uri)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
