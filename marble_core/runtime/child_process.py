@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,21 +27,21 @@ class ChildProcess:
     """A process in a group of its own which ends with us, whatever ends us (kill -9 too), its own children included.
 
     A watchdog reads from a pipe whose other end only this process holds. ``grace`` is the time in seconds between SIGTERM
-    and SIGKILL. Both outputs go to the file ``log``, which is begun anew.
+    and SIGKILL. Both outputs go to the file ``log``, which is begun anew; without it they are this process's.
     ``umask`` is that of the process; -1 is this one's.
     """
 
     def __init__(
         self,
         command: Sequence[str],
-        log: Path,
+        log: Path | None,
         env: Mapping[str, str],
         cwd: Path,
         pass_fds: Sequence[int] = (),
         grace: float = GRACE,
         umask: int = -1,
     ) -> None:
-        with log.open("wb") as output:
+        with log.open("wb") if log else contextlib.nullcontext() as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), cwd=cwd,
                 start_new_session=True, pass_fds=tuple(pass_fds), umask=umask,
@@ -51,6 +55,11 @@ class ChildProcess:
     def returncode(self) -> int | None:
         return self._process.poll()
 
+    def ask_to_end(self) -> None:
+        """SIGTERM to the process alone, which takes the time that it needs."""
+        if self._process.poll() is None:
+            self._process.terminate()
+
     def terminate(self) -> None:
         """Asks the group to end, and lets the watchdog kill what has not ended after the grace. Does not wait."""
         if self._watchdog.stdin:
@@ -62,3 +71,18 @@ class ChildProcess:
         self.terminate()
         self._watchdog.wait()
         return code
+
+
+def end_with_the_parent() -> None:
+    """From now on this process ends when the one that started it is gone, within a second, whatever it is doing.
+
+    For those whose parent puts them into sessions of their own, where no signal to a group reaches them (torchrun's workers).
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

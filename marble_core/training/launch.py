@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,9 +20,12 @@ from pathlib import Path
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import TRAIN_PROMPTS, WATCHED_PROMPTS
 from marble_core.runtime import cpus
+from marble_core.runtime.child_process import ChildProcess, end_with_the_parent
 from marble_core.training.process_errors import ERRORS, in_s3, record_error
 from marble_core.training.watched import Listener
 from marble_core.types import MarbleError
+
+GRACE = 12.0  # seconds: a checkpoint, between the end of the stage and that of its processes
 
 
 def processes_wanted(config: RunConfig) -> int:
@@ -45,33 +47,44 @@ def _gpus() -> int:
 
 
 def train_on(count: int, prepared: Path, out: Path) -> None:
-    """Train on ``count`` processes, which end with this one's SIGTERM as a single process does: after a checkpoint.
+    """Train on ``count`` processes, which end with this one's SIGTERM as a single process does: after a checkpoint; and with this
+    one, whatever ends it.
 
-    Raises MarbleError with the sentence of the process that stopped first, and RuntimeError where none said any.
+    Raises MarbleError with the sentence of the process that stopped first, or where one was killed; RuntimeError where a bug, whose
+    traceback is in the log, ended one.
     """
     errors = out.parent / ERRORS
     errors.unlink(missing_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     # Idle OpenMP threads must sleep, not spin, where processes share the cores; there may be more of them than cores.
     environment = {"OMP_NUM_THREADS": str(max(1, cpus.usable() // count)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    process = subprocess.Popen([*command, "-m", "marble_core.training.launch", str(prepared), str(out)], env=environment)
-    with _sigterm_goes_to(process):
-        code = process.wait()
+    command += ["-m", "marble_core.training.launch", str(prepared), str(out)]
+    child = ChildProcess(command, None, environment, Path.cwd(), grace=GRACE)
+    with _sigterm_goes_to(child):
+        code = child.wait()
     if code == 0:
         return
-    if errors.exists():
-        raise MarbleError(json.loads(errors.read_text(encoding="utf-8").splitlines()[0])["error"])
-    raise RuntimeError(f"training on {count} processes ended with exit code {code}")
+    lines = errors.read_text(encoding="utf-8").splitlines() if errors.exists() else []
+    said = [each for each in map(json.loads, lines) if each["error"]]
+    if said:
+        raise MarbleError(said[0]["error"])
+    if lines:
+        raise RuntimeError(f"training on {count} processes ended with exit code {code}")
+    who = f"torchrun, by signal {-code}" if code < 0 else "one of them, for memory perhaps"
+    raise MarbleError(
+        f"Training on {count} processes ended because something killed {who}: see the log and the memory of this machine, and "
+        "start the run again; it goes on from its last checkpoint."
+    )
 
 
 @contextmanager
-def _sigterm_goes_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+def _sigterm_goes_to(child: ChildProcess) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: child.ask_to_end())  # it waits for its processes, half a minute at most
     try:
         yield
     finally:
-        process.terminate()  # it waits for its processes, and kills them after half a minute
-        process.wait()
+        child.terminate()
+        child.wait()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -83,6 +96,7 @@ def main(prepared: str, out: str) -> None:
     from marble_core.training.loop import run_training
     from marble_core.training.termination import Terminated
 
+    end_with_the_parent()
     listener = _listener(prepared)
     if listener and listener.ended_before():
         return
@@ -99,9 +113,12 @@ def main(prepared: str, out: str) -> None:
     except MarbleError as error:
         if listener and listener.silent.is_set():  # of a process that has ended
             os._exit(0)
-        record_error(error, out)
+        record_error(str(error), out)
         print(error, file=sys.stderr)
         sys.exit(2)
+    except Exception:
+        record_error("", out)  # so that the stage knows: it was a bug, and no kill
+        raise
 
 
 def _listener(prepared: str) -> Listener | None:

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marble_core.types import MarbleError
-
 if TYPE_CHECKING:
     from marble_core.storage.s3 import S3
 
@@ -17,9 +15,9 @@ if TYPE_CHECKING:
 ERRORS = "train_errors.jsonl"  # beside OUT: the sentence of each process that stopped, the first one's first
 
 
-def record_error(error: MarbleError, out: str) -> None:
-    """Where the stage finds it: beside ``out``."""
-    said = {"time": time.time(), "rank": os.environ.get("RANK"), "error": str(error)}
+def record_error(error: str, out: str) -> None:
+    """Where the stage finds it: beside ``out``. Without words where it was a bug, whose traceback is in the log."""
+    said = {"time": time.time(), "rank": os.environ.get("RANK"), "error": error}
     if out.startswith("s3://"):
         s3, prefix = in_s3(out)
         s3.put_json(f"{prefix.rpartition('/')[0]}/errors/{said['rank']}.json", said)
@@ -30,7 +28,7 @@ def record_error(error: MarbleError, out: str) -> None:
 
 def first_error(s3: S3, place: str) -> str:
     """The sentence of the process that stopped first, of those whose ``out`` is below this prefix; empty where there is none."""
-    said = [s3.get_json(key) for key in s3.keys(f"{place}/errors")]
+    said = [each for key in s3.keys(f"{place}/errors") if (each := s3.get_json(key))["error"]]
     return str(min(said, key=lambda each: each["time"])["error"]) if said else ""
 
 

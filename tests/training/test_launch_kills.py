@@ -1,0 +1,79 @@
+"""kill -9 of whatever trains on several processes: nothing is left running, and the stage ends with a sentence."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from builders import prepared_run
+from waiting import eventually
+
+pytestmark = pytest.mark.slow
+STAGE = """
+import sys, pathlib
+from marble_core import stages
+from marble_core.types import MarbleError
+try:
+    stages.train(*map(pathlib.Path, sys.argv[1:]))
+except MarbleError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def running(mark: str) -> dict[str, list[int]]:
+    """The processes that have the mark on their command line, by what they are."""
+    found: dict[str, list[int]] = {"torchrun": [], "worker": [], "stage": []}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (place / "cmdline").read_bytes().decode().replace("\0", " ")
+            ended = "\nState:\tZ" in (place / "status").read_text()
+        except OSError:
+            continue
+        if mark in line and not ended:
+            kind = (
+                "torchrun"
+                if "torch.distributed.run" in line
+                else "worker"
+                if "marble_core.training.launch" in line
+                else "stage"
+            )
+            found[kind].append(int(place.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("whom", "when", "said"),
+    [
+        ("torchrun", "in a step", "something killed torchrun, by signal 9"),
+        ("worker", "at loading", "something killed one of them, for memory perhaps"),
+        ("stage", "in a step", ""),
+    ],
+)
+def test_nothing_is_left_running_and_a_sentence_says_what_was_killed(
+    services: dict[str, str], tmp_path: Path, whom: str, when: str, said: str
+) -> None:
+    where, _ = prepared_run(tmp_path, "train.processes=2", "train.steps=500", "train.checkpoint_every=400")
+    events = tmp_path / "progress.jsonl"
+    reached: dict[str, Callable[[], bool]] = {
+        "at loading": lambda: len(running(str(where))["worker"]) == 2,
+        "in a step": lambda: events.exists() and '"done": 1' in events.read_text(),
+    }
+    stage = subprocess.Popen(
+        [sys.executable, "-c", STAGE, str(where), str(tmp_path / "adapter")],
+        env={**os.environ, "MARBLE_PROGRESS": str(events)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert eventually(reached[when], 300)
+        os.kill(running(str(where))[whom][0], signal.SIGKILL)
+        out, _ = stage.communicate(timeout=60)
+        assert eventually(lambda: not any(running(str(where)).values()), 15), running(str(where))
+        assert said in out and stage.returncode == (2 if said else -signal.SIGKILL)
+    finally:
+        for pid in [each for own in running(str(where)).values() for each in own]:
+            os.kill(pid, signal.SIGKILL)
+        stage.wait()
