@@ -157,7 +157,7 @@ def test_what_exists_already_is_used_and_not_made() -> None:
     assert "AWS_ACCESS_KEY_ID" not in {variable["name"] for variable in mlflow["spec"]["containers"][0]["env"]}
     defaults = of(render(VALUES["existing_servers"]), "ConfigMap")["marble-defaults"]["data"]
     assert defaults["MLFLOW_TRACKING_URI"] == "http://marble-mlflow.ml.svc:5000"
-    assert defaults["AWS_ENDPOINT_URL"] == "http://marble-s3.ml.svc:8333"
+    assert defaults["AWS_ENDPOINT_URL_S3"] == "http://marble-s3.ml.svc:8333"
 
 
 def test_the_upgrade_runs_before_an_installation_only_where_the_database_is_there() -> None:
@@ -221,6 +221,14 @@ def test_the_pipelines_pods_find_the_defaults_and_secrets_by_the_names_that_they
         ("{pipeline: {cron: nightly}}", "/pipeline/cron"),
         ("{tolerations: [{key: a, operator: Exist}]}", "/tolerations/0/operator"),
         ("{podLabels: {team: 1}}", "/podLabels/team"),
+        ("{mlflow: {extraEnv: [{name: DB_PASSWORD, value: abc}]}}", "/mlflow/extraEnv/0"),  # a secret is no value
+        ("{mlflow: {extraEnv: [{name: HTTPS_PROXY, value: 'http://u:p@proxy'}]}}", "/mlflow/extraEnv/0/value"),
+        ("{mlflow: {extraArgs: ['$(rm)']}}", "/mlflow/extraArgs/0"),
+        ("{mlflow: {extraVolumes: [{name: node, hostPath: {path: /}}]}}", "'hostPath' not allowed"),
+        ("{mlflow: {staticPrefix: mlflow/}}", "/mlflow/staticPrefix"),
+        ("{podSecurityContext: {runAsUser: 0}}", "/podSecurityContext/runAsUser"),
+        ("{podSecurityContext: {runAsNonRoot: false}}", "'runAsNonRoot' not allowed"),
+        ("{networkPolicy: {dnsPorts: []}}", "/networkPolicy/dnsPorts"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_by_its_name(values: str, said: str) -> None:

@@ -44,13 +44,14 @@ MLFLOW_PORT=tcp://..., would be read as an option, hence no service links. */}}
 serviceAccountName: {{ index . 2 }}
 automountServiceAccountToken: false
 enableServiceLinks: false
-securityContext:
-  runAsNonRoot: true
-  runAsUser: {{ index . 1 }}
-  runAsGroup: {{ index . 1 }}
-  fsGroup: {{ index . 1 }}
-  fsGroupChangePolicy: OnRootMismatch
-  seccompProfile: {type: RuntimeDefault}
+{{- $context := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") }}
+{{- if $.Values.fixedIds }}
+{{- $context = merge $context (dict "runAsUser" (index . 1) "runAsGroup" (index . 1) "fsGroup" (index . 1) "fsGroupChangePolicy" "OnRootMismatch") }}
+{{- end }}
+securityContext: {{- toYaml (mergeOverwrite $context (deepCopy $.Values.podSecurityContext)) | nindent 2 }}
+{{- with $.Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
 {{- with $.Values.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
@@ -86,7 +87,7 @@ securityContext:
 
 {{- define "marble.mlflowUri" -}}
 {{- if .Values.mlflow.enabled -}}
-http://{{ include "marble.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:{{ .Values.mlflow.port }}
+http://{{ include "marble.fullname" . }}-mlflow.{{ .Release.Namespace }}.svc:{{ .Values.mlflow.port }}{{ .Values.mlflow.staticPrefix }}
 {{- else -}}{{ .Values.mlflow.uri }}{{- end -}}
 {{- end }}
 
@@ -99,7 +100,9 @@ MLflow's defaults, hence localhost (kubectl port-forward). */}}
 {{- range list $service (printf "%s.%s" $service .Release.Namespace) $long (printf "%s.%s" $long .Values.clusterDomain) -}}
 {{- $hosts = concat $hosts (list . (printf "%s:%v" . $.Values.mlflow.port)) -}}
 {{- end -}}
-{{- concat $hosts (list "localhost" "localhost:*" "127.0.0.1" "127.0.0.1:*") .Values.mlflow.allowedHosts | join "," -}}
+{{- $ingress := list -}}
+{{- with .Values.mlflow.ingress.host }}{{ $ingress = list . }}{{ end -}}
+{{- concat $hosts (list "localhost" "localhost:*" "127.0.0.1" "127.0.0.1:*") $ingress .Values.mlflow.allowedHosts | uniq | join "," -}}
 {{- end }}
 
 {{/* The password is libpq's PGPASSWORD, not part of the URI: it needs no quoting, and is in no argument. The driver is
@@ -134,9 +137,14 @@ postgresql+psycopg2://{{ $db.user }}@{{ include "marble.databaseHost" . }}:{{ $d
 {{- end }}
 {{- end }}
 
+{{/* For AWS's own S3 none: with IRSA an address of all services would take the exchange of the token too, so it is S3's alone. */}}
+{{- define "marble.s3Address" -}}
+{{- if not (regexMatch "[.]amazonaws[.]com(:[0-9]+)?$" .Values.s3.endpoint) }}{{ include "marble.s3Endpoint" . }}{{ end -}}
+{{- end }}
+
 {{- define "marble.s3Env" -}}
-- name: AWS_ENDPOINT_URL
-  value: {{ include "marble.s3Endpoint" . | quote }}
+- name: AWS_ENDPOINT_URL_S3
+  value: {{ include "marble.s3Address" . | quote }}
 - name: AWS_DEFAULT_REGION
   value: {{ .Values.s3.region }}
 {{- if .Values.s3.authorityConfigMap }}
