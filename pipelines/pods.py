@@ -45,6 +45,8 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
         task.set_retry(pod.retries, f"{wait.seconds}s", wait.factor, f"{wait.max_seconds}s")
     kubernetes.set_timeout(task, round(pod.timeout_hours * 3600))
     kubernetes.set_image_pull_policy(task, settings.images.pull_policy)
+    # The rest of the standard `restricted` is KFP's own; which user it is says the image, or OpenShift.
+    kubernetes.set_security_context(task, run_as_non_root=True)
     if settings.images.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(settings.images.pull_secrets))
     for label, text in {"app.kubernetes.io/part-of": "marble", "marble/stage": stage, **settings.labels}.items():

@@ -127,7 +127,7 @@ SECRETS = (
 CONFIG_MAPS = (
     Source(
         name="marble-defaults",
-        keys=("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI", "HF_ENDPOINT"),
+        keys=("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI", "HF_ENDPOINT"),
         stages=STAGES,
     ),
 )
