@@ -12,6 +12,7 @@ import yaml
 from marble_core.types import MarbleError
 
 MAX_CHARACTERS = 1_000_000  # a configuration has thousands; PyYAML takes seconds for a megabyte
+MAX_VALUES = 100_000  # an alias stands for all that it names, and aliases of aliases for their product
 MAX_DEPTH = 100  # of brackets, for whose nesting PyYAML takes time squared
 _STEPS = {"[": 1, "{": 1, "]": -1, "}": -1}
 # What PyYAML's constructors let through for a value that is not of its tag, such as 2020-13-45 or a number of 5000 digits.
@@ -50,7 +51,12 @@ def parse(text: str, what: str) -> Any:
     if max(accumulate(_STEPS.get(character, 0) for character in text), default=0) > MAX_DEPTH:
         raise MarbleError(f"{what} is nested more than {MAX_DEPTH} deep; no setting is.")
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
+        if "*" in text and _more_than(MAX_VALUES, value):
+            raise MarbleError(
+                f"{what} has more than {MAX_VALUES} values once its aliases (*name) are written out; no setting needs them."
+            )
+        return value
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
         place = f"line {at.line + 1}, column {at.column + 1}: " if at else ""
@@ -62,6 +68,19 @@ def parse(text: str, what: str) -> Any:
         raise MarbleError(f"{what} is not valid YAML ({said}); correct or quote it.") from None
     except yaml.YAMLError as error:
         raise MarbleError(f"{what} is not valid YAML ({_one_line(error)}); correct or quote it.") from None
+
+
+def _more_than(most: int, value: Any) -> bool:
+    """Whether there are more values in it than this, each counted as often as it stands there. Also of one that holds itself."""
+    waiting, seen = [value], 0
+    while waiting and seen <= most:
+        each = waiting.pop()
+        seen += 1
+        if isinstance(each, dict):
+            waiting.extend(each.values())
+        elif isinstance(each, list | tuple | set):
+            waiting.extend(each)
+    return seen > most
 
 
 def _one_line(error: object) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import ipaddress
 import json
 import logging
 import os
 import shutil
+import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -31,6 +34,7 @@ from marble_core.types import MarbleError
 _log = logging.getLogger(__name__)
 _SECONDS = 30  # without a byte from a web server
 _CHUNK = 1 << 20
+_SLOWEST, _WINDOW = 1000, 120  # bytes per second, over so many seconds: a server that drips holds no run without end
 
 
 class S3Asset:
@@ -109,7 +113,7 @@ class WebFile:
 
     def _open(self) -> http.client.HTTPResponse:
         try:
-            return urllib.request.urlopen(self.uri, timeout=_SECONDS)
+            return urllib.request.build_opener(_Redirects).open(self.uri, timeout=_SECONDS)
         except urllib.error.HTTPError as error:
             raise MarbleError(f"{self.shown} cannot be fetched, the server answers {error.code}: check the address.") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -124,13 +128,47 @@ class WebFile:
         length = _length(response)
         try:
             with _bar(self.versions.name, length) as bar, target.open("wb") as file:
-                while chunk := response.read(_CHUNK):
+                since, came = time.monotonic(), 0
+                while chunk := response.read1(_CHUNK):
                     file.write(chunk)
                     bar.update(len(chunk))
+                    came += len(chunk)
+                    if (passed := time.monotonic() - since) > _WINDOW:
+                        if came < _SLOWEST * passed:
+                            raise TimeoutError(f"{came} bytes in {passed:.0f} s")
+                        since, came = time.monotonic(), 0
         except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
             raise MarbleError(f"{self.shown} broke off ({error or type(error).__name__}): fetch it again.") from None
         if length is not None and target.stat().st_size != length:
             raise MarbleError(f"{self.shown} broke off after {target.stat().st_size} of {length} bytes: fetch it again.")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Who names an https address is led to no plain one, and from the net to nothing inside this machine or its link."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        if old.scheme == "https" and new.scheme != "https":
+            raise MarbleError(
+                f"{old.scheme}://{old.hostname}{old.path} leads to a plain {new.scheme} address: give another address."
+            )
+        if _is_inside(new.hostname) and not _is_inside(old.hostname):
+            raise MarbleError(
+                f"{old.scheme}://{old.hostname}{old.path} leads to {new.hostname}, inside this machine: give another address."
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_inside(host: str | None) -> bool:
+    """Loopback and link-local addresses, where a cloud's metadata lie."""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host or "", None)}
+    except (OSError, UnicodeError):
+        return False
+    addresses = [ipaddress.ip_address(str(each).partition("%")[0]) for each in found]
+    return any(each.is_loopback or each.is_link_local or each.is_unspecified for each in addresses)
 
 
 class _Versions:
