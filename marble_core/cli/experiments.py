@@ -62,8 +62,8 @@ def _finished(runs: list[str], scratch: Path) -> list[FinishedRun]:
     import os
 
     from marble_core.services.local import addresses, embedded
+    from marble_core.tracking.connection import client_of
     from marble_core.tracking.finished_runs import local_run, tracked_run
-    from marble_core.tracking.tracker import client_of
 
     found = {name: local_run(name, ROOT / "runs") for name in runs}
     missing = [name for name, run in found.items() if run is None]

@@ -12,6 +12,7 @@ from marble_core.config.redaction import settings_without_secrets
 from marble_core.config.stage_files import CONFIG, EVALUATION, HISTORY, IMAGES, SCORES
 from marble_core.evaluation.decision_file import read_decision
 from marble_core.evaluation.results import Evaluation
+from marble_core.tracking.champion import quoted
 from marble_core.tracking.step_history import History
 from marble_core.types import MarbleError
 
@@ -83,7 +84,7 @@ def _find(name: str, client: MlflowClient) -> Run | None:
     from mlflow.exceptions import MlflowException
 
     experiments = [e.experiment_id for e in client.search_experiments()]
-    wanted = f"attributes.run_name = '{name.replace(chr(39), '')}' and tags.`marble.run_id` != ''"
+    wanted = f"attributes.run_name = {quoted(name)} and tags.`marble.run_id` != ''"
     runs = client.search_runs(experiments, wanted, max_results=1, order_by=["start_time DESC"])
     if runs:
         return runs[0]

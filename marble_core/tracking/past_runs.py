@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from marble_core.evaluation.results import Evaluation
+from marble_core.tracking.champion import named
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,7 +66,7 @@ def past_runs(client: MlflowClient, experiment_id: str, model: str, but: str) ->
     found = client.search_runs(
         [experiment_id], "tags.`marble.decision` != ''", max_results=MOST + 1, order_by=["start_time DESC"]
     )
-    versions = {v.run_id: str(v.version) for v in client.search_model_versions(f"name = '{model}'")}
+    versions = {v.run_id: str(v.version) for v in client.search_model_versions(named(model))}
     runs = [run for run in found if run.info.run_id != but and "evaluation/mean_gain" in run.data.metrics][:MOST]
     return [_past(run, versions.get(run.info.run_id, "")) for run in reversed(runs)]
 

@@ -7,11 +7,9 @@ logged. Aliases: ``champion`` is the version in use, ``challenger`` the newest o
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +18,20 @@ from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.config.stage_files import ADAPTER_DIRECTORY, ADAPTER_FILE
 from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation, Incumbent
-from marble_core.runtime.environment import MLFLOW_DIRECTORY
-from marble_core.runtime.files import full_disk
 from marble_core.storage.lora_place import fetch_lora, lora_file
 from marble_core.tracking import metric_glossary
+from marble_core.tracking.champion import (
+    CHAMPION_OF_TAG,
+    PREVIOUS_TAG,
+    ROLLED_BACK_TAG,
+    holder,
+    loss,
+    lost,
+    move,
+    named,
+    quoted,
+)
+from marble_core.tracking.connection import mlflow_client
 from marble_core.tracking.model_card import describe, write_card
 from marble_core.types import MarbleError
 
@@ -35,10 +43,9 @@ CHALLENGER = "challenger"
 MODEL_URI_TAG = "marble.model_uri"  # on the MLflow run: what log_adapter logged
 SHA256_TAG = "marble.adapter_sha256"  # on the run, of that LoRA's file
 BASE_TAG, REVISION_TAG = "marble.base_model", "marble.base_revision"  # on a version
-PREVIOUS_TAG = "marble.previous_champion"  # on a version that became champion: the one it replaced, empty if none
 WAIT_S = 120
+DESCRIPTION = 5000  # characters: Postgres refuses longer ones, SQLite takes them
 NEEDED_TO_LOAD = ("diffusers", "peft", "safetensors", "torch", "transformers")
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow has the second for a missing alias
 
 
 def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata: Mapping[str, Any] | None = None) -> str:
@@ -51,7 +58,7 @@ def log_adapter(adapter: Path, base_model: str, run_id: str, step: int, metadata
     weights = Path(adapter) / ADAPTER_FILE
     if not weights.is_file():
         raise MarbleError(f"The adapter directory {adapter} holds no {ADAPTER_FILE}; give the directory that train wrote.")
-    with _mlflow_client() as client:
+    with mlflow_client() as client:
         import mlflow.diffusers
 
         run, sha256 = client.get_run(run_id), _sha256(weights)
@@ -84,11 +91,13 @@ def fetch_champion(config: RunConfig, adapter: Path, directory: Path) -> Incumbe
     that it is for this base model. Raises MarbleError if MLflow fails.
     """
     name = config.registry.model
-    with _mlflow_client() as client:
+    with mlflow_client() as client:
         from mlflow.artifacts import download_artifacts
 
-        champion = _holder(client, name, CHAMPION)
+        champion = holder(client, name)
         if champion is None:
+            if said := lost(client, name):
+                return Incumbent(absent=f"{loss(name, said)}; the base is what counts here.")
             return Incumbent(absent=f"The registered model {name} has no champion yet, so the base is what counts.")
         who = f"The champion, version {champion} of {name},"
         tags = client.get_model_version(name, champion).tags
@@ -120,7 +129,7 @@ def register_version(
     MLflow fails.
     """
     name = config.registry.model
-    with _mlflow_client() as client:
+    with mlflow_client() as client:
         run_tags = client.get_run(run_id).data.tags
         uri = run_tags.get(MODEL_URI_TAG)
         if uri is None:
@@ -133,34 +142,46 @@ def register_version(
         made = _create_version(client, name, uri, run_id)
         tags = _tags(evaluation, decision) | dict(more or {})
         tags |= {BASE_TAG: config.model.path, REVISION_TAG: config.model.revision or "", "marble.config_digest": config.digest}
-        said, champion = describe(evaluation, decision), _holder(client, name, CHAMPION)
-        alias = CHAMPION if decision.promote or champion == made else CHALLENGER
-        if champion not in (None, made, evaluation.champion_version) and decision.promote:
-            alias = CHALLENGER
-            tags["marble.decision"] = "challenger: another champion since the evaluation"
-            said += f"\n\nNot made champion: version {champion} became it after this evaluation; run the pipeline again."
-        elif alias == CHAMPION and champion != made:
-            tags[PREVIOUS_TAG] = champion or ""
+        said, champion = describe(evaluation, decision), holder(client, name)
+        alias, told = CHAMPION if champion == made else CHALLENGER, ""
+        if champion != made and decision.promote:
+            if ROLLED_BACK_TAG in client.get_model_version(name, made).tags:
+                told = "Not made champion again: it was rolled back; marble rollback --to makes it champion."
+            elif champion not in (None, evaluation.champion_version):
+                told = f"Not made champion: version {champion} became it after this evaluation; run the pipeline again."
+            else:
+                promoted, told = move(client, name, made, champion)
+                alias = CHAMPION if promoted else CHALLENGER
+            if alias == CHALLENGER:
+                tags["marble.decision"] = f"challenger: {told}"
+        if alias == CHAMPION:
+            tags[CHAMPION_OF_TAG] = name
         for key, value in tags.items():
             client.set_model_version_tag(name, made, key, value)
             client.set_tag(run_id, key, value)
-        client.update_model_version(name, made, said)
-        client.set_registered_model_alias(name, alias, made)
-        if decision.promote and alias == CHAMPION and _holder(client, name, CHALLENGER) is not None:
+        client.update_model_version(name, made, "\n\n".join(filter(None, (said, told)))[:DESCRIPTION])
+        if alias == CHALLENGER:
+            client.set_registered_model_alias(name, alias, made)
+        elif decision.promote and holder(client, name, CHALLENGER) is not None:
             client.delete_registered_model_alias(name, CHALLENGER)
     return made, alias
 
 
 def champion_tags(name: str) -> tuple[str, dict[str, str]] | None:
-    """Version and tags of the champion of the registered model ``name``; None where there is none."""
-    with _mlflow_client() as client:
-        champion = _holder(client, name, CHAMPION)
+    """Version and tags of the champion of the registered model ``name``; None where there never was one.
+
+    Raises MarbleError where there was one and is none any more.
+    """
+    with mlflow_client() as client:
+        champion = holder(client, name)
+        if champion is None and (said := lost(client, name)):
+            raise MarbleError(f"{loss(name, said)}.")
         return None if champion is None else (champion, dict(client.get_model_version(name, champion).tags))
 
 
 def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> None:
     """Write decision, reasons and numbers to MLflow run ``run_id``, without making a version."""
-    with _mlflow_client() as client:
+    with mlflow_client() as client:
         for key, value in _tags(evaluation, decision).items():
             client.set_tag(run_id, key, value)
         client.set_tag(run_id, "mlflow.note.content", f"{describe(evaluation, decision)}\n\n{metric_glossary.as_markdown()}")
@@ -171,14 +192,14 @@ def roll_back(name: str, to: str | None = None) -> tuple[str, str]:
 
     Returns (from, to); both versions' tags say who was replaced, and when. Raises MarbleError where there is no such version.
     """
-    with _mlflow_client() as client:
-        champion = _holder(client, name, CHAMPION)
+    with mlflow_client() as client:
+        champion = holder(client, name)
         if champion is None:
             raise MarbleError(
                 f"The registered model {name!r} has no champion to roll back; see marble ui for the models there are."
             )
         target = to or client.get_model_version(name, champion).tags.get(PREVIOUS_TAG)
-        versions = sorted((int(v.version) for v in client.search_model_versions(f"name = '{name}'")), reverse=True)
+        versions = sorted((int(v.version) for v in client.search_model_versions(named(name))), reverse=True)
         others = ", ".join(str(v) for v in versions if str(v) != champion) or "none"
         if not target:
             raise MarbleError(f"Version {champion} of {name!r} replaced no other; name one with --to (there are {others}).")
@@ -187,7 +208,7 @@ def roll_back(name: str, to: str | None = None) -> tuple[str, str]:
             raise MarbleError(f"Version {target} of {name!r} {what}; name another with --to (there are {others}).")
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         client.set_registered_model_alias(name, CHAMPION, target)
-        _set_tags(client, name, champion, {"marble.rolled_back_to": target, "marble.rolled_back_at": when})
+        _set_tags(client, name, champion, {ROLLED_BACK_TAG: target, "marble.rolled_back_at": when})
         _set_tags(client, name, target, {"marble.rolled_back_from": champion, "marble.rolled_back_at": when})
     return champion, target
 
@@ -217,7 +238,7 @@ def _create_version(client: MlflowClient, name: str, uri: str, run_id: str) -> s
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    versions: list[ModelVersion] = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    versions: list[ModelVersion] = client.search_model_versions(f"{named(name)} and run_id = {quoted(run_id)}")
     if same := [int(v.version) for v in versions if v.source == uri]:
         return str(max(same))
     made = client.create_model_version(
@@ -231,35 +252,8 @@ def _set_tags(client: MlflowClient, name: str, of_version: str, tags: Mapping[st
         client.set_model_version_tag(name, of_version, key, value)
 
 
-def _holder(client: MlflowClient, name: str, alias: str) -> str | None:
-    """The version that has the alias; None where there is none, or no such model."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(client.get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        if error.error_code in _NOT_THERE:
-            return None
-        raise
-
-
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-@contextmanager
-def _mlflow_client() -> Iterator[MlflowClient]:
-    """A client of MLFLOW_TRACKING_URI whose failures are one sentence."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield mlflow.MlflowClient()
-    except MlflowException as error:
-        said = " ".join(str(error).split())[:300]
-        raise full_disk(os.environ.get(MLFLOW_DIRECTORY)) or MarbleError(
-            f"MLflow at {mlflow.get_tracking_uri()} refused: {said}; check MLFLOW_TRACKING_URI and the server."
-        ) from error
 
 
 def fetch_adapter(uri: str, directory: str) -> Path:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from marble_core.config.redaction import settings_without_secrets
 from marble_core.runtime.environment import MLFLOW_DIRECTORY
 from marble_core.runtime.files import full_disk
+from marble_core.tracking.connection import client_of
 from marble_core.tracking.metric_queue import Batch, MetricQueue
 from marble_core.tracking.past_runs import PastRun, past_runs
 from marble_core.tracking.provenance import stage_tags
@@ -40,14 +41,6 @@ if TYPE_CHECKING:
 RUN_ID_TAG = "marble.run_id"
 STAGE_TAG = "marble.stage"
 PARENT_TAG = "mlflow.parentRunId"
-# MLflow's own defaults let a call wait for 246 s when the server is gone, and report every use to its makers.
-_DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
 _log = logging.getLogger(__name__)
 
 
@@ -224,15 +217,6 @@ class Tracker:
             _log.warning("MLflow did not take the %s: %s", what, " ".join(str(error).split())[:200])
             return False
         return True
-
-
-def client_of(where: str) -> MlflowClient:
-    """MLflow's client of this server, with the defaults above where the environment has none of its own."""
-    for key, value in _DEFAULTS.items():
-        os.environ.setdefault(key, value)
-    from mlflow import MlflowClient
-
-    return MlflowClient(where)
 
 
 def find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:

@@ -39,7 +39,7 @@ class Champion:
 def find_champion(name: str) -> Champion | None:
     """The champion of the registered model ``name``; None where there is none yet.
 
-    Raises MarbleError where the champion says no checkpoint, or its checkpoint or prompts are gone.
+    Raises MarbleError where there was one and is none any more, where the champion says no checkpoint, or its checkpoint or prompts are gone.
     """
     from marble_core.tracking.registry import champion_tags
 
@@ -68,6 +68,7 @@ class TrainingSource:
     config: RunConfig
     champion: Champion | None = None
     own: tuple[Prompt, ...] = ()
+    note: str = ""
 
     def prompts(self, given: Sequence[Prompt], held_out: Sequence[Prompt]) -> tuple[list[Prompt], list[str]]:
         """The prompts to train on, of those that the configuration gives, and what is to be told of it, a sentence each.
@@ -77,7 +78,7 @@ class TrainingSource:
         if self.own:
             return list(self.own), ["The run goes on with the prompts that it was begun with."]
         if self.champion is None:
-            return list(given), []
+            return list(given), [self.note] if self.note else []
         before, known = self.champion.prompts, self.champion.known
         choice = choose(self.config.data.new_prompts, given, before, known, held_out, self.config.seed)
         said = f"Goes on from the champion, version {self.champion.version}; {choice.counts}."
@@ -105,7 +106,9 @@ def plan_retraining(config: RunConfig, s3: S3, run_id: str) -> tuple[RunConfig, 
         return settled, TrainingSource(settled, own=stored(s3, run_id, PROMPTS))
     champion = find_champion(config.registry.model)
     settled = _starting_from(config, champion.checkpoint if champion else None)
-    return settled, TrainingSource(settled, champion)
+    name = config.registry.model
+    note = "" if champion else f"The registered model {name} has never had a champion: training begins from the base."
+    return settled, TrainingSource(settled, champion, note=note)
 
 
 def _starting_from(config: RunConfig, address: str | None) -> RunConfig:
