@@ -98,6 +98,7 @@ def prepare(
         from marble_core.config.pipeline_parameters import gpus_of, overrides_of
         from marble_core.config.redaction import json_without_secrets
         from marble_core.estimate import resolve_batch_sizes
+        from marble_core.preflight.servers import require_servers
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
         from marble_core.rewards.applies import check_wishes
@@ -111,7 +112,7 @@ def prepare(
         config = resolve_batch_sizes(load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))]))
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
-        s3.require_bucket()
+        answers = require_servers(config, s3, run_id)
         config, beginning = plan_retraining(config, s3, run_id)
         check_beginning(config, s3, run_id)
         data = checked_data(config)
@@ -125,7 +126,7 @@ def prepare(
             for name, own in {TRAIN_PROMPTS: prompts, HELD_OUT_PROMPTS: data.evaluation, WATCHED_PROMPTS: data.watched}.items():
                 write_jsonl(out / name, own)
             (out / DATA_REPORT).write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
-            write_page(out / "data_report.html", data.report)
+            write_page(out / "data_report.html", data.report, [(each.asked, each.answer) for each in answers])
             page.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "data_report.html", page)
         if prompts and not beginning.own:
@@ -140,9 +141,7 @@ def prepare(
         counts = f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out, {len(data.watched)} watched"
         for sentence in (counts, *said, *(f"Warning: {warning}" for warning in data.warnings)):
             progress.emit("prepare", note=sentence)
-    if not prompts:
-        return Wanted(run_id, "0", "0")
-    return Wanted(run_id, "0" if config.train.nodes > 1 else gpus, evaluation_gpus)
+    return Wanted(run_id, gpus if prompts and config.train.nodes == 1 else "0", evaluation_gpus if prompts else "0")
 
 
 def train(prepared: Path, out: Path) -> dict[str, float]:
@@ -207,6 +206,7 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     from marble_core.evaluation.run import run_evaluation
     from marble_core.prompts import read_prompts
     from marble_core.report import shown_files, write_report
+    from marble_core.runtime.housekeeping import housekeeping
     from marble_core.storage.s3 import S3
     from marble_core.tracking.past_runs import evaluation_metrics
     from marble_core.tracking.registry import fetch_champion
@@ -224,7 +224,8 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     report.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(out / REPORT, report)
     step = trained_steps(adapter)
-    RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, evaluation.mean_gain.mean)
+    own, gain = RunCheckpoints(S3(config.storage.bucket), run_id), evaluation.mean_gain.mean
+    housekeeping("the hint for retention", lambda: own.record_gain(step, gain))
     metrics = evaluation_metrics(evaluation)
     tracker.log_metrics(metrics, step)
     for path in (out / REPORT, out / EVALUATION, out / DECISION_FILE):

@@ -19,7 +19,7 @@ from marble_core.storage.lora_place import fetch_lora, require_lora
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
-_ADDRESS = re.compile(r"s3://([^/]+)/runs/([^/]+)(?:/checkpoints(?:/([^/]+))?)?/?")
+_ADDRESS = re.compile(r"s3://([^/]+(?:/[^/]+)*?)/runs/([^/]+)(?:/checkpoints(?:/([^/]+))?)?/?")
 _HINT = "write s3://BUCKET/runs/RUN_ID for a run's latest checkpoint, or the path, s3://, hub or https:// address of a LoRA"
 
 

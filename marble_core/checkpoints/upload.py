@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from marble_core.checkpoints.lease import Taken
+from marble_core.storage.s3_errors import Refused
 from marble_core.types import MarbleError
 
 LONGEST_PAUSE = 15.0  # seconds between attempts, each of which has boto3's own retries within it
@@ -51,10 +52,10 @@ class Uploader:
         return {directory.name for directory in (self._waiting, self._sending) if directory}
 
     def check(self) -> None:
-        """Raises what ended the thread (Taken), or Away."""
+        """Raises what ended the thread (Taken, or what S3 refuses for good), or Away."""
         if self._error and not isinstance(self._error, MarbleError):
             raise self._error
-        if isinstance(self._error, Taken):
+        if isinstance(self._error, Taken | Refused):
             raise self._error
         since = self._failing_since
         if since is not None and time.monotonic() - since > self._limit_s:
@@ -75,7 +76,7 @@ class Uploader:
                 self._send(directory)
             except MarbleError as error:
                 self._failed(error)
-                if isinstance(error, Taken):
+                if isinstance(error, Taken | Refused):
                     return
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, pause * random.uniform(0.5, 1.0))

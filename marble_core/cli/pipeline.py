@@ -110,12 +110,14 @@ def check(
         print(line)
     if data is None:
         return
-    if os.environ.get("AWS_ENDPOINT_URL"):
-        from marble_core.storage.s3 import S3
+    from marble_core.preflight.answers import lines as answered
+    from marble_core.preflight.answers import require
+    from marble_core.preflight.servers import ask_named
 
-        store = S3(settings.storage.bucket)
-        store.require_bucket()
-        print(f"storage      {store.uri()} on {store.endpoint}")
+    answers = ask_named(settings)
+    for line in answered(answers):
+        print(line)
+    require(answers)
     print("The configuration is valid.")
 
 

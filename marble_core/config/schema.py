@@ -163,7 +163,8 @@ class RegistryConfig(Section):
 
 
 class StorageConfig(Section):
-    bucket: str = Field("marble", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    # A bucket, or BUCKET/PREFIX where the keys are for a prefix alone [O]
+    bucket: str = Field("marble", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*$")
     experiment: str = "marble"
     local: str = ".marble/runs"  # a directory that outlives the process: checkpoints are written here first, then to S3
     keep_last: int = Field(3, ge=1)  # checkpoints, here and on S3; the best by evaluation is kept too

@@ -59,13 +59,15 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def write_page(path: Path, report: Mapping[str, Any]) -> None:
-    """Write the report as one HTML page."""
+def write_page(path: Path, report: Mapping[str, Any], answers: Sequence[tuple[str, str]] = ()) -> None:
+    """Write the report as one HTML page; ``answers`` is the table of what was asked of the servers."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("marble_core.prompts").joinpath("data_report.html.j2").read_text(encoding="utf-8")
-    path.write_text(environment.from_string(source).render(report=report, warnings=warnings(report)), encoding="utf-8")
+    path.write_text(
+        environment.from_string(source).render(report=report, warnings=warnings(report), answers=answers), encoding="utf-8"
+    )
 
 
 def _describe(own: SourceData, encoders: Sequence[TextEncoder]) -> dict[str, Any]:

@@ -70,10 +70,11 @@ class SeaweedFS(Service):
             client.put_object(Bucket=ARTIFACTS_BUCKET, Key="ready", Body=b"")
 
     def make_bucket(self, name: str) -> None:
+        """``name`` as storage.bucket has it: a prefix is none of the bucket's."""
         with self._client() as client:
             known = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
             with contextlib.suppress(*known):
-                client.create_bucket(Bucket=name)
+                client.create_bucket(Bucket=name.partition("/")[0])
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[Any]:

@@ -1,6 +1,7 @@
-"""One S3 bucket over boto3: whole directories and JSON, with errors that say what to do.
+"""One S3 bucket over boto3, or what lies in it below a prefix: whole directories and JSON, with errors that say what to do.
 
-Credentials and endpoint come from the environment's standard names (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+Credentials, endpoint and addressing come from AWS's own variables and files (AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, ...; docs/storage.md).
 """
 
 from __future__ import annotations
@@ -16,31 +17,40 @@ import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+from botocore.session import Session
 
 from marble_core.runtime.environment import S3_DIRECTORY
 from marble_core.runtime.files import full_disk
+from marble_core.storage.s3_errors import MISSING, TAKEN, Refused, code_of, sentence
 from marble_core.types import MarbleError
 
-_MISSING = {"404", "NoSuchBucket", "NoSuchKey", "NotFound"}
-_TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
-_KEYS = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "ExpiredToken", "InvalidToken"}
 # The interpreter would wait for boto3's own threads before it ends, minutes where a server has gone silent.
 _IN_THIS_THREAD = TransferConfig(use_threads=False)
 
 
 class S3:
-    """One bucket. Keys have no leading slash; a prefix names a directory, with or without its closing slash.
+    """One bucket: ``NAME``, or ``NAME/PREFIX``, where all keys are those below the prefix. Keys have no leading slash; a prefix
+    names a directory, with or without its closing slash.
 
     Every method raises MarbleError with one sentence where the server, the bucket or the keys are wrong.
     """
 
     def __init__(self, bucket: str) -> None:
-        self.bucket = bucket
+        self.bucket, _, prefix = bucket.partition("/")
+        self.prefix = _join(prefix)
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-        # A server of one's own has seldom a DNS name for each bucket, which "auto" would ask for.
-        style = {"addressing_style": "path"} if endpoint else {}
+        # A server of one's own has seldom a DNS name for each bucket, which "auto" would ask for; the user's AWS file knows.
+        own = Session().get_scoped_config().get("s3")
+        said = own.get("addressing_style") if isinstance(own, dict) else None
+        style = {"addressing_style": "path"} if endpoint and said is None else {}
         config = Config(s3=style, retries={"mode": "standard", "max_attempts": 4}, connect_timeout=5, read_timeout=60)
+        exchanged = os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE") and not os.environ.get("AWS_ENDPOINT_URL_STS")
+        if exchanged and os.environ.get("AWS_ENDPOINT_URL"):
+            raise Refused(
+                "AWS_ENDPOINT_URL sends the exchange of the pod's token for keys (IRSA) to the S3 server too: set AWS_ENDPOINT_URL_S3 in "
+                "its place, and neither for AWS's own S3."
+            )
         try:
             self._client = boto3.Session().client("s3", config=config)  # the default session would remember older keys
         except ValueError:
@@ -48,22 +58,25 @@ class S3:
         self.endpoint: str = self._client.meta.endpoint_url
 
     def uri(self, key: str = "") -> str:
-        return f"s3://{self.bucket}/{key}"
+        return f"s3://{self.bucket}/{self.prefix}{key}"
 
     def require_bucket(self, create: bool = False) -> None:
-        """Raises MarbleError if the bucket is not there, unless it may be created."""
-        with self._sentences("reached"):
+        """Raises MarbleError if the bucket is not there, unless it may be created, or the keys may not list what is below runs/.
+
+        Keys for a prefix alone are enough: HeadBucket, which says no reason either, asks for more.
+        """
+        with self._sentences("reached", place=self.uri("runs/")):
             try:
-                self._client.head_bucket(Bucket=self.bucket)
+                self._client.list_objects_v2(Bucket=self.bucket, Prefix=f"{self.prefix}runs/", MaxKeys=1)
             except ClientError as error:
-                if not create or _code(error) not in _MISSING:
+                if not create or code_of(error) not in MISSING:
                     raise
                 with contextlib.suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
                     self._client.create_bucket(Bucket=self.bucket)
 
     def upload_file(self, local: Path, key: str) -> str:
-        with self._sentences("written"):
-            self._client.upload_file(str(local), self.bucket, key, Config=_IN_THIS_THREAD)
+        with self._sentences("written", key):
+            self._client.upload_file(str(local), self.bucket, self.prefix + key, Config=_IN_THIS_THREAD)
         return self.uri(key)
 
     def upload_dir(self, local: Path, prefix: str) -> str:
@@ -76,7 +89,7 @@ class S3:
         """``progress`` is called with the number of bytes that have come since it was last called."""
         local.parent.mkdir(parents=True, exist_ok=True)
         with self._sentences("read", key):
-            self._client.download_file(self.bucket, key, str(local), Callback=progress)
+            self._client.download_file(self.bucket, self.prefix + key, str(local), Callback=progress)
 
     def download_dir(self, prefix: str, local: Path) -> list[Path]:
         """Downloads every object below the prefix, and returns the files; empty if there are none."""
@@ -92,9 +105,10 @@ class S3:
             files.append(target)
         return files
 
-    def put(self, key: str, body: bytes) -> None:
-        with self._sentences("written"):
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=body)
+    def put(self, key: str, body: bytes) -> str | None:
+        """Returns the version's id, where the bucket keeps versions."""
+        with self._sentences("written", key):
+            return self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body).get("VersionId")
 
     def put_json(self, key: str, value: Any) -> None:
         self.put(key, json.dumps(value, indent=2, sort_keys=True).encode())
@@ -102,22 +116,28 @@ class S3:
     def swap(self, key: str, body: bytes, etag: str | None) -> str | None:
         """Writes the object if its ETag is still this one (None: if it is not there yet). Returns the new ETag, None if too late."""
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-        with self._sentences("written"):
+        with self._sentences("written", key, conditional=True):
             try:
-                return str(self._client.put_object(Bucket=self.bucket, Key=key, Body=body, **condition)["ETag"])
+                return str(self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)["ETag"])
             except ClientError as error:
-                if _code(error) in _TAKEN or (etag is not None and _code(error) == "NoSuchKey"):
+                if code_of(error) in TAKEN or (etag is not None and code_of(error) == "NoSuchKey"):
                     return None
                 raise
 
     def get(self, key: str) -> tuple[bytes, str] | None:
         """The object's content and ETag, or None if it is not there."""
         with self._sentences("read", key):
-            try:
-                found = self._client.get_object(Bucket=self.bucket, Key=key)
-                return found["Body"].read(), str(found["ETag"])
-            except self._client.exceptions.NoSuchKey:
-                return None
+            for _ in range(3):  # boto3 tries requests again, but not the reading of a body that broke off
+                with contextlib.suppress(IncompleteReadError, ResponseStreamingError, ReadTimeoutError):
+                    return self._get(key)
+            return self._get(key)
+
+    def _get(self, key: str) -> tuple[bytes, str] | None:
+        try:
+            found = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+        except self._client.exceptions.NoSuchKey:
+            return None
+        return found["Body"].read(), str(found["ETag"])
 
     def get_json(self, key: str) -> Any:
         """The parsed JSON, or None if the key is not there."""
@@ -128,72 +148,58 @@ class S3:
             raise MarbleError(f"The object {self.uri(key)} is not JSON; remove it or write it anew.") from None
 
     def exists(self, key: str) -> bool:
-        with self._sentences("read"):
+        with self._sentences("read", key):
             try:
-                self._client.head_object(Bucket=self.bucket, Key=key)
+                self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)
             except ClientError as error:
-                if _code(error) in _MISSING:
+                if code_of(error) in MISSING:
                     return False
                 raise
         return True
 
     def delete(self, key: str) -> None:
-        with self._sentences("written"):
-            self._client.delete_object(Bucket=self.bucket, Key=key)
+        with self._sentences("deleted", key):
+            self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys of all objects below a prefix, in order."""
         for page in self._pages(Prefix=_join(prefix)):
-            yield from (item["Key"] for item in page.get("Contents", ()))
+            yield from (item["Key"].removeprefix(self.prefix) for item in page.get("Contents", ()))
 
     def objects(self, path: str) -> dict[str, tuple[int, str]]:
         """Size in bytes and ETag, by key, of the object of that key and of those below it as a prefix."""
         pages = self._pages(Prefix=path.rstrip("/"))
-        found = {item["Key"]: (item["Size"], item["ETag"]) for page in pages for item in page.get("Contents", ())}
+        listed = [item for page in pages for item in page.get("Contents", ())]
+        found = {item["Key"].removeprefix(self.prefix): (item["Size"], item["ETag"]) for item in listed}
         return {key: value for key, value in found.items() if key == path or key.startswith(_join(path))}
 
     def prefixes(self, prefix: str) -> list[str]:
         """The names of the directories directly below a prefix, in order: ["step-000008", "step-000016"]."""
         parent = _join(prefix)
         pages = self._pages(Prefix=parent, Delimiter="/")
-        return [item["Prefix"].removeprefix(parent).rstrip("/") for page in pages for item in page.get("CommonPrefixes", ())]
+        return [
+            item["Prefix"].removeprefix(self.prefix + parent).rstrip("/")
+            for page in pages
+            for item in page.get("CommonPrefixes", ())
+        ]
 
-    def _pages(self, **query: str) -> list[dict[str, Any]]:
-        with self._sentences("listed"):
-            return list(self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, **query))
+    def _pages(self, Prefix: str, **query: str) -> list[dict[str, Any]]:
+        with self._sentences("listed", place=self.uri(Prefix)):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + Prefix, **query
+            )
+            return list(pages)
 
     @contextlib.contextmanager
-    def _sentences(self, done: str, key: str = "") -> Iterator[None]:
+    def _sentences(self, done: str, key: str = "", conditional: bool = False, place: str = "") -> Iterator[None]:
         """Turns boto3's errors into one sentence. boto3 itself puts no secret into them."""
         try:
             yield
-        except (NoCredentialsError, PartialCredentialsError):
-            raise MarbleError(
-                f"There are no S3 credentials for {self.endpoint}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-            ) from None
         except (ClientError, BotoCoreError, Boto3Error) as error:
-            code = _code(error)
-            full = (
-                None if code in _KEYS | _MISSING else full_disk(os.environ.get(S3_DIRECTORY))
-            )  # "internal error" is all it says
-            raise full or MarbleError(self._sentence(error, done, key)) from None
-
-    def _sentence(self, error: Exception, done: str, key: str) -> str:
-        code = _code(error)
-        if code in _KEYS:
-            return (
-                f"{self.endpoint} refuses the keys for the S3 bucket {self.bucket!r} ({code}): "
-                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may use it."
-            )
-        if code in _MISSING and key:
-            return f"There is no object {self.uri(key)} on {self.endpoint}: check its name."
-        if code in _MISSING:
-            return f"There is no S3 bucket {self.bucket!r} on {self.endpoint}: create it, or name another with storage.bucket."
-        reason = " ".join(str(error).split()).rstrip(".")[:160]
-        return (
-            f"The S3 bucket {self.bucket!r} on {self.endpoint} cannot be {done} ({reason}): "
-            "check AWS_ENDPOINT_URL and storage.bucket, and that the server answers."
-        )
+            said = sentence(error, self.endpoint, place or self.uri(key), self.bucket, done, bool(key), conditional)
+            # "internal error" is all that a server on a full disk says
+            full = None if isinstance(said, Refused) or code_of(error) in MISSING else full_disk(os.environ.get(S3_DIRECTORY))
+            raise full or said from None
 
 
 def _join(*parts: str) -> str:
@@ -201,10 +207,3 @@ def _join(*parts: str) -> str:
     if len(parts) == 1:
         return parts[0].rstrip("/") + "/" if parts[0] else ""
     return "/".join(part.strip("/") for part in parts)
-
-
-def _code(error: BaseException | None) -> str:
-    """S3's error code; boto3's transfers hide it in the context of their own errors."""
-    if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Code", ""))
-    return _code(error.__context__) if isinstance(error, Boto3Error) else ""

@@ -1,0 +1,34 @@
+"""What train, evaluate and register do with MLflow, done once with a file of the LoRA's size."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from marble_core.config.schema import RunConfig
+from marble_core.preflight.answers import Answer, ask
+from marble_core.tracking import probe
+
+LARGEST = 64_000_000  # bytes: what limits a body, an ingress, stands far below
+
+
+def ask_mlflow(config: RunConfig, adapter_bytes: int) -> list[Answer]:
+    """One line per question; after the first no, no more is asked."""
+    size = min(adapter_bytes, LARGEST)
+    answers: list[Answer] = []
+    with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
+        file = Path(scratch) / "preflight.bin"
+        with file.open("wb") as target:
+            for _ in range(0, size, 1 << 20):
+                target.write(os.urandom(1 << 20) if size > 1 << 20 else os.urandom(size))
+        for what, question in (
+            (f"the experiment {config.storage.experiment}", lambda: probe.experiment(config.storage.experiment)),
+            (f"log a model of {size / 1e6:.1f} MB", lambda: probe.log_model(config.storage.experiment, file)),
+            (f"write to the registered model {config.registry.model}", lambda: probe.registered_model(config.registry.model)),
+            ("the champion's files", lambda: probe.champion(config.registry.model)),
+        ):
+            answers.append(ask(f"MLflow: {what}", question))
+            if answers[-1].state == "no":
+                break
+    return answers

@@ -1,0 +1,174 @@
+"""Stores x stages: what a store cannot do is refused by prepare's questions, in a sentence, and what they let pass no stage dies of."""
+
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint_builders import content, found, write_run
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
+from marble_core.checkpoints.start_from import locate
+from marble_core.preflight.answers import as_markdown, lines, require
+from marble_core.preflight.store import ask_s3
+from marble_core.storage.s3 import S3
+from marble_core.storage.s3_errors import Refused
+from marble_core.types import MarbleError
+from peculiar_s3 import (
+    Peculiarity,
+    as_it_is,
+    clock_skew,
+    conditions_ignored,
+    conditions_unknown,
+    expired_token,
+    no_checksums,
+    no_delete,
+    no_path_style,
+    peculiar,
+    prefix_alone,
+    slow_down,
+    stale_list,
+    wrong_region,
+)
+
+# What prepare says: the sentence of its refusal, or "" where all four stages must work.
+REFUSED: dict[str, tuple[Peculiarity, str]] = {
+    "plain": (as_it_is, ""),
+    "no delete": (no_delete, ""),
+    "slow down": (slow_down(), ""),
+    "conditions ignored": (
+        conditions_ignored,
+        r"ignores If-None-Match on writes, by which one process .* see docs/storage\.md",
+    ),
+    "501 on conditions": (conditions_unknown, r"does not know conditional writes \(If-None-Match, If-Match\).*NotImplemented"),
+    "checksums refused": (no_checksums, r"refuses boto3's checksums .*crc32.*AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
+    "path style refused": (no_path_style, r"virtual hosted style|SecondLevelDomainForbidden"),
+    "clock skew": (clock_skew, r"clocks of this machine and of http.*RequestTimeTooSkewed.*NTP"),
+    "expired token": (expired_token, r"have expired \(ExpiredToken\).*AWS_SESSION_TOKEN"),
+    "wrong region": (wrong_region, r"in another region .*AWS_DEFAULT_REGION"),
+    "stale list": (stale_list, r"does not list s3://.* 2 s after it was written"),
+}
+
+
+def train(s3: S3, local: Path) -> None:
+    write_run(local, s3, "one", "two", "three", keep_last=1)
+    assert found(local / "fresh", s3) == ("three", [])
+
+
+def evaluate(s3: S3) -> None:
+    RunCheckpoints(s3, "run-1").record_gain(3, 0.5)
+    assert RunCheckpoints(s3, "run-1").best_step() == 3
+
+
+def register(s3: S3) -> None:
+    run = RunCheckpoints(s3, "run-1")
+    name = run.latest()
+    assert name
+    remote, same = locate(run.uri(name))
+    assert same == name and remote.prefix == run.prefix
+
+
+def all_stages(s3: S3, local: Path) -> None:
+    require(ask_s3(s3, "run-1"))
+    train(s3, local)
+    evaluate(s3)
+    register(s3)
+
+
+@pytest.mark.parametrize("store", REFUSED)
+def test_each_stage_works_on_the_store_or_prepare_refuses_it(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: str
+) -> None:
+    peculiarity, sentence = REFUSED[store]
+    with peculiar(services, peculiarity) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        s3 = S3(bucket.bucket)
+        if not sentence:
+            all_stages(s3, tmp_path / "local")
+            return
+        with pytest.raises(MarbleError, match=sentence) as error:
+            require(ask_s3(s3, "run-1"))
+        assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_keys_for_a_prefix_alone_are_enough_and_say_which_permission_is_missing_elsewhere(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with peculiar(services, prefix_alone) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        s3 = S3(f"{bucket.bucket}/team/marble")
+        assert s3.uri("runs/a") == f"s3://{bucket.bucket}/team/marble/runs/a"
+        all_stages(s3, tmp_path / "local")
+        with pytest.raises(MarbleError, match=r"runs/ may not be reached \(AccessDenied\); they need s3:ListBucket there"):
+            require(ask_s3(S3(bucket.bucket), "run-1"))
+    assert all(key.startswith("team/marble/runs/run-1/") for key in bucket.keys(""))
+
+
+def test_no_delete_and_versions_are_said_in_the_table_and_the_scratch_object_stays(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with peculiar(services, no_delete, versioned=True) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        answers = {each.asked: each for each in ask_s3(S3(bucket.bucket), "run-1")}
+        assert {each.state for each in answers.values()} == {"yes", "note"}
+        assert "all checkpoints of a run stay" in answers["S3: delete it"].answer
+        assert "lifecycle" in answers["S3: put an object"].answer
+    assert list(bucket.keys("")) == ["runs/run-1/preflight"]
+    table = as_markdown(list(answers.values()))
+    assert table.count("\n") == 1 + len(answers) == len(lines(list(answers.values()))) + 1
+
+
+def test_the_users_own_aws_file_says_how_buckets_are_addressed(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    resolve = socket.getaddrinfo
+
+    def here(host: Any, *args: Any, **kwargs: Any) -> Any:
+        return resolve("127.0.0.1" if str(host).endswith("s3.example") else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", here)
+    (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with peculiar(services, no_path_style) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url.replace("127.0.0.1", "s3.example"))
+        all_stages(S3(bucket.bucket), tmp_path / "local")
+
+
+def test_a_store_without_checksums_works_with_the_variables_that_the_sentence_names(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+        monkeypatch.setenv(name, "when_required")
+    with peculiar(services, no_checksums) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        all_stages(S3(bucket.bucket), tmp_path / "local")
+
+
+def test_irsa_with_an_address_for_all_of_aws_is_refused_and_with_s3s_own_it_is_not(
+    services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    with pytest.raises(Refused, match=r"AWS_ENDPOINT_URL sends .*IRSA.* set AWS_ENDPOINT_URL_S3 in its place"):
+        S3("marble")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", services["AWS_ENDPOINT_URL"])
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    S3("marble").require_bucket()
+
+
+def test_a_store_that_forgets_conditions_in_mid_run_ends_it_at_once_and_is_not_called_away(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from marble_core.checkpoints import CheckpointStore
+
+    with peculiar(services, conditions_unknown) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        late = S3(bucket.bucket)
+    store = CheckpointStore(tmp_path / "a", bucket, f"run-{uuid.uuid4().hex[:6]}")
+    with store.owned(beat=3600.0), peculiar(services, conditions_unknown) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        late = S3(bucket.bucket)
+        store.remote.s3 = store._lease._s3 = late  # type: ignore[union-attr]
+        store.save(1, content("one"))
+        with pytest.raises(Refused, match="does not know conditional writes"):
+            store.flush()
