@@ -223,8 +223,7 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     write_report(out / REPORT, evaluation, decision, history, out / IMAGES, config, past, run_id)
     report.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(out / REPORT, report)
-    step = trained_steps(adapter)
-    own, gain = RunCheckpoints(S3(config.storage.bucket), run_id), evaluation.mean_gain.mean
+    own, step, gain = RunCheckpoints(S3(config.storage.bucket), run_id), trained_steps(adapter), evaluation.mean_gain.mean
     housekeeping("the hint for retention", lambda: own.record_gain(step, gain))
     metrics = evaluation_metrics(evaluation)
     tracker.log_metrics(metrics, step)
