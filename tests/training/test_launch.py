@@ -78,7 +78,7 @@ def test_the_demo_takes_a_process_a_core_and_never_more_than_there_are_gpus(monk
 
 def test_processes_share_the_cores_that_they_may_use_and_sleep_while_they_wait(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, env: started.append((command, env)) or Ended())
+    monkeypatch.setattr(launch, "ChildProcess", lambda command, log, env, cwd, grace: started.append((command, env)) or Ended())
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     for usable, threads in ((1, "1"), (2, "1"), (8, "4")):

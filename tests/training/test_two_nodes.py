@@ -91,7 +91,7 @@ def test_two_nodes_train_the_model_that_one_process_trains(
     ports = [urlsplit(services[name]).port or 0 for name in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")]
     adapters = []
     with two_machines(tmp_path, ports) as machines:
-        kube.start = Controller(kube, machines, services, tmp_path)
+        kube.start = Controller(kube, machines, services | {"AWS_ENDPOINT_URL_S3": services["AWS_ENDPOINT_URL"]}, tmp_path)
         for count in (1, 2):
             directory = tmp_path / str(count)
             where, _ = prepared_run(directory, f"train.nodes={count}", "train.steps=1")
