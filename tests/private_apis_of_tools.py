@@ -57,6 +57,7 @@ def mlflow_names(tmp_path: Path) -> None:
     from mlflow.utils import mlflow_tags as tags
 
     assert {"run_id", "resume_logging", "tracking_uri"} <= signature(SystemMetricsMonitor).parameters.keys()
+    assert [*signature(mlflow.MlflowClient.set_registered_model_alias).parameters] == ["self", "name", "alias", "version"]
     assert callable(SystemMetricsMonitor.start) and callable(SystemMetricsMonitor.finish)
     ours = ("parentRunId", "note.content", "source.name", "source.git.commit", "data.context")
     theirs = (tags.MLFLOW_PARENT_RUN_ID, tags.MLFLOW_RUN_NOTE, tags.MLFLOW_SOURCE_NAME, tags.MLFLOW_GIT_COMMIT)

@@ -103,6 +103,7 @@ ROWS = [Row(*row) for row in (
     ("mlflow", "protos.databricks_pb2.ErrorCode", "registry", "names of error codes", tools.mlflow_names),
     ("mlflow", "environment_variables", "tracking", "names of variables", tools.mlflow_names),
     ("mlflow", "server.fastapi_app.app", "MLflow of a laptop run", "an ASGI application; --app-name takes a plug-in's", tools.mlflow_server),
+    ("mlflow", "MlflowClient.set_registered_model_alias", "tests of the champion", "what the registry moves aliases by", tools.mlflow_names),
     ("mlflow", "diffusers.save_model", "registry", "the LoRA lies in adapter_weights", tools.mlflow_names),
     ("boto3", "exceptions.S3UploadFailedError().__context__", "S3", "the server's own error", tools.s3_errors),
     ("boto3", "client().meta.endpoint_url", "S3", "what error sentences name", tools.s3_errors),
