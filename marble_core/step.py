@@ -56,7 +56,7 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     config, policy, balancer, clock = learner.config, learner.policy, learner.balancer, Clock()
     M, G = config.rollout.prompts, config.rollout.images_per_prompt
     batch = mix(balancer.eligible(prompts, learner.scorers, learner.step), M, G, learner.step, config.seed, config.data.shares)
-    background = BackgroundScores(learner.scorers, batch.prompts_of(distributed.images_of(batch)))
+    background = BackgroundScores.of(learner.scorers, batch)
     rollout = collect(policy, batch, config.rollout, background.add)
     clock.lap("sample")
 

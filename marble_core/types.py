@@ -214,7 +214,9 @@ class Scorer(Protocol):
     ``self_check`` scores an image with a known answer and raises MarbleError where the answer is wrong.
 
     A scorer may also have ``side``, the names of V values that it reports beside its reward: ``score`` then returns (N, 1 + V)
-    numbers, the reward first. It may have ``settings``, a mapping that the evaluation's record states with its numbers. And it may
+    numbers, the reward first. With ``groupwise = True`` it scores an image by the others of its group: ``score`` is given a third
+    argument, group_N, whose equal numbers are the images of one prompt; in an evaluation those that diversity is measured on
+    (``evaluation.diversity_images`` of each). It may have ``settings``, a mapping that the evaluation's record states with its numbers. And it may
     have ``modules``, torch modules that may wait in the host's memory between two calls of ``score`` (``model.offload``).
     """
 

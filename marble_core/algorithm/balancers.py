@@ -32,7 +32,7 @@ class Balance:
 
     ``w_star_K`` are the weights of the raw gradients that alpha*_K stands for. ``stationary``: no direction improves every reward;
     ``failed``: the QP has no solution and the last weights are used. Both are counted in the log, which has all of ``numbers`` too.
-    ``tried_RK``: weights of raw gradients that were not taken, whose directions the meter in time holds against the next step.
+    ``guard_K`` marks the rewards that guard and have no share, where there are some. ``tried_RK``: weights of raw gradients that were not taken, whose directions the meter in time holds against the next step.
     """
 
     w_K: np.ndarray
@@ -45,6 +45,7 @@ class Balance:
     notes: tuple[str, ...] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
     tried_RK: np.ndarray | None = None
+    guard_K: np.ndarray | None = None
 
 
 class Balancer:

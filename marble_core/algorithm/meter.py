@@ -10,7 +10,7 @@ too: their cosines with this step's gradients are what the next batch says of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,22 +38,29 @@ class InTime:
     last_RK: np.ndarray
     projection_error: float | None = None
 
+    def of(self, rewards: np.ndarray) -> InTime:
+        """What is said of these rewards alone, by their indices."""
+        own = {"S_KK": self.S_KK[np.ix_(rewards, rewards)], "square_K": self.square_K[rewards]}
+        return replace(self, **own, last_RK=self.last_RK[:, rewards])
+
     def consistency(self) -> np.ndarray:
         """s_k = S_kk / |g_k|^2, the signal's share of the squared norm: 1 signal, 0 noise; below 0 or above 1 by chance."""
         with np.errstate(divide="ignore", invalid="ignore"):
             share_K = np.diag(self.S_KK) / self.square_K
         return np.where(np.isfinite(share_K), share_K, np.nan)
 
-    def metrics(self, names: tuple[str, ...], images: int) -> dict[str, float]:
-        """Of the rewards that have a number: consistency_time/NAME, images_needed_time/NAME, cosine/last:NAME and their worst."""
+    def metrics(self, names: tuple[str, ...], images: int, guard_K: np.ndarray | None = None) -> dict[str, float]:
+        """Of the rewards that have a number: consistency_time/NAME, images_needed_time/NAME, cosine/last:NAME, and the worst of
+        those that are no guard."""
         known = {n: float(s) for n, s in zip(names, self.consistency(), strict=True) if np.isfinite(s)}
         out = {f"consistency_time/{n}": s for n, s in known.items()}
         out |= {f"images_needed_time/{n}": images_for_half(min(s, 1.0), images) for n, s in known.items()}
         if len(self.last_RK):
             last = {n: float(c) for n, c in zip(names, self.last_RK[0], strict=True) if np.isfinite(c)}
-            out |= {f"cosine/last:{n}": c for n, c in last.items()} | (
-                {"cosine/last_worst": min(last.values())} if last else {}
-            )
+            out |= {f"cosine/last:{n}": c for n, c in last.items()}
+            guards = () if guard_K is None else {n for n, is_guard in zip(names, guard_K, strict=True) if is_guard}
+            if judged := [c for n, c in last.items() if n not in guards]:
+                out["cosine/last_worst"] = min(judged)
         return out if self.projection_error is None else out | {"projection_error": self.projection_error}
 
 

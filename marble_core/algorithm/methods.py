@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from marble_core.algorithm.auto_trust import AutoTrust
 from marble_core.algorithm.balancers import Balancer, Gdpo, Sequential, Single, WeightedSum
+from marble_core.algorithm.guards import Guarded
 from marble_core.algorithm.marble import MinNorm
 from marble_core.config.balance import BalanceConfig
 from marble_core.config.imports import import_class
@@ -25,6 +26,9 @@ def make_balancer(config: BalanceConfig, names: tuple[str, ...], steps: int) -> 
     if config.is_own:
         own: Balancer = import_class(config.method, "balance.method")(config, names, steps)
         return own
+    shared = tuple(name for name in names if name not in config.guards)
     if config.trust == "auto":
-        return AutoTrust(config, names, steps)
-    return METHODS[config.method.partition(":")[0]](config, names, steps)
+        balancer: Balancer = AutoTrust(config, shared, steps)
+    else:
+        balancer = METHODS[config.method.partition(":")[0]](config, shared, steps)
+    return Guarded(balancer, config, names, steps) if config.guards else balancer

@@ -71,7 +71,7 @@ def step_metrics(
         parts["gradients"] = lambda: gradient_metrics(table.names, stats, update.balance)
         parts["halves"] = lambda: half_metrics(table.names, stats, update.balance, balancer, len(batch))
         if (in_time := stats.time) is not None:
-            parts["meter"] = lambda: in_time.metrics(table.names, len(batch))
+            parts["meter"] = lambda: in_time.metrics(table.names, len(batch), update.balance.guard_K)
     metrics: dict[str, float] = {}
     notes: tuple[str, ...] = ()
     for part, compute in parts.items():
@@ -99,22 +99,23 @@ def gradient_metrics(names: tuple[str, ...], stats: GradientStats, balance: Bala
     alpha* alone, which is logged whatever the method. What the steps before say is ``InTime.metrics``.
     """
     on, norm_K, cosine_KK = _counted(names, stats, balance)
-    if not len(on):
+    own = _sharing(on, balance)
+    if not len(own):
         return {}
     out = {f"grad_norm/{names[k]}": norm_K[k] for k in on}
     out |= {f"cosine/{names[j]}:{names[k]}": cosine_KK[j, k] for k in on for j in on if j < k}
 
     if stats.w_K.any():
-        out |= _cosines("cosine", "update:", names, on, cosines(stats.w_K * norm_K, cosine_KK))
+        out |= _cosines("cosine", "update:", names, on, cosines(stats.w_K * norm_K, cosine_KK), balance)
     with suppress(ArithmeticError):  # the balance has said so
         alpha_on, w_star_K = balance.alpha_star_K, balance.w_star_K
         if alpha_on is None or w_star_K is None:
             alpha_on, w_star_K = np.zeros(len(names)), np.zeros(len(names))
-            alpha_on[on] = min_norm(cosine_KK[np.ix_(on, on)])
-            w_star_K[on] = alpha_on[on] / norm_K[on]
-        out |= {f"alpha_star/{names[k]}": alpha_on[k] for k in on}
+            alpha_on[own] = min_norm(cosine_KK[np.ix_(own, own)])
+            w_star_K[own] = alpha_on[own] / norm_K[own]
+        out |= {f"alpha_star/{names[k]}": alpha_on[k] for k in own}
         w_star_K = np.append(w_star_K, np.zeros(len(norm_K) - len(w_star_K)))
-        out["cosine/worst_star"] = cosines(w_star_K * norm_K, cosine_KK)[on].min()
+        out["cosine/worst_star"] = cosines(w_star_K * norm_K, cosine_KK)[own].min()
     return {name: float(value) for name, value in out.items()}
 
 
@@ -136,7 +137,7 @@ def half_metrics(
     rethought = balance.alpha_star_K is not None
     with suppress(ArithmeticError):  # a half without signal, or limits that its active rewards alone cannot meet
         held_out_K = stats.halves.held_out(lambda G_KK: balancer.rethink(G_KK, balance) if rethought else stats.w_K)
-        out |= _cosines("held_out", "", names, on, held_out_K)
+        out |= _cosines("held_out", "", names, on, held_out_K, balance)
     return {name: float(value) for name, value in out.items()}
 
 
@@ -149,9 +150,17 @@ def _counted(names: tuple[str, ...], stats: GradientStats, balance: Balance) -> 
     return np.flatnonzero(on_K), norm_K, np.where(np.outer(counts_K, counts_K), G_KK / np.outer(norm_K, norm_K), 0.0)
 
 
-def _cosines(what: str, of: str, names: tuple[str, ...], on: np.ndarray, cosine_K: np.ndarray) -> dict[str, float]:
-    """One metric a reward, and the worst of them."""
-    return {f"{what}/{of}{names[k]}": cosine_K[k] for k in on} | {f"{what}/worst": cosine_K[on].min()}
+def _sharing(on: np.ndarray, balance: Balance) -> np.ndarray:
+    """Of these indices those that have a share: guards have none."""
+    return on if balance.guard_K is None else on[~balance.guard_K[on]]
+
+
+def _cosines(
+    what: str, of: str, names: tuple[str, ...], on: np.ndarray, cosine_K: np.ndarray, balance: Balance
+) -> dict[str, float]:
+    """One metric a reward, and the worst of those that have a share."""
+    worst = cosine_K[_sharing(on, balance)]
+    return {f"{what}/{of}{names[k]}": cosine_K[k] for k in on} | ({f"{what}/worst": worst.min()} if len(worst) else {})
 
 
 class Clock:

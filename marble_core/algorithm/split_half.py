@@ -37,6 +37,11 @@ class SplitHalf:
     def K(self) -> int:
         return len(self.G_JJ) // 2
 
+    def of(self, rewards: np.ndarray) -> SplitHalf:
+        """The halves of these rewards alone, by their indices."""
+        both = np.concatenate([rewards, rewards + self.K])
+        return SplitHalf(self.G_JJ[np.ix_(both, both)])
+
     @property
     def aa(self) -> np.ndarray:
         return self.G_JJ[: self.K, : self.K]

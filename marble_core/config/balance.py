@@ -35,6 +35,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 FULL_UP_TO, PROJECTED = 16, 2**16  # rewards that the meter in time keeps whole, and numbers kept of a gradient above
 
 
+MOST_GUARDS = 8  # all subsets of them are tried
+
+
 OWN_METHOD = re.compile(r"\w+(\.\w+)*:[A-Z]\w*")  # the import path of a user's Balancer; rewards have small letters
 
 
@@ -56,6 +59,9 @@ class BalanceConfig(Section):
     floor: dict[str, Share] = {}  # [O] least alpha of a reward
     cap: dict[str, Share] = {}  # [O] largest alpha of a reward
     wishes: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
+    guards: dict[
+        str, Share
+    ] = {}  # [O] rewards without a share, by the part of what the update would take from them that it may
     final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
     observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
     meter: Literal["halves", "time", "none"] = "halves"  # [O] halves of a step, or the steps before it, tell signal from noise
@@ -162,4 +168,24 @@ class BalanceConfig(Section):
                     )
         if self.qp_share < 1 and self.meter != "none":
             raise ValueError("balance.qp_share below 1 leaves a meter too few images, so it needs balance.meter: none")
+        return self
+
+    @model_validator(mode="after")
+    def _known_guards(self) -> BalanceConfig:
+        if not self.guards:
+            return self
+        if self.method not in BALANCING:
+            raise ValueError(
+                f"method {self.method!r} computes no gradient for each reward, so it can have no balance.guards; "
+                "'marble' with balance.trust: 2 and balance.normalise: false is 'equal' that can"
+            )
+        if self.every > 1 or self.qp_share < 1 or self.final_uniform_steps:
+            raise ValueError(
+                "balance.guards holds on every step, so it needs balance.every and balance.qp_share of 1 and no final_uniform_steps"
+            )
+        for key in ("prior", "floor", "cap"):
+            if both := sorted(set(self.guards) & set(getattr(self, key))):
+                raise ValueError(f"balance.guards names {both[0]!r}, which has no share then, so leave it out of balance.{key}")
+        if len(self.guards) > MOST_GUARDS:
+            raise ValueError(f"balance.guards has {len(self.guards)} rewards, and at most {MOST_GUARDS} can be guarded at once")
         return self

@@ -15,13 +15,12 @@ from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.config.data import DataConfig
 from marble_core.config.formats import CONFIGURATION
+from marble_core.config.roles import RolesConfig
 from marble_core.config.section import DottedPath, Section, Share
 from marble_core.config.shares import check_divides
 from marble_core.config.watch import WatchConfig
 from marble_core.types import MarbleError
 
-Guidance = Annotated[float, Field(ge=1, le=100)]
-Strength = Annotated[float, Field(gt=0, le=10)]
 CHAMPION = "champion"  # in train.start_from, and the alias in the registry
 
 
@@ -135,15 +134,6 @@ class TrainConfig(Section):
         return self
 
 
-class RolesConfig(Section):
-    """Further models that the evaluation holds against base and trained one. Each costs as much as one of those, with guidance twice."""
-
-    base_guidance: tuple[Guidance, ...] = ()  # [O] the base under guidance, which costs no training: [1.5, 2, 3]
-    trained_guidance: tuple[Guidance, ...] = ()  # [O] the trained model under guidance, as people sample: [1.5, 3, 4.5]
-    strengths: tuple[Strength, ...] = ()  # [O] the LoRA at these strengths: [0.5, 0.75, 1.25]
-    pairs: bool = False  # [O] each strength with each guidance too
-
-
 class EvaluationConfig(Section):
     solver: Literal["dpm2", "dpm2_nft", "euler"] = "euler"  # [P]
     steps: int = Field(40, ge=1)  # [P]
@@ -197,7 +187,7 @@ class RunConfig(Section):
         if doubled := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"reward {min(doubled)!r} is listed twice")
         own = self.balance
-        named = {*own.prior, *own.floor, *own.cap, *(r for s in own.stages for r in s.rewards)}
+        named = {*own.prior, *own.floor, *own.cap, *own.guards, *(r for s in own.stages for r in s.rewards)}
         if doubled := {n for n in measured if measured.count(n) > 1}:
             raise ValueError(
                 f"reward {min(doubled)!r} is listed twice, in evaluation.rewards too, which are measured beside rewards"
@@ -210,8 +200,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"balance.trust weighs rewards by balance.prior, which must then name each of them and leaves out {min(unnamed)!r}"
             )
+        shared = tuple(n for n in names if n not in self.balance.guards)
+        if not shared:
+            raise ValueError("balance.guards names every reward, so nothing is left to train on")
         for wish in self.balance.wishes:
-            parse(wish, tuple(names))
+            parse(wish, shared)
         self.watch.check(names, self.train.keep_best)
         if unknown := {s for stage in self.balance.stages for s in stage.sources} - set(self.data.train):
             raise ValueError(
@@ -238,6 +231,11 @@ class RunConfig(Section):
     @property
     def reward_names(self) -> tuple[str, ...]:
         return tuple(r.name for r in self.rewards)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """What is measured and judged for harm, and is no gain: ``evaluation.rewards``, and the guards."""
+        return (*self.balance.guards, *(r.name for r in self.evaluation.rewards))
 
     @property
     def measured(self) -> tuple[RewardConfig, ...]:

@@ -46,12 +46,15 @@ class Evaluator:
     done: int = 0
 
     def __post_init__(self) -> None:
+        from marble_core.rewards.scoring import is_groupwise
+
         e = self.config.evaluation
         self.seeds = [derive(e.seed, "evaluation", i) for i in range(len(self.prompts))]
         self.pictured = _first_of_each_source(self.prompts, PICTURES_PER_SOURCE)
         self.clip = _clip(self.scorers)
+        self.grouped = [scorer for scorer in self.scorers if is_groupwise(scorer)]
         self.guided: dict[float, Guided] = {}
-        count = e.diversity_prompts if self.clip else 0
+        count = e.diversity_prompts if self.clip or self.grouped else 0
         self.varied_at = _evenly(self.prompts, count)
         self.varied = [self.prompts[i] for i in self.varied_at]
         self.all_roles = (*self.roles, *self.variants)
@@ -62,7 +65,7 @@ class Evaluator:
         """The role's rewards and distances; of one that no training changes from ``shared`` where they are there."""
 
         def sample() -> Sampled:
-            return Sampled(self.score(role, policy), self.distances(role, policy))
+            return self.grouping(role, policy, self.score(role, policy))
 
         if shared is None or not role.is_free_of_training:
             return sample()
@@ -85,30 +88,44 @@ class Evaluator:
         """Every prompt's image, scored a batch at a time; of the roles ``kept`` the first are files."""
         from PIL import Image
 
-        from marble_core.rewards.scoring import score_all
+        from marble_core.rewards.scoring import is_groupwise, score_all
 
         tables = []
+        single = [scorer for scorer in self.scorers if not is_groupwise(scorer)]
         for start in range(0, len(self.prompts), self.config.evaluation.batch_size):
             part = slice(start, start + self.config.evaluation.batch_size)
             images_NHWC = self._sample(role, policy, self.prompts[part], self.seeds[part])
-            tables.append(lacking.finite(score_all(self.scorers, images_NHWC, self.prompts[part], go_on=True)))
+            tables.append(lacking.finite(score_all(single, images_NHWC, self.prompts[part], go_on=True)))
             for i, image in enumerate(images_NHWC, start):
                 if i in self.pictured and role in self.kept:
                     Image.fromarray(image).save(self.directory / picture_name(role.name, i))
-        return RewardTable.concatenate(tables)
+        return _with_columns(RewardTable.concatenate(tables), self.scorers)
 
-    def distances(self, role: Role, policy: Policy) -> np.ndarray:
-        """Mean pairwise cosine distance (M,) of the pictures of each prompt that diversity is measured on."""
+    def grouping(self, role: Role, policy: Policy, table: RewardTable) -> Sampled:
+        """With the images of the prompts that diversity is measured on: the mean pairwise cosine distance (M,) of each prompt's, and
+        in the table the mean of each reward that scores whole groups."""
+        from marble_core.rewards.scoring import score_all
+
         e = self.config.evaluation
         if not self.varied:
-            return np.zeros(0)
-        seeds = [derive(e.seed, "diversity", i) for i in range(len(self.varied) * e.diversity_images)]
-        features_ND = self.clip.image_features(self._sample(role, policy, self.varied, seeds)).double().numpy()
-        return mean_distances(features_ND.reshape(len(self.varied), e.diversity_images, -1))
+            return Sampled(table, np.zeros(0))
+        count = e.diversity_images
+        seeds = [derive(e.seed, "diversity", i) for i in range(len(self.varied) * count)]
+        images_NHWC = self._sample(role, policy, self.varied, seeds)
+        distances_M = np.zeros(0)
+        if self.clip:
+            features_ND = self.clip.image_features(images_NHWC).double().numpy()
+            distances_M = mean_distances(features_ND.reshape(len(self.varied), count, -1))
+        if self.grouped:
+            prompts = [prompt for prompt in self.varied for _ in range(count)]
+            every = np.arange(len(prompts)) // count
+            found = lacking.finite(score_all(self.grouped, images_NHWC, prompts, go_on=True, group_N=every))
+            table = _with_groups(table, found, self.varied_at, count)
+        return Sampled(table, distances_M)
 
     def evaluation(self, found: Mapping[str, Sampled]) -> Evaluation:
         """What was found, by role, without what only the caller knows. Writes scores.jsonl."""
-        e, held_out = self.config.evaluation, [reward.name for reward in self.config.evaluation.rewards]
+        e, held_out = self.config.evaluation, self.config.held_out
         tables = {name: own.table for name, own in found.items()}
         distances = {name: own.distances_M for name, own in found.items()}
         self.write_scores(tables, distances)
@@ -116,10 +133,17 @@ class Evaluator:
         compared = compare(base, trained, self.prompts, e.resamples, e.seed, champion, held_out)
         paired = dict(zip(tables, lacking.paired(list(tables.values())), strict=True))
         measured = Measured(
-            self.prompts, paired, self.varied, distances, compared.rewards, e.diversity_images, e.resamples, e.seed
+            self.prompts,
+            paired,
+            self.varied if self.clip else [],
+            distances,
+            compared.rewards,
+            e.diversity_images,
+            e.resamples,
+            e.seed,
         )
         compared = replace(compared, variants=measured.variants(self.variants))
-        if self.varied:
+        if self.clip and self.varied:
             return replace(compared, diversity=diversity(distances, self.varied, e.diversity_images, e.resamples, e.seed))
         if e.diversity_prompts:
             note = "Diversity was not measured, for no reward has CLIP's image features: add clipscore to evaluation.rewards."
@@ -137,7 +161,7 @@ class Evaluator:
                     row.setdefault("missing", {})[role] = why
             if i in self.pictured:
                 row["pictures"] = {role.name: picture_name(role.name, i) for role in self.kept if role.name in tables}
-            if distances and i in self.varied_at:
+            if distances and self.clip and i in self.varied_at:
                 row["distances"] = {role: float(d_M[self.varied_at.index(i)]) for role, d_M in distances.items()}
             lines.append(json.dumps(row, ensure_ascii=False))
         (self.directory / SCORES).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -168,6 +192,32 @@ def mean_distances(features_MID: np.ndarray) -> np.ndarray:
     count = features_MID.shape[1]
     similar_M = (np.square(features_MID.sum(axis=1)).sum(axis=-1) - count) / (count * (count - 1))
     return np.maximum(1 - similar_M, 0)  # equal pictures, but for rounding
+
+
+def _with_columns(table: RewardTable, scorers: Sequence[Scorer]) -> RewardTable:
+    """All scorers' columns in their order; those that the table lacks are NaN."""
+    names = tuple(scorer.name for scorer in scorers)
+    if names == table.names:
+        return table
+    empty_N, own = np.full(len(table.R_NK), np.nan), dict(zip(table.names, table.R_NK.T, strict=True))
+    values = [f"{scorer.name}/{value}" for scorer in scorers for value in getattr(scorer, "side", ())]
+    missing = {(i, names.index(table.names[k])): why for (i, k), why in table.missing.items()}
+    R_NK = np.stack([own.get(name, empty_N) for name in names], axis=1)
+    return RewardTable(names, R_NK, {v: table.side.get(v, empty_N).copy() for v in values}, missing, table.notes)
+
+
+def _with_groups(table: RewardTable, found: RewardTable, rows: Sequence[int], count: int) -> RewardTable:
+    """The table with the means of the groups of ``found``, each of ``count`` images, in these rows. A group that lacks the value of
+    an image has none."""
+    R_NK, side, missing = table.R_NK.copy(), dict(table.side), dict(table.missing)
+    for j, name in enumerate(found.names):
+        k = table.names.index(name)
+        R_NK[rows, k] = found.R_NK[:, j].reshape(-1, count).mean(axis=1)
+        missing |= {(rows[i // count], k): why for (i, own), why in found.missing.items() if own == j}
+    for name, column_N in found.side.items():
+        side[name] = side[name].copy()
+        side[name][list(rows)] = column_N.reshape(-1, count).mean(axis=1)
+    return replace(table, R_NK=R_NK, side=side, missing=missing, notes=table.notes + found.notes)
 
 
 def _clip(scorers: Sequence[Scorer]) -> Any:

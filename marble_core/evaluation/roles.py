@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from marble_core.config.schema import RolesConfig
+from marble_core.config.roles import RolesConfig
 
 
 @dataclass(frozen=True)

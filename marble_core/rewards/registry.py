@@ -31,6 +31,7 @@ SCORERS = {
     "ocr": "marble_core.rewards.ocr:Ocr",
     "geneval": "marble_core.rewards.geneval.rules:GenEval",
     "compressibility": "marble_core.rewards.compressibility:Compressibility",
+    "diversity": "marble_core.rewards.diversity:Diversity",
 }
 
 

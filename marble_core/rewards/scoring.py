@@ -6,7 +6,7 @@ docs/rewards.md, section 0. What no image can get right, a MarbleError, ends the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -15,7 +15,8 @@ import numpy as np
 
 from marble_core.rewards.background import Call
 from marble_core.rewards.returned import as_numbers, described, reasons
-from marble_core.types import MarbleError, NoValue, Prompt, RewardTable, Scorer
+from marble_core.runtime import distributed
+from marble_core.types import MarbleError, NoValue, Prompt, PromptBatch, RewardTable, Scorer
 
 IMAGES_PER_TIMEOUT = 1000
 NONE_GIVEN, HANGS = "it gave none", "it still hangs in an earlier call"
@@ -44,11 +45,18 @@ class Asked:
     """A scorer's answer for some images, begun at once. With ``go_on`` an error that would end a training costs these images their
     values instead, and so does every later call of a scorer that hangs, at once."""
 
-    def __init__(self, scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt], go_on: bool = False) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        images_NHWC: np.ndarray,
+        prompts: Sequence[Prompt],
+        go_on: bool = False,
+        group_N: np.ndarray | None = None,
+    ) -> None:
         self.scorer, self.prompts, self.go_on = scorer, prompts, go_on
         self.before: Call[Column] | None = getattr(scorer, "late", None)  # had not ended in its time
         hangs = go_on and self.before and self.before.running
-        self.call = None if hangs else Call(_column, scorer, images_NHWC, prompts, self.before)
+        self.call = None if hangs else Call(_column, scorer, images_NHWC, prompts, self.before, group_N)
 
     def column(self) -> Column:
         """Waits for it. A scorer that does not end within its ``timeout`` gives its images no value, once: it is asked again when that
@@ -74,13 +82,25 @@ class Asked:
 
 
 class BackgroundScores:
-    """Scores of the rewards that say ``background = True``, begun for the first images while the next are sampled."""
+    """Scores of the rewards that say ``background = True``, begun for the first images while the next are sampled.
 
-    def __init__(self, scorers: Sequence[Scorer], prompts: Sequence[Prompt], go_on: bool = False) -> None:
-        self.prompts, self.go_on = prompts, go_on
-        self.scorers = {k: scorer for k, scorer in enumerate(scorers) if getattr(scorer, "background", False)}
+    ``group_N`` names the group of each image, for rewards that score whole groups, which no image is scored for ahead of the others.
+    """
+
+    def __init__(
+        self, scorers: Sequence[Scorer], prompts: Sequence[Prompt], go_on: bool = False, group_N: np.ndarray | None = None
+    ) -> None:
+        self.prompts, self.go_on, self.group_N = prompts, go_on, group_N
+        early = [getattr(scorer, "background", False) and not is_groupwise(scorer) for scorer in scorers]
+        self.scorers = {k: scorer for k, scorer in enumerate(scorers) if early[k]}
         self.asked: dict[int, list[Asked]] = {k: [] for k in self.scorers}
         self.images = 0
+
+    @classmethod
+    def of(cls, scorers: Sequence[Scorer], batch: PromptBatch) -> BackgroundScores:
+        """Of this process's images. A group is what one prompt of the batch was sampled into, which lies on one process."""
+        index_N = distributed.images_of(batch)
+        return cls(scorers, batch.prompts_of(index_N), group_N=batch.prompt_N[index_N])
 
     def add(self, images_NHWC: np.ndarray) -> None:
         """The next images, in the order of ``prompts``."""
@@ -94,15 +114,23 @@ class BackgroundScores:
         return {k: Column.concatenate([one.column() for one in asked]) for k, asked in self.asked.items()}
 
 
+def is_groupwise(scorer: Scorer) -> bool:
+    """Whether it scores an image by the others of its group."""
+    return bool(getattr(scorer, "groupwise", False))
+
+
 def score_all(
     scorers: Sequence[Scorer],
     images_NHWC: np.ndarray,
     prompts: Sequence[Prompt],
     ahead: BackgroundScores | None = None,
     go_on: bool = False,
+    group_N: np.ndarray | None = None,
 ) -> RewardTable:
     """Score N images, each with its own prompt. R_NK is NaN where a reward does not apply to the prompt, and where its scorer gives
     no value, of which the table's ``missing`` says why; an infinite value stays.
+
+    ``group_N`` (``ahead``'s where there is one) is for rewards that score whole groups: images of one number are one group.
 
     The table does not depend on which scorer ends first. Raises MarbleError, which names the reward, where a scorer raises one,
     returns what are no numbers, or still hangs in an earlier call (see ``Asked``); with ``go_on`` it costs the values of its images.
@@ -114,13 +142,17 @@ def score_all(
         raise ValueError(f"{len(images_NHWC)} images but {len(prompts)} prompts")
 
     if ahead is None:
-        ahead = BackgroundScores(scorers, prompts, go_on)
+        ahead = BackgroundScores(scorers, prompts, go_on, group_N)
         ahead.add(images_NHWC)
+    for scorer in scorers:
+        if is_groupwise(scorer) and ahead.group_N is None:
+            raise ValueError(f"the reward {scorer.name!r} scores whole groups, and nobody said which images are one")
     columns = {}
     for k, scorer in enumerate(scorers):
         if k not in ahead.scorers:
             with on_device(scorer):
-                columns[k] = Asked(scorer, images_NHWC, prompts, go_on).column()
+                own_N = ahead.group_N if is_groupwise(scorer) else None
+                columns[k] = Asked(scorer, images_NHWC, prompts, go_on, own_N).column()
     columns |= ahead.columns()
     R_NK = np.full((len(prompts), len(scorers)), np.nan)
     side: dict[str, np.ndarray] = {}
@@ -173,41 +205,57 @@ class _Gathered:
         return Column(values, missing, notes)
 
 
-def _column(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt], before: Call[Column] | None) -> Column:
+def _column(
+    scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt], before: Call[Column] | None, group_N: np.ndarray | None
+) -> Column:
     """In a thread of its own, after the call that had not ended in its time."""
     if before:
         before.wait()
     gathered = _Gathered(scorer, prompts)
     if not gathered.rows:
         return gathered.column([])
-    answers, notes = _score(scorer, images_NHWC[gathered.rows], [prompts[i] for i in gathered.rows])
+    groups_N = None if group_N is None else group_N[gathered.rows]
+    answers, notes = _score(scorer, images_NHWC[gathered.rows], [prompts[i] for i in gathered.rows], groups_N)
     return gathered.column(answers, notes)
 
 
 def _score(
-    scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt]
+    scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt], group_N: np.ndarray | None
 ) -> tuple[list[np.ndarray | NoValue], tuple[str, ...]]:
-    """An answer per image. Where the scorer fails on all at once, each is tried alone, which costs it time and says so."""
+    """An answer per image. Where the scorer fails on all at once, each (or each group) is tried alone, which costs it time and says so."""
     try:
-        return _answers(scorer, scorer.score(images_NHWC, prompts), len(prompts)), ()
+        return _answers(scorer, _called(scorer, images_NHWC, prompts, group_N), len(prompts)), ()
     except MarbleError:
         raise
     except Exception as error:  # noqa: BLE001 - it is the user's code
         failed = f"{type(error).__name__}: {error}"
-    answers = [_alone(scorer, images_NHWC[i : i + 1], prompt) for i, prompt in enumerate(prompts)]
+    answers: list[np.ndarray | NoValue] = [NoValue(failed)] * len(prompts)
+    for group in dict.fromkeys(range(len(prompts)) if group_N is None else group_N.tolist()):
+        own = np.array([group]) if group_N is None else np.flatnonzero(group_N == group)
+        alone = _alone(scorer, images_NHWC[own], [prompts[i] for i in own.tolist()], None if group_N is None else group_N[own])
+        for i, answer in zip(own.tolist(), alone, strict=True):
+            answers[i] = answer
     again = sum(isinstance(answer, NoValue) for answer in answers)
     return answers, (
         f"the reward {scorer.name} failed on {len(prompts)} images at once ({failed}), and on {again} of them alone",
     )
 
 
-def _alone(scorer: Scorer, image_1HWC: np.ndarray, prompt: Prompt) -> np.ndarray | NoValue:
+def _called(scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt], group_N: np.ndarray | None) -> object:
+    score: Callable[..., object] = scorer.score
+    return score(images_NHWC, prompts) if group_N is None else score(images_NHWC, prompts, group_N)
+
+
+def _alone(
+    scorer: Scorer, images_NHWC: np.ndarray, prompts: Sequence[Prompt], group_N: np.ndarray | None
+) -> list[np.ndarray | NoValue]:
+    """Of one image, or of one group."""
     try:
-        return _answers(scorer, scorer.score(image_1HWC, [prompt]), 1)[0]
+        return _answers(scorer, _called(scorer, images_NHWC, prompts, group_N), len(prompts))
     except MarbleError:
         raise
     except Exception as error:  # noqa: BLE001 - it is the user's code
-        return NoValue(f"{type(error).__name__}: {error}")
+        return [NoValue(f"{type(error).__name__}: {error}")] * len(prompts)
 
 
 def _answers(scorer: Scorer, returned: object, count: int) -> list[np.ndarray | NoValue]:

@@ -118,6 +118,7 @@ def few_steps(model: ModelConfig) -> str | None:
 
 _OPTIONS: Mapping[str, Mapping[str, tuple[str | None, Part]]] = {  # of each scorer: option -> (its default, what is read)
     "clipscore": {"checkpoint": (CLIP_L, Part.MODEL)},
+    "diversity": {"checkpoint": (CLIP_L, Part.MODEL)},
     "pickscore": {"checkpoint": (PICKSCORE, Part.MODEL), "processor": (None, Part.PROCESSOR)},
     "hpsv2": {"checkpoint": (HPSV2, Part.MODEL), "processor": (CLIP_L, Part.PROCESSOR)},
     "aesthetic": {"checkpoint": (CLIP_L, Part.MODEL), "head": (AESTHETIC_HEAD, Part.FILE)},

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from marble_core.config.loading import load_config
-from marble_core.config.schema import RolesConfig, RunConfig
+from marble_core.config.roles import RolesConfig
+from marble_core.config.schema import RunConfig
 from marble_core.evaluation.evaluator import Evaluator
 from marble_core.evaluation.results import Evaluation
 from marble_core.evaluation.roles import Role, variants_of

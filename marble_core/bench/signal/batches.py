@@ -54,7 +54,8 @@ def gradients(
     images = config.rollout.images_per_prompt
     seed = derive(config.seed, "signal", batch)
     drawn = mix(prompts, config.rollout.prompts, design.subgroups * images, 0, seed, config.data.shares)
-    background = BackgroundScores(scorers, drawn.prompts_of(np.arange(len(drawn))))
+    every = np.arange(len(drawn))
+    background = BackgroundScores(scorers, drawn.prompts_of(every), group_N=every // images)
     rollout = collect(policy, drawn, config.rollout, background.add)
     table = score_all(scorers, rollout.images_NHWC, background.prompts, background)
     if faults := rewards_not_finite(table, drawn):
