@@ -24,7 +24,7 @@ from marble_core.algorithm.metrics import Clock, skipped_metrics, step_metrics
 from marble_core.algorithm.update import balanced_update
 from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
-from marble_core.models.rollout import collect
+from marble_core.models.rollout import beside_base, collect
 from marble_core.prompts import mix
 from marble_core.rewards.scoring import BackgroundScores, score_all
 from marble_core.runtime import distributed
@@ -57,7 +57,7 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     M, G = config.rollout.prompts, config.rollout.images_per_prompt
     batch = mix(balancer.eligible(prompts, learner.scorers, learner.step), M, G, learner.step, config.seed, config.data.shares)
     background = BackgroundScores.of(learner.scorers, batch)
-    rollout = collect(policy, batch, config.rollout, background.add)
+    rollout = beside_base(collect(policy, batch, config.rollout, background.add), policy, prompts, config)
     clock.lap("sample")
 
     table = distributed.gather_table(score_all(learner.scorers, rollout.images_NHWC, background.prompts, background))

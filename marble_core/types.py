@@ -122,7 +122,7 @@ class Conditioning:
 class Rollout:
     """What the policy ``old`` sampled: latents x0_NCHW, the solver's timesteps t_S in (0, 1], images_NHWC (uint8).
 
-    ``batch`` is the whole step's. Of several processes each holds the images of its own prompts, from image ``first`` on;
+    ``base`` are images of the model without a LoRA, as many, where the KL is taken at those. ``batch`` is the whole step's. Of several processes each holds the images of its own prompts, from image ``first`` on;
     ``conditioning`` has their prompts only.
     """
 
@@ -132,6 +132,11 @@ class Rollout:
     t_S: torch.Tensor
     images_NHWC: np.ndarray
     first: int = 0
+    base: Rollout | None = None
+
+    def conditioning_of(self, index_B: np.ndarray) -> Conditioning:
+        """Of these of the step's images, which are held here."""
+        return self.conditioning[self.batch.prompt_N[index_B] - self.batch.prompt_N[self.first]]
 
     @property
     def index_N(self) -> np.ndarray:

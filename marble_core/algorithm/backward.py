@@ -12,7 +12,7 @@ import torch
 from marble_core.algorithm.advantages import Advantages
 from marble_core.algorithm.losses import LOSSES, Phi, Point, Term, kl, noisy
 from marble_core.algorithm.row_gradients import Pass, RowGradients
-from marble_core.config.schema import LossConfig
+from marble_core.config.loss import LossConfig
 from marble_core.models.policy import Policy
 from marble_core.runtime import distributed
 from marble_core.runtime.seeding import derive, noise
@@ -107,7 +107,8 @@ def weighted_sum(policy: Policy, rollout: Rollout, rows: Rows, w_J: np.ndarray, 
 
     def plan(images_B: np.ndarray, terms: Sequence[Term], kl_BCHW: torch.Tensor | None) -> list[Pass]:
         weighed = [_times(torch.as_tensor(np.append(w_J, 1.0) @ rows.weigh(t.phi)[:, images_B]), t.q_BCHW) for t in terms]
-        q_BCHW = sum(weighed if kl_BCHW is None else [*weighed, kl_BCHW], start=torch.zeros_like(terms[0].q_BCHW))
+        like_BCHW = terms[0].q_BCHW if kl_BCHW is None else kl_BCHW
+        q_BCHW = sum(weighed if kl_BCHW is None else [*weighed, kl_BCHW], start=torch.zeros_like(like_BCHW))
         return [Pass(q_BCHW, torch.ones(1, len(images_B)))]
 
     return _accumulate(policy, rollout, 1, plan, config)
@@ -135,16 +136,42 @@ def _micro_batch_gradients(policy: Policy, part: _MicroBatch, gradients: RowGrad
         if not policy.old_is_default:
             with policy.using("old") as model:
                 v_old = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
-        if part.kl_scale:
+        if part.kl_scale and part.base is None:
             with policy.using("off") as model:
                 v_ref = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
     # Two backward passes over one graph, with layers that look on, are nothing for torch.compile.
     with policy.using("default") as model, torch.compiler.set_stance("force_eager"):
         v = model.velocity(part.x_BCHW, part.t_B, part.conditioning)
         terms = LOSSES[config.name](Point(v.detach(), v_old, part.x_BCHW, part.x0_BCHW, part.t_B), config)
-        kl_BCHW = None if v_ref is None else config.kl_beta * part.kl_scale * kl(v.detach(), v_ref)
+        kl_BCHW = None if v_ref is None else _kl(v, v_ref, part, config)
         gradients.backward(v, plan(part.images_B, terms, kl_BCHW))
-    return 1 + (v_old is not None) + (v_ref is not None)
+    forwards = 1 + (v_old is not None) + (v_ref is not None)
+    return forwards if part.base is None else forwards + _kl_at_base(policy, part, part.base, gradients, plan, config)
+
+
+def _kl_at_base(
+    policy: Policy,
+    part: _MicroBatch,
+    base: tuple[torch.Tensor, Conditioning],
+    gradients: RowGradients,
+    plan: Plan,
+    config: LossConfig,
+) -> int:
+    """The KL's own forwards and backward, at noised images of the base."""
+    x_BCHW, conditioning = base
+    with policy.using("off") as model, torch.no_grad():
+        v_ref = model.velocity(x_BCHW, part.t_B, conditioning)
+    with policy.using("default") as model, torch.compiler.set_stance("force_eager"):
+        v = model.velocity(x_BCHW, part.t_B, conditioning)
+        gradients.backward(v, plan(part.images_B, (), _kl(v, v_ref, part, config)))
+    return 2
+
+
+def _kl(v: torch.Tensor, v_ref: torch.Tensor, part: _MicroBatch, config: LossConfig) -> torch.Tensor:
+    q_BCHW = config.kl_beta * part.kl_scale * kl(v.detach(), v_ref)
+    if not config.kl_power:
+        return q_BCHW
+    return _times((1 + config.kl_power) * part.t_B.double() ** config.kl_power, q_BCHW)
 
 
 @dataclass(frozen=True)
@@ -155,6 +182,7 @@ class _MicroBatch:
     t_B: torch.Tensor
     conditioning: Conditioning
     kl_scale: float  # 0 where this micro-batch does not carry the KL
+    base: tuple[torch.Tensor, Conditioning] | None = None  # x_t of the base's images, where the KL is taken at those
 
 
 def _micro_batches(rollout: Rollout, config: LossConfig, share: float = 1.0) -> Iterator[_MicroBatch]:
@@ -181,8 +209,12 @@ def _micro_batches(rollout: Rollout, config: LossConfig, share: float = 1.0) -> 
         x0, t_B = rollout.x0_NCHW[images_B - rollout.first], t_NT[images_B, j].to(rollout.x0_NCHW.device)
         eps = noise([derive(seed, "eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:])).to(x0.device)
         scale = 1 / taken if n in carriers else 0.0  # N T / taken, over N T
-        conditioning = rollout.conditioning[batch.prompt_N[images_B] - batch.prompt_N[rollout.first]]
-        yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, conditioning, scale)
+        base = None
+        if scale and rollout.base:
+            x0_base = rollout.base.x0_NCHW[images_B - rollout.first]
+            own = noise([derive(seed, "base eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:])).to(x0.device)
+            base = noisy(x0_base, own, t_B), rollout.base.conditioning_of(images_B)
+        yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, rollout.conditioning_of(images_B), scale, base)
 
 
 def _training_times(t_S: torch.Tensor, config: LossConfig, seed: int, step: int, image: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from marble_core.config.schema import LossConfig
+from marble_core.config.loss import LossConfig
 
 SMALLEST_SCALE = 1e-5  # [C]
 Phi = Callable[[np.ndarray], np.ndarray]

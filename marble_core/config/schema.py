@@ -15,6 +15,7 @@ from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.config.data import DataConfig
 from marble_core.config.formats import CONFIGURATION
+from marble_core.config.loss import LossConfig
 from marble_core.config.roles import RolesConfig
 from marble_core.config.section import DottedPath, Section, Share
 from marble_core.config.shares import check_divides
@@ -72,25 +73,6 @@ class RewardConfig(Section):
     max_missing: Share = (
         0.1  # [O] share of its images without a value above which a step is skipped as a fault, and an alarm raised
     )
-
-
-class LossConfig(Section):
-    name: Literal["nft", "awm", "awm_clipped"] = "nft"  # loss.py
-    timesteps: int = Field(24, ge=1)  # [P] T, distinct timesteps of the rollout's, drawn for each image
-    times: Literal["solver", "between"] = "solver"  # [N] these; [O] between: from each down to the next, the last to 0
-    beta: float = Field(0.1, gt=0)  # [N] b: how far L+ and L- stand from v_old
-    advantage_max: float = Field(5.0, gt=0)  # [N] A_max
-    clip_range: float = Field(0.2, gt=0, lt=1)  # [O] of awm_clipped
-    advantage_std: Literal["batch", "group"] = "batch"  # [N] [C] batch, in both releases; [P] group
-    kl_beta: float = Field(1e-4, ge=0)  # [N]
-    kl_fraction: float = Field(0.125, gt=0, le=1)  # [O] share of the micro-batches that carry the KL; 1 in the paper
-    micro_batch: int = Field(48, ge=0)  # images in a forward of the loss; 0: as many as fit, by estimate/
-
-    @model_validator(mode="after")
-    def _bounded(self) -> LossConfig:
-        if self.name == "awm" and not self.kl_beta:
-            raise ValueError("loss 'awm' is unbounded below for negative advantages, so loss.kl_beta must be above 0")
-        return self
 
 
 class OptimizerConfig(Section):

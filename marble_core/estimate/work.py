@@ -42,6 +42,7 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
     every = micro_batches * processes_of(config)
     carriers = math.ceil(loss.kl_fraction * every) if loss.kl_beta else 0
     solves, share = config.balance.weighs_gradients, config.balance.qp_share
+    at_base = carriers if loss.kl_states == "base" else 0  # a forward and a backward of their own
     again = (
         math.ceil(share * every) if solves and share < 1 else 0
     )  # micro-batches that the QP sees, before the step's own pass
@@ -56,8 +57,8 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
         images_per_process=images,
         batches=-(-images // rollout.batch_size),
         micro_batches=micro_batches,
-        forwards=_velocities(config) * (every + again) + carriers,
-        backwards=_terms(config) * every + carriers if solves and not again else every + _terms(config) * again,
+        forwards=_velocities(config) * (every + again) + carriers + at_base,
+        backwards=_terms(config) * every + carriers if solves and not again else every + at_base + _terms(config) * again,
         flop=step,
         hours=(1 + watching) * step * config.train.steps / speed / 3600 if step and speed else None,
         images_per_look=images_per_look,
@@ -78,13 +79,16 @@ def looks_of(config: RunConfig) -> int:
 def flop_of_step(config: RunConfig, sizes: Sizes, solves: bool) -> float:
     rollout, loss = config.rollout, config.loss
     kl = loss.kl_fraction if loss.kl_beta else 0.0
+    at_base = kl if loss.kl_states == "base" else 0.0
     passes, share, again = 1.0, config.balance.qp_share, 0.0
     if solves:
         again = share if share < 1 else 0.0
         solved = 1 + again * _terms(config) if again else _terms(config) + kl
         passes = (solved + config.balance.every - 1) / config.balance.every
         again /= config.balance.every
-    velocities = (_velocities(config) + config.model.gradient_checkpointing) * (1 + again) + kl
+    if at_base and not (solves and config.balance.every == 1 and not again):
+        passes += at_base
+    velocities = (_velocities(config) + config.model.gradient_checkpointing) * (1 + again) + kl + at_base
     images = rollout.prompts * rollout.images_per_prompt
     return images * flop_of_velocity(config, sizes) * (rollout.steps + loss.timesteps * (velocities + passes * BACKWARD))
 

@@ -17,7 +17,7 @@ from marble_core.models import DiffusionModel
 from marble_core.models.adapter_file import LowRank, peft_config, read_lora, write_lora
 from marble_core.models.lora_targets import require_targets
 from marble_core.runtime.seeding import derive
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Rollout
 
 
 class Policy:
@@ -30,6 +30,7 @@ class Policy:
         self.ema: dict[str, torch.Tensor] = {}
         self.old_is_default = False
         self._kept: dict[str, torch.Tensor] = {}  # default's weights while the EMA takes their place
+        self.base_rollout: Rollout | None = None  # see rollout.beside_base
 
     @classmethod
     def load(cls, config: RunConfig) -> Policy:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from marble_core.config.schema import RolloutConfig
+from marble_core.config.schema import RolloutConfig, RunConfig
 from marble_core.models.policy import Policy
 from marble_core.models.sampling import sample
 from marble_core.runtime import distributed
 from marble_core.runtime.seeding import derive
-from marble_core.types import PromptBatch, Rollout
+from marble_core.types import Prompt, PromptBatch, Rollout
 
 
 def collect(
@@ -26,3 +27,25 @@ def collect(
             model, texts, seeds, config.solver, config.steps, config.batch_size, show
         )
     return Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC, index_N[0])
+
+
+def beside_base(rollout: Rollout, policy: Policy, prompts: Sequence[Prompt], config: RunConfig) -> Rollout:
+    """With images of the base, where the KL is taken at those (``loss.kl_states``): as many as the step's, of prompts that lie evenly
+    among all, and the same ones in every step.
+
+    They are a function of the seed and the prompts, sampled when a process first needs them, so a checkpoint holds none of them and
+    a run that goes on has the same.
+    """
+    if config.loss.kl_states == "policy":
+        return rollout
+    if policy.base_rollout is None:
+        count, r = config.rollout.prompts, config.rollout
+        chosen = tuple(prompts[m * len(prompts) // count] for m in range(count))
+        batch = PromptBatch(chosen, r.images_per_prompt, 0, derive(config.seed, "base"))
+        index_N = distributed.images_of(batch).tolist()
+        texts = [batch.prompts[m].text for m in distributed.share(batch)]
+        seeds = [derive(batch.seed, "rollout", i) for i in index_N]
+        with policy.using("off") as model:
+            x0_NCHW, images_NHWC, t_S, conditioning = sample(model, texts, seeds, r.solver, r.steps, r.batch_size)
+        policy.base_rollout = Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC[:0], index_N[0])
+    return replace(rollout, base=policy.base_rollout)

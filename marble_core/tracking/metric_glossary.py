@@ -16,6 +16,8 @@ GLOSSARY = {
     "trust/p": "the exponent that `balance.trust: auto` uses; 0 is the paper's, which is infinity",
     "trust/raw": "1 where it sums the gradients as they are",
     "trust/score:P": "mean over steps of the least cosine of an exponent's last direction with a new step's gradient: what it is chosen by",
+    "guard/before:NAME": "cosine of the rewards' own direction with a guard's gradient: below 0 it would lower the guard",
+    "guard/push:NAME": "how far that direction was moved towards the guard, in its own length; 0 where the guard asks for nothing",
     "clamped": "share of the advantages that were cut to the range in which the loss is affine",
     "inactive": "rewards without a usable gradient in this step: their weight is 0, and their averages stay as they are",
     "stationary": "1 where no direction improves every reward, and the update is the KL's alone",

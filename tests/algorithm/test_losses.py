@@ -6,7 +6,7 @@ import torch
 
 from builders import small_config
 from marble_core.algorithm.losses import LOSSES, Point, kl, noisy
-from marble_core.config.schema import LossConfig
+from marble_core.config.loss import LossConfig
 from marble_core.types import MarbleError
 
 ADVANTAGES = np.array([1.3, -0.7, 0.0, 4.9])
