@@ -210,6 +210,7 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     from marble_core.storage.s3 import S3
     from marble_core.tracking.past_runs import evaluation_metrics
     from marble_core.tracking.registry import fetch_champion
+    from marble_core.training.strength import log_at_strength
 
     config, run_id = read_prepared(prepared)
     out.mkdir(parents=True, exist_ok=True)
@@ -217,6 +218,7 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     incumbent = fetch_champion(config, adapter, scratch)
     run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
     evaluation = Evaluation.load(out / EVALUATION)
+    log_at_strength(config, adapter, evaluation.strength, scratch, tracker.mlflow_run_id)
     decision = decide(evaluation, config.registry)
     write_decision(out, decision, config.registry)
     history, past = adapter / HISTORY, tracker.past_runs(config.registry.model)

@@ -59,9 +59,7 @@ class BalanceConfig(Section):
     floor: dict[str, Share] = {}  # [O] least alpha of a reward
     cap: dict[str, Share] = {}  # [O] largest alpha of a reward
     wishes: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
-    guards: dict[
-        str, Share
-    ] = {}  # [O] rewards without a share, by the part of what the update would take from them that it may
+    guards: dict[str, Share] = {}  # [O] rewards without a share, and by how much of what it would the update may lower them
     final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
     observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
     meter: Literal["halves", "time", "none"] = "halves"  # [O] halves of a step, or the steps before it, tell signal from noise

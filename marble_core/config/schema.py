@@ -132,6 +132,8 @@ class RegistryConfig(Section):
     model: str = Field("marble", pattern=r"^[^/:]+$")
     margin: float = Field(0.02, ge=0)  # [O] refused if a reward's whole interval lies below -margin base stds
     floors: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.9": the trained model's mean must meet it
+    beat_guidance: bool = False  # [O] refused unless shown to be better than the best guided base, at no less diversity
+    diversity_loss: Share | None = None  # [O] of the base's; the strongest of evaluation.roles.strengths within it is promoted
 
 
 class StorageConfig(Section):
@@ -174,6 +176,7 @@ class RunConfig(Section):
             raise ValueError(
                 f"reward {min(doubled)!r} is listed twice, in evaluation.rewards too, which are measured beside rewards"
             )
+        self._what_the_gate_needs()
         for floor in self.registry.floors:
             parse(floor, tuple(measured), "floor")
         if unknown := (named | ({self.balance.single} - {""})) - set(names):
@@ -209,6 +212,16 @@ class RunConfig(Section):
                 "from which they are drawn without replacement"
             )
         return self
+
+    def _what_the_gate_needs(self) -> None:
+        gate, evaluation = self.registry, self.evaluation
+        if gate.beat_guidance and not any(scale > 1 for scale in evaluation.roles.base_guidance):
+            raise ValueError(
+                "registry.beat_guidance needs a guided base to beat: set evaluation.roles.base_guidance, as [1.5, 2, 3]"
+            )
+        if (gate.beat_guidance or gate.diversity_loss is not None) and not evaluation.diversity_prompts:
+            key = "beat_guidance" if gate.beat_guidance else "diversity_loss"
+            raise ValueError(f"registry.{key} is about diversity, so evaluation.diversity_prompts must be above 0")
 
     @property
     def reward_names(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import SCORES
 from marble_core.evaluation import lacking
 from marble_core.evaluation.results import Evaluation
-from marble_core.evaluation.roles import BASE, CHAMPION, TRAINED, Role
+from marble_core.evaluation.roles import BASE, CHAMPION, TRAINED, Role, strongest_within
 from marble_core.evaluation.settings import settings_of
 from marble_core.evaluation.shared_roles import Sampled, SharedRoles
 from marble_core.evaluation.statistics import compare, diversity
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from marble_core.models.policy import Policy
 
 PICTURES_PER_SOURCE = 48
-KEPT = (BASE, CHAMPION, TRAINED)
+KEPT = (BASE, CHAMPION, TRAINED)  # and strengths that may be chosen
 
 
 @dataclass
@@ -58,6 +58,7 @@ class Evaluator:
         self.varied_at = _evenly(self.prompts, count)
         self.varied = [self.prompts[i] for i in self.varied_at]
         self.all_roles = (*self.roles, *self.variants)
+        self.candidates = self._candidates()
         self.total = len(self.all_roles) * (len(self.prompts) + len(self.varied) * e.diversity_images)
         self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -70,6 +71,31 @@ class Evaluator:
         if shared is None or not role.is_free_of_training:
             return sample()
         return shared.get(role.name, self.depends_on(role, policy), self.directory, sample)
+
+    def _candidates(self) -> dict[str, Role]:
+        """The strengths that may be promoted, by role; none where ``registry.diversity_loss`` is not set."""
+        if self.config.registry.diversity_loss is None:
+            return {}
+        return {role.name: role for role in (TRAINED, *self.variants) if role.model == "trained" and role.guidance == 1}
+
+    def chosen(self, found: Mapping[str, Sampled]) -> tuple[dict[str, Sampled], list[Role], float]:
+        """With the strongest candidate within the limit as ``trained`` and the plain LoRA as a further role, which that one then is
+        not; images change their names. Diversity alone chooses: no reward does, so no gain is too good by it."""
+        if not (self.candidates and self.clip and self.varied):
+            return dict(found), list(self.variants), 1.0
+        base = found["base"].distances_M.mean()
+        losses = {r.strength: 1 - float(found[name].distances_M.mean() / base) for name, r in self.candidates.items()}
+        strength = strongest_within(losses, self.config.registry.diversity_loss or 0.0)
+        if strength == 1:
+            return dict(found), list(self.variants), 1.0
+        (own,) = [role for role in self.candidates.values() if role.strength == strength]
+        plain = Role("trained-s1", "default")
+        roles = [plain if role == own else role for role in self.variants]
+        moved = {own.name: TRAINED.name, TRAINED.name: plain.name}
+        for before, after in sorted(moved.items(), key=lambda names: names[1], reverse=True):  # trained makes way first
+            for i in self.pictured:
+                (self.directory / picture_name(before, i)).replace(self.directory / picture_name(after, i))
+        return {moved.get(name, name): own_found for name, own_found in found.items()}, roles, strength
 
     def depends_on(self, role: Role, policy: Policy) -> dict[str, Any]:
         """All that a role without a LoRA depends on; ready for JSON. Which other roles there are is no matter."""
@@ -97,7 +123,7 @@ class Evaluator:
             images_NHWC = self._sample(role, policy, self.prompts[part], self.seeds[part])
             tables.append(lacking.finite(score_all(single, images_NHWC, self.prompts[part], go_on=True)))
             for i, image in enumerate(images_NHWC, start):
-                if i in self.pictured and role in self.kept:
+                if i in self.pictured and (role in self.kept or role.name in self.candidates):
                     Image.fromarray(image).save(self.directory / picture_name(role.name, i))
         return _with_columns(RewardTable.concatenate(tables), self.scorers)
 
@@ -126,6 +152,7 @@ class Evaluator:
     def evaluation(self, found: Mapping[str, Sampled]) -> Evaluation:
         """What was found, by role, without what only the caller knows. Writes scores.jsonl."""
         e, held_out = self.config.evaluation, self.config.held_out
+        found, variants, strength = self.chosen(found)
         tables = {name: own.table for name, own in found.items()}
         distances = {name: own.distances_M for name, own in found.items()}
         self.write_scores(tables, distances)
@@ -142,7 +169,7 @@ class Evaluator:
             e.resamples,
             e.seed,
         )
-        compared = replace(compared, variants=measured.variants(self.variants))
+        compared = replace(compared, variants=measured.variants(variants), strength=strength)
         if self.clip and self.varied:
             return replace(compared, diversity=diversity(distances, self.varied, e.diversity_images, e.resamples, e.seed))
         if e.diversity_prompts:

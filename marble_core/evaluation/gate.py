@@ -15,7 +15,7 @@ import numpy as np
 
 from marble_core.config.constraints import parse
 from marble_core.config.schema import RegistryConfig
-from marble_core.evaluation.results import Estimate, Evaluation
+from marble_core.evaluation.results import Estimate, Evaluation, Variant
 from marble_core.evaluation.statistics import interval
 
 NOTHING_NEW: Literal["nothing new"] = (
@@ -28,7 +28,16 @@ class Decision:
     """The gate's answer. ``reasons`` are whole sentences with the numbers in them, the deciding ones first."""
 
     promote: bool
-    verdict: Literal["promoted", "worse", "no gain", "not measured", "below a floor", "nothing new"]
+    verdict: Literal[
+        "promoted",
+        "worse",
+        "no gain",
+        "not measured",
+        "below a floor",
+        "less diverse",
+        "no better than guidance",
+        "nothing new",
+    ]
     reasons: tuple[str, ...]
 
     @property
@@ -44,7 +53,8 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
     Harm is shown in a reward, trained on or held out, if its whole 95 % interval against the base or the champion lies below
     -margin base standard deviations. A gain is shown if the interval of the mean gain over the champion, or over the base where
     there is no champion to compare with, lies above 0. Alarms are said and do not decide, but
-    for one: a reward that lacks more values than its ``max_missing`` counts as not measured.
+    for one: a reward that lacks more values than its ``max_missing`` counts as not measured. ``diversity_loss`` and
+    ``beat_guidance`` ask for more, see ``short_of``.
     """
     gain, over = evaluation.mean_gain, "the base"
     if evaluation.champion:
@@ -64,11 +74,57 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
         return Decision(False, "not measured", (reason, f"{gained}.", *after))
     if unmet := list(unmet_floors(evaluation, config.floors)):
         return Decision(False, "below a floor", (*unmet, f"{gained}.", *after))
+    if found := short_of(evaluation, config):
+        return Decision(False, found[0], (found[1], f"{gained}.", *after))
     if gain.low <= 0:
         return Decision(False, "no gain", (f"{gained}, an interval that does not lie above 0.", *after))
     reasons = [f"{gained}, an interval that lies above 0.", *_better(evaluation), *_possible_harm(evaluation, config.margin)]
     reasons.append(f"No reward is shown to be worse by more than {config.margin:g} base standard deviations.")
+    if config.beat_guidance and (best := best_guided(evaluation)):
+        reasons.append(f"It is ahead of the best base under guidance, {_versus(best)}.")
+    if evaluation.strength != 1:
+        reasons.append(f"This is the LoRA at strength {evaluation.strength:g}, the strongest that keeps its diversity.")
     return Decision(True, "promoted", (*reasons, *after))
+
+
+Short = Literal["not measured", "less diverse", "no better than guidance"]
+
+
+def short_of(evaluation: Evaluation, config: RegistryConfig) -> tuple[Short, str] | None:
+    """What ``diversity_loss`` and ``beat_guidance`` miss, in a sentence; None where they are met or not asked for.
+
+    The loss of diversity is held against its limit as measured. The best guided base is the one of greatest mean gain: the
+    trained model must be shown to be ahead of it, and must not be shown to be less diverse.
+    """
+    if config.diversity_loss is None and not config.beat_guidance:
+        return None
+    d = evaluation.diversity
+    if d is None:
+        return "not measured", "Diversity was not measured; add clipscore to evaluation.rewards."
+    if config.diversity_loss is not None and d.change.mean < -config.diversity_loss:
+        return "less diverse", f"Diversity changed by {_percent(d.change)}, a loss above {100 * config.diversity_loss:g} %."
+    if not config.beat_guidance or evaluation.no_guidance:
+        return None
+    best = best_guided(evaluation)
+    if best is None or best.lead_diversity is None:
+        return "not measured", "No base under guidance was measured; set evaluation.roles.base_guidance."
+    if best.lead_gain.low <= 0 or best.lead_diversity.high < 0:
+        return "no better than guidance", f"It is not shown to beat the base under guidance: {_versus(best)}."
+    return None
+
+
+def best_guided(evaluation: Evaluation) -> Variant | None:
+    """The guided base of greatest mean gain."""
+    return max((v for v in evaluation.variants if v.model == "base"), key=lambda v: v.mean_gain.mean, default=None)
+
+
+def _versus(best: Variant) -> str:
+    change = _percent(best.lead_diversity) if best.lead_diversity else "unknown"
+    return f"at guidance {best.guidance:g}, by {interval(best.lead_gain)} base standard deviations at a change of diversity of {change}"
+
+
+def _percent(change: Estimate) -> str:
+    return f"{interval(Estimate(100 * change.mean, 100 * change.low, 100 * change.high), 0)} %"
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ class Evaluation:
     base_std. A reward without any value is in ``missing``; one without some is in ``lacking``. ``by_source`` has rewards and held-out ones. ``side`` has what
     scorers report beside their rewards (``geneval/strict``), of which neither gain nor gate knows. ``champion_version`` had the
     alias when this was measured; where there is none to compare with, ``no_champion`` says why. ``variants`` are the further roles
-    of ``evaluation.roles``; a family that is not sampled under guidance says why in ``no_guidance``.
+    of ``evaluation.roles``; a family that is not sampled under guidance says why in ``no_guidance``. ``trained`` is the LoRA at this
+    ``strength``: 1, unless ``registry.diversity_loss`` chose another one, which is folded into the registered weights.
     """
 
     rewards: Mapping[str, RewardResult]
@@ -165,6 +166,7 @@ class Evaluation:
     together: Together | None = None
     variants: tuple[Variant, ...] = ()
     no_guidance: str = ""
+    strength: float = 1.0
 
     @property
     def measured(self) -> dict[str, RewardResult]:

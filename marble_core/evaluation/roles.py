@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,3 +55,10 @@ def _guided(role: Role, scales: tuple[float, ...]) -> Iterator[Role]:
     for scale in dict.fromkeys(scales):
         if scale != 1:
             yield Role(f"{role.name}-g{scale:g}", role.adapter, scale, role.strength)
+
+
+def strongest_within(losses: Mapping[float, float], limit: float) -> float:
+    """Of strengths with the share of the base's diversity that each loses, the greatest that loses no more than ``limit``; where none
+    does, the least."""
+    within = [strength for strength, loss in losses.items() if loss <= limit]
+    return max(within) if within else min(losses)

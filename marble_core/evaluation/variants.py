@@ -79,7 +79,7 @@ class Pair:
 def pairs(evaluation: Evaluation) -> Iterator[Pair]:
     """All that were measured of the trained model, the plain one first."""
     d = evaluation.diversity
-    yield Pair(1.0, 1.0, evaluation.mean_gain, d.change if d else None, _harmed(evaluation.measured))
+    yield Pair(1.0, evaluation.strength, evaluation.mean_gain, d.change if d else None, _harmed(evaluation.measured))
     for v in evaluation.variants:
         if v.model == "trained":
             change = v.diversity.change if v.diversity else None

@@ -239,6 +239,13 @@ def write_lora(layers: Mapping[str, LowRank], place: Path, form: str = "diffuser
     return file
 
 
+def fold(place: Path, strength: float, out: Path) -> Path:
+    """The LoRA of ``place`` with a strength in its weights, written for diffusers into the directory ``out``, which is returned."""
+    layers = {name: LowRank(w.A_ri, w.B_or * strength) for name, w in read_unplaced(place).items()}
+    write_lora(layers, out)
+    return out
+
+
 def _fused(layers: Mapping[str, LowRank]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     todo = set(layers)

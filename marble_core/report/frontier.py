@@ -41,23 +41,24 @@ def curves(evaluation: Evaluation) -> list[Curve]:
         return []
     zero = Estimate(0.0, 0.0, 0.0)
     base, trained = Spot("base", zero, zero), Spot("trained", d.change, evaluation.mean_gain)
-    kinds: dict[str, list[tuple[float, Spot]]] = {
-        "base": [(1.0, base)],
-        "guided": [(1.0, trained)],
-        "strength": [],
-        "pairs": [],
-    }
+    kinds: dict[str, list[tuple[float, Spot]]] = {"base": [(1.0, base)], "guided": [], "strength": [], "pairs": []}
     for v in evaluation.variants:
         if v.diversity:
+            both = v.strength == v.guidance == 1  # the plain LoRA, where another strength was chosen
             kind = "base" if v.model == "base" else "guided" if v.strength == 1 else "strength" if v.guidance == 1 else "pairs"
-            label = f"g {v.guidance:g}" if kind in ("base", "guided") else f"s {v.strength:g}"
+            label = f"s {v.strength:g}" if v.model == "trained" and (both or v.strength != 1) else f"g {v.guidance:g}"
             label += f", g {v.guidance:g}" if kind == "pairs" else ""
-            at = v.strength if kind == "strength" else v.guidance
-            kinds[kind].append((at, Spot(label, v.diversity.change, v.mean_gain)))
+            spot = Spot(label, v.diversity.change, v.mean_gain)
+            kinds[kind].append((v.strength if kind == "strength" else v.guidance, spot))
+            if both:
+                kinds["strength"].append((1.0, spot))
+    if evaluation.strength == 1:
+        kinds["guided"].append((1.0, trained))
     if kinds["strength"]:
-        kinds["strength"] += [(0.0, base), (1.0, trained)]
+        kinds["strength"] += [(0.0, base), (evaluation.strength, trained)]
     ordered = {kind: tuple(s for _, s in sorted(own, key=lambda pair: pair[0])) for kind, own in kinds.items()}
-    found = [Curve("base under guidance", ordered["base"], None, 1), Curve("trained under guidance", ordered["guided"], 0)]
+    found = [Curve("base under guidance", ordered["base"], None, 1)]
+    found += [Curve("trained under guidance", ordered["guided"], 0)] if ordered["guided"] else []
     found += [Curve("LoRA by strength", ordered["strength"], 1, 2)] if ordered["strength"] else []
     found += [Curve(f"strength and guidance {spot.label}", (spot,), 4) for spot in ordered["pairs"]]
     if (c := evaluation.champion) and d.champion is not None and d.base:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marble_core.config.schema import RegistryConfig, RunConfig
-from marble_core.evaluation.gate import unmet_floors
+from marble_core.evaluation.gate import best_guided, short_of, unmet_floors
 from marble_core.evaluation.results import Estimate, Evaluation, RewardResult, Versus
 from marble_core.report.drawing import colour
 from marble_core.report.words import effect, signed
@@ -117,6 +117,20 @@ def conditions(evaluation: Evaluation, judged: Sequence[Row], config: RegistryCo
     for floor in config.floors:
         failed = list(unmet_floors(evaluation, (floor,)))
         found.append(Condition(floor, failed[0].partition(": ")[2].rstrip(".") if failed else "it holds", not failed))
+    short = short_of(evaluation, config)
+    if config.diversity_loss is not None:
+        change = evaluation.diversity.change if evaluation.diversity else None
+        said = f"{signed(100 * change.mean, 0)} %" if change else "not measured"
+        met = change is not None and change.mean >= -config.diversity_loss
+        found.append(Condition(f"At most {100 * config.diversity_loss:g} % of the base's diversity is lost", said, met))
+    if config.beat_guidance:
+        best, met = best_guided(evaluation), short is None or short[0] == "less diverse"
+        said = (
+            f"{signed(best.lead_gain.mean)} over guidance {best.guidance:g}"
+            if best
+            else evaluation.no_guidance or "not measured"
+        )
+        found.append(Condition("Better than the best guided base at no less diversity", said, met))
     gain = evaluation.champion.mean_gain if evaluation.champion else evaluation.mean_gain
     asked = f"The mean gain over the {rivals[-1]} is shown to be above 0"
     return [*found, Condition(asked, f"{signed(gain.mean)} ({signed(gain.low)} to {signed(gain.high)})", gain.low > 0)]

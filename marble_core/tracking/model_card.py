@@ -85,6 +85,12 @@ def _table(evaluation: Evaluation) -> list[str]:
 def _variants(evaluation: Evaluation) -> list[str]:
     """What guidance and strength do, and what is recommended of them."""
     lines = [f"No guidance: {evaluation.no_guidance}."] if evaluation.no_guidance else []
+    if evaluation.strength != 1:
+        lines += [
+            f"These weights have the factor {evaluation.strength:g} folded in, the strongest that keeps enough of the base's diversity; "
+            + "strengths in this card are of the LoRA as it was trained.",
+            "",
+        ]
     if evaluation.variants:
         lines += [
             "| model | guidance | strength | mean gain over the base, its stds | diversity |",
@@ -139,7 +145,8 @@ def _use(config: RunConfig, evaluation: Evaluation, name: str) -> str:
     revision = f", revision={config.model.revision!r}" if config.model.revision else ""
     said, best = _recommendation(evaluation), recommended(evaluation)
     scale = best.guidance if said and best.guidance != 1 else evaluation.settings.get("guidance_scale", 1.0)
-    strength = [f'pipe.set_adapters(["marble"], [{best.strength:g}])'] if said and best.strength != 1 else []
+    weight = best.strength / evaluation.strength  # a strength of the LoRA as trained, of weights with another one in them
+    strength = [f'pipe.set_adapters(["marble"], [{weight:g}])'] if said and weight != 1 else []
     return "\n".join(
         [
             *([said, ""] if said else []),

@@ -226,6 +226,8 @@ def _tags(evaluation: Evaluation, decision: Decision) -> dict[str, str]:
     }
     for key, gain in gains.items():
         tags |= {key: f"{gain.mean:.4f}", f"{key}_interval": f"{gain.low:.4f} {gain.high:.4f}"}
+    if evaluation.strength != 1:
+        tags["marble.strength"] = f"{evaluation.strength:g}"
     return tags | {f"reward.{n}": f"{r.base:.4f} -> {r.trained:.4f}" for n, r in evaluation.measured.items()}
 
 

@@ -121,5 +121,5 @@ def test_a_run_with_the_forward_kl_goes_on_to_the_same_bits(tmp_path):
 
 
 def test_settings_of_a_kl_that_is_off_are_one_sentence():
-    with pytest.raises(MarbleError, match="need a loss.kl_beta"):
+    with pytest.raises(MarbleError, match="so they need a"):
         load_config("demo", overrides=["loss.kl_beta=0", "loss.kl_states=base"])

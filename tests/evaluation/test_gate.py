@@ -9,8 +9,10 @@ import pytest
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RegistryConfig
 from marble_core.evaluation.gate import decide
-from marble_core.evaluation.results import Alarm, Champion, Estimate, Evaluation, RewardResult, Versus
+from marble_core.evaluation.results import Alarm, Champion, Diversity, Estimate, Evaluation, RewardResult, Versus
+from marble_core.report.table import conditions
 from marble_core.types import MarbleError
+from report_builders import a_variant
 
 GATE = RegistryConfig(margin=0.1)
 FIRST = "The registered model marble has no champion yet, so the base is what counts."
@@ -101,3 +103,57 @@ def test_the_margin_is_measured_in_base_standard_deviations() -> None:
 def test_an_alarm_is_said_and_does_not_decide() -> None:
     alarmed = replace(BETTER, alarms=(Alarm("mode collapse", "All pictures are one."),))
     assert decide(alarmed, GATE).promote and "Alarm, mode collapse: All pictures are one." in decide(alarmed, GATE).reasons
+
+
+def beside_guidance(lead: Numbers, change: Numbers, loss: float = -0.1, strength: float = 1.0) -> Evaluation:
+    """A model that gains, with two guided bases of which the second gains more; it is ahead of that one by ``lead``."""
+    weak = replace(a_variant(1.5, 1, 0.05, -0.1, model="base"), lead_gain=CLEAR, lead_diversity=Estimate(0.0, -0.1, 0.1))
+    best = replace(a_variant(3, 1, 0.15, -0.3, model="base"), lead_gain=Estimate(*lead), lead_diversity=Estimate(*change))
+    stronger = a_variant(4.5, 1, 0.9, -0.6)
+    lost = Diversity(96, 4, 1.0, 1 + loss, Estimate(loss, loss - 0.1, loss + 0.1))
+    return replace(BETTER, variants=(weak, best, stronger), diversity=lost, strength=strength)
+
+
+BEATS = RegistryConfig(margin=0.1, beat_guidance=True)
+AHEAD, EQUAL = (0.1, 0.05, 0.15), (0.05, -0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("given", "gate", "verdict", "says"),
+    [
+        (beside_guidance(AHEAD, EQUAL), BEATS, "promoted", "ahead of the best base under guidance, at guidance 3, by +0.100"),
+        (beside_guidance((0.05, -0.01, 0.1), EQUAL), BEATS, "no better than guidance", "at guidance 3, by +0.050 (-0.010 to +0.100)"),
+        (beside_guidance(AHEAD, (-0.2, -0.3, -0.1)), BEATS, "no better than guidance", "change of diversity of -20 (-30 to -10) %"),
+        (beside_guidance((0.05, -0.01, 0.1), EQUAL), GATE, "promoted", "Shown to be better"),
+        (BETTER, BEATS, "not measured", "Diversity was not measured"),
+        (replace(beside_guidance(AHEAD, EQUAL), variants=()), BEATS, "not measured", "No base under guidance was measured"),
+        (replace(beside_guidance(AHEAD, EQUAL), variants=(), no_guidance="it has none"), BEATS, "promoted", "Shown to be better"),
+        (beside_guidance(AHEAD, EQUAL, -0.3), RegistryConfig(diversity_loss=0.2), "less diverse", "changed by -30 (-40 to -20) %, a loss above 20 %"),
+        (beside_guidance(AHEAD, EQUAL, -0.1, 0.5), RegistryConfig(diversity_loss=0.2), "promoted", "LoRA at strength 0.5, the strongest that"),
+    ],
+)  # fmt: skip
+def test_the_gate_may_ask_for_more_than_guidance_brings_and_for_diversity(
+    given: Evaluation, gate: RegistryConfig, verdict: str, says: str
+) -> None:
+    decision = decide(given, gate)
+    assert decision.verdict == verdict and decision.promote == (verdict == "promoted")
+    assert any(says in reason for reason in decision.reasons), decision.reasons
+    asked = {condition.asked: condition.met for condition in conditions(given, [], gate)}
+    if verdict == "no better than guidance":
+        assert not asked["Better than the best guided base at no less diversity"]
+    if verdict == "less diverse":
+        assert not asked["At most 20 % of the base's diversity is lost"]
+    if verdict == "promoted" and gate is BEATS and not given.no_guidance:
+        assert all(asked.values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["registry.beat_guidance=true"], "needs a guided base to beat"),
+        (["registry.diversity_loss=0.2", "evaluation.diversity_prompts=0"], "registry.diversity_loss is about diversity"),
+    ],
+)
+def test_a_gate_that_asks_for_what_is_not_measured_is_refused_before_the_run(overrides: list[str], says: str) -> None:
+    with pytest.raises(MarbleError, match=says):
+        load_config("demo", overrides=overrides)

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from marble_core.config.loading import load_config
 from marble_core.config.roles import RolesConfig
 from marble_core.config.schema import RunConfig
 from marble_core.evaluation.evaluator import Evaluator
 from marble_core.evaluation.results import Evaluation
-from marble_core.evaluation.roles import Role, variants_of
+from marble_core.evaluation.roles import BASE, TRAINED, Role, variants_of
 from marble_core.evaluation.run import run_evaluation
-from marble_core.evaluation.shared_roles import SharedRoles
+from marble_core.evaluation.shared_roles import Sampled, SharedRoles
 from marble_core.evaluation.variants import Measured, recommended
+from marble_core.models.adapter_file import fold
 from marble_core.models.policy import Policy
+from marble_core.rewards.registry import load_scorers
 from marble_core.tracking.past_runs import evaluation_metrics
 from marble_core.types import MarbleError, Prompt, RewardTable
 from report_builders import a_variant, with_variants
@@ -135,3 +138,50 @@ def test_what_is_recommended_keeps_four_fifths_of_the_diversity_harms_nothing_an
     assert (harmless.guidance, harmless.strength) == (1, 1.25)
     least = recommended(with_variants(-0.4, a_variant(1, 0.5, 0.1, -0.3), guided))
     assert (least.strength, least.keeps) == (0.5, False)
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(0.35, 1.25), (0.25, 1.0), (0.12, 0.5), (0.01, 0.5)])
+def test_the_strongest_lora_within_the_limit_is_the_trained_one_and_its_images_are_the_trained_ones(
+    tmp_path: Path, limit: float, chosen: float
+) -> None:
+    """Diversity falls by a fifth of the strength squared; the base's rewards are 0, and each role's are its strength."""
+    asked = config("evaluation.roles={strengths: [0.5, 1.25], trained_guidance: [3]}", f"registry.diversity_loss={limit}")
+    work = Evaluator(
+        asked, PROMPTS, load_scorers(asked.measured), tmp_path, [BASE, TRAINED], variants_of(asked.evaluation.roles)
+    )
+    found = {}
+    for role in work.all_roles:
+        strength = 0.0 if role == BASE else role.strength
+        table = RewardTable(("clipscore",), np.arange(3.0)[:, None] + strength)
+        found[role.name] = Sampled(table, np.full(3, 1 - 0.2 * strength**2))
+        (tmp_path / f"{role.name}-000.png").write_text(role.name)
+        (tmp_path / f"{role.name}-001.png").write_text(role.name)
+        (tmp_path / f"{role.name}-002.png").write_text(role.name)
+    evaluation = work.evaluation(found)
+    assert evaluation.strength == chosen
+    assert evaluation.rewards["clipscore"].difference.mean == pytest.approx(chosen)
+    assert evaluation.diversity is not None and evaluation.diversity.change.mean == pytest.approx(-0.2 * chosen**2)
+    strengths = {v.strength: v.rewards["clipscore"].difference.mean for v in evaluation.variants if v.guidance == 1}
+    assert strengths == pytest.approx({s: s for s in (0.5, 1.0, 1.25) if s != chosen})
+    own = "trained" if chosen == 1 else f"trained-s{chosen:g}"
+    assert (tmp_path / "trained-002.png").read_text() == own
+    assert chosen == 1 or (tmp_path / "trained-s1-002.png").read_text() == "trained"
+    if chosen == 1.25:
+        assert recommended(evaluation).strength in (0.5, 1.0, 1.25)
+
+
+def test_a_strength_that_is_folded_into_the_weights_is_that_of_set_adapters(tmp_path: Path) -> None:
+    asked = config()
+    policy = Policy.load(asked)
+    policy.load_adapter(saved_lora(asked, tmp_path / "whole", 0.2))
+    policy.load_adapter(fold(tmp_path / "whole", 0.75, tmp_path / "folded"), name="folded")
+    x, t = torch.randn(2, *policy.model.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 0.9])
+    told = policy.model.encode(["a red circle", "a blue square"])
+    with torch.no_grad():
+        with policy.using("default") as model:
+            whole = model.velocity(x, t, told)
+        with policy.using("default", 0.75) as model:
+            scaled = model.velocity(x, t, told)
+        with policy.using("folded") as model:
+            folded = model.velocity(x, t, told)
+    assert (folded - scaled).abs().max() < 1e-5 < (folded - whole).abs().max()

@@ -1,0 +1,21 @@
+"""The strength at which a LoRA is promoted (``registry.diversity_loss``), in the weights that the registry gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from marble_core.config.schema import RunConfig
+from marble_core.models.adapter_file import fold
+from marble_core.storage.uri import portable
+from marble_core.tracking.registry import log_adapter
+from marble_core.tracking.step_history import trained_steps
+
+
+def log_at_strength(config: RunConfig, adapter: Path, strength: float, scratch: Path, mlflow_run: str) -> None:
+    """Log what register makes a version of: the adapter as it was evaluated, with its strength in its weights. Where none is chosen
+    it is what train has logged."""
+    if config.registry.diversity_loss is None:
+        return
+    place = adapter if strength == 1 else fold(adapter, strength, scratch / "folded")
+    metadata = {"rewards": list(config.reward_names), "method": config.balance.method, "config": config.digest}
+    log_adapter(place, portable(config.model.path), mlflow_run, trained_steps(adapter), {**metadata, "strength": strength})
