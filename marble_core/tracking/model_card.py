@@ -134,10 +134,11 @@ def _front(config: RunConfig) -> str:
 def _summary(config: RunConfig, evaluation: Evaluation, run_id: str) -> str:
     revision = evaluation.settings.get("revision")  # the evaluation had the base's files, and knows the commit
     base = config.model.path + (f" at revision {revision}" if revision else "")
+    shared = [name for name in config.reward_names if name not in config.balance.guards]
+    guarded = f", with {', '.join(config.balance.guards)} as guard" if config.balance.guards else ""
     return (
         f"A LoRA of rank {config.lora.rank} (trained with alpha {config.lora.alpha}, which is folded into the weights) for {base}, "
-        + "fine-tuned by MARBLE on "
-        f"{', '.join(config.reward_names)} at once. MLflow run {run_id}, configuration {config.digest}."
+        + f"fine-tuned by MARBLE on {', '.join(shared)} at once{guarded}. MLflow run {run_id}, configuration {config.digest}."
     )
 
 
