@@ -100,7 +100,7 @@ def test_a_groupwise_scorer_is_given_whole_groups_of_the_prompts_it_applies_to()
     prompts = [*PROMPTS, Prompt("c", "ocr")]
     groups = np.append(GROUP_N, 9)
     scorer = Whole()
-    ahead = BackgroundScores([scorer], prompts, groups)
+    ahead = BackgroundScores([scorer], prompts, group_N=groups)
     for part in (slice(0, 3), slice(3, 8)):
         ahead.add(noise(8, 8)[part])
     assert scorer.seen == [], "nothing is scored before its group is whole"
@@ -109,9 +109,12 @@ def test_a_groupwise_scorer_is_given_whole_groups_of_the_prompts_it_applies_to()
     assert scorer.seen == [GROUP_N.tolist()]
 
 
-def test_a_groupwise_scorer_that_fails_is_named_with_the_prompt_of_its_group():
-    with pytest.raises(MarbleError, match="'whole' failed on the prompt 'b': RuntimeError: no"):
-        score_all([Whole(fails_on=1)], noise(7, 8), PROMPTS, group_N=GROUP_N)
+def test_a_groupwise_scorer_that_fails_on_a_group_gives_that_groups_images_no_value() -> None:
+    scorer = Whole(fails_on=1)
+    table = score_all([scorer], noise(7, 8), PROMPTS, group_N=GROUP_N)
+    assert table.missing == {(i, 0): "RuntimeError: no" for i in range(7) if GROUP_N[i] == 1}
+    assert table.R_NK[GROUP_N == 4, 0].tolist() == [3, 3, 3] and np.isnan(table.R_NK[GROUP_N == 1, 0]).all()
+    assert scorer.seen == [GROUP_N.tolist(), [4, 4, 4], [1, 1, 1, 1]], "each group is tried alone"
     with pytest.raises(ValueError, match="which images are one"):
         score_all([Whole()], noise(7, 8), PROMPTS)
 
