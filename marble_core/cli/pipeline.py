@@ -89,6 +89,9 @@ def check(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only what a step costs; looks for no prompts and no model.")
     ] = False,
+    signal: Annotated[
+        Path | None, typer.Option(help="signal.json of marble bench signal: where images and timesteps are best spent.")
+    ] = None,
 ) -> None:
     """Check a configuration, its prompt files and access to its model, and print what a step will do, take and hold."""
     settings, _ = load(preset, config, set_)
@@ -108,6 +111,11 @@ def check(
             print(f"warning      {warning}")
     for line in lines(settings):
         print(line)
+    if signal:
+        from marble_core.estimate.allocation import lines as allocation
+
+        for line in allocation(settings, signal):
+            print(line)
     if data is None:
         return
     from marble_core.preflight.answers import lines as answered

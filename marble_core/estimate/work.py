@@ -77,7 +77,14 @@ def looks_of(config: RunConfig) -> int:
 
 
 def flop_of_step(config: RunConfig, sizes: Sizes, solves: bool) -> float:
-    rollout, loss = config.rollout, config.loss
+    rollout = config.rollout
+    images, each = rollout.prompts * rollout.images_per_prompt, flop_of_velocity(config, sizes)
+    return images * each * (rollout.steps + config.loss.timesteps * timestep_forwards(config, solves))
+
+
+def timestep_forwards(config: RunConfig, solves: bool = True) -> float:
+    """What a training timestep of an image costs, in forwards of that image: velocities, recomputation and backward passes."""
+    loss = config.loss
     kl = loss.kl_fraction if loss.kl_beta else 0.0
     at_base = kl if loss.kl_states == "base" else 0.0
     passes, share, again = 1.0, config.balance.qp_share, 0.0
@@ -89,8 +96,7 @@ def flop_of_step(config: RunConfig, sizes: Sizes, solves: bool) -> float:
     if at_base and not (solves and config.balance.every == 1 and not again):
         passes += at_base
     velocities = (_velocities(config) + config.model.gradient_checkpointing) * (1 + again) + kl + at_base
-    images = rollout.prompts * rollout.images_per_prompt
-    return images * flop_of_velocity(config, sizes) * (rollout.steps + loss.timesteps * (velocities + passes * BACKWARD))
+    return velocities + passes * BACKWARD
 
 
 def _velocities(config: RunConfig) -> int:
