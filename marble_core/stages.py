@@ -200,9 +200,6 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
 
 def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: Path, tracker: Tracker) -> dict[str, float]:
     from marble_core.checkpoints.run_checkpoints import RunCheckpoints
-    from marble_core.evaluation.decision_file import write_decision
-    from marble_core.evaluation.gate import decide
-    from marble_core.evaluation.results import Evaluation
     from marble_core.evaluation.run import run_evaluation
     from marble_core.prompts import read_prompts
     from marble_core.report import shown_files, write_report
@@ -210,17 +207,14 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     from marble_core.storage.s3 import S3
     from marble_core.tracking.past_runs import evaluation_metrics
     from marble_core.tracking.registry import fetch_champion
-    from marble_core.training.strength import log_at_strength
+    from marble_core.training.promotion import decided
 
     config, run_id = read_prepared(prepared)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(prepared / CONFIG, out / CONFIG)  # for whoever reads the decision
     incumbent = fetch_champion(config, adapter, scratch)
     run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
-    evaluation = Evaluation.load(out / EVALUATION)
-    log_at_strength(config, adapter, evaluation.strength, scratch, tracker.mlflow_run_id)
-    decision = decide(evaluation, config.registry)
-    write_decision(out, decision, config.registry)
+    evaluation, decision = decided(config, adapter, out, scratch, tracker.mlflow_run_id)
     history, past = adapter / HISTORY, tracker.past_runs(config.registry.model)
     write_report(out / REPORT, evaluation, decision, history, out / IMAGES, config, past, run_id)
     report.parent.mkdir(parents=True, exist_ok=True)

@@ -181,13 +181,13 @@ class RunConfig(Section):
             parse(floor, tuple(measured), "floor")
         if unknown := (named | ({self.balance.single} - {""})) - set(names):
             raise ValueError(f"balance names the reward {min(unknown)!r}, but the rewards are {', '.join(names)}")
-        if self.balance.trust != "paper" and self.balance.prior and (unnamed := set(names) - set(self.balance.prior)):
+        shared = tuple(n for n in names if n not in own.guards)
+        if not shared:
+            raise ValueError("balance.guards names every reward, so nothing is left to train on")
+        if own.trust != "paper" and own.prior and (unnamed := set(shared) - set(own.prior)):
             raise ValueError(
                 f"balance.trust weighs rewards by balance.prior, which must then name each of them and leaves out {min(unnamed)!r}"
             )
-        shared = tuple(n for n in names if n not in self.balance.guards)
-        if not shared:
-            raise ValueError("balance.guards names every reward, so nothing is left to train on")
         for wish in self.balance.wishes:
             parse(wish, shared)
         self.watch.check(names, self.train.keep_best)

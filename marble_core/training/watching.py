@@ -153,7 +153,9 @@ class Watch:
             x0_NCHW, images_NHWC, *_ = sample(
                 model, [p.text for p in prompts], seeds, e.solver, e.steps, batch, precision=self.config.model.precision
             )
-        table = score_all(scorers, images_NHWC, [p for p in prompts for _ in range(count)], go_on=True)
+        shared = [scorer for scorer in scorers if scorer.name not in self.config.balance.guards]  # a guard is no gain
+        every = np.arange(len(images_NHWC)) // count
+        table = score_all(shared, images_NHWC, [prompts[m] for m in every], go_on=True, group_N=every)
         if np.isinf(table.R_NK).any():
             raise MarbleError(f"the reward {table.names[np.argwhere(np.isinf(table.R_NK))[0, 1]]!r} is not finite.")
         of_images = {**witnesses.of_images(images_NHWC), LATENT_NORM: witnesses.latent_norm(x0_NCHW.flatten(1).cpu().numpy())}

@@ -1,14 +1,27 @@
-"""The strength at which a LoRA is promoted (``registry.diversity_loss``), in the weights that the registry gets."""
+"""From an evaluation to a decision, and to the weights that the registry gets: at the strength of ``registry.diversity_loss``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import EVALUATION
+from marble_core.evaluation.decision_file import write_decision
+from marble_core.evaluation.gate import Decision, decide
+from marble_core.evaluation.results import Evaluation
 from marble_core.models.adapter_file import fold
 from marble_core.storage.uri import portable
 from marble_core.tracking.registry import log_adapter
 from marble_core.tracking.step_history import trained_steps
+
+
+def decided(config: RunConfig, adapter: Path, out: Path, scratch: Path, mlflow_run: str) -> tuple[Evaluation, Decision]:
+    """The evaluation in ``out`` and what the gate makes of it, which is written beside it for whoever acts on it."""
+    evaluation = Evaluation.load(out / EVALUATION)
+    log_at_strength(config, adapter, evaluation.strength, scratch, mlflow_run)
+    decision = decide(evaluation, config.registry)
+    write_decision(out, decision, config.registry)
+    return evaluation, decision
 
 
 def log_at_strength(config: RunConfig, adapter: Path, strength: float, scratch: Path, mlflow_run: str) -> None:
