@@ -232,3 +232,30 @@ def test_a_run_without_a_lora_and_an_mlflow_that_refuses_are_one_sentence(run_id
         log_adapter(tmp_path, "base", run_id, step=0)
     with pytest.raises(MarbleError, match=r"MLflow at sqlite:.* refused: .*; check MLFLOW_TRACKING_URI"):
         record_refusal(FOUND, REFUSED, "0" * 32)
+
+
+def test_a_strength_is_in_the_weights_that_become_a_version_and_its_card_and_tags_say_it(
+    run_id: str, adapter: Path, tmp_path: Path
+) -> None:
+    import mlflow
+    from safetensors.torch import load_file
+
+    from marble_core.training.promotion import log_at_strength
+
+    run, directory = another_lora(run_id, adapter, tmp_path / "whole", 0.1)
+    whole_uri = mlflow.MlflowClient().get_run(run).data.tags[MODEL_URI_TAG]
+    log_at_strength(CONFIG, directory, 0.5, tmp_path, run)
+    assert mlflow.MlflowClient().get_run(run).data.tags[MODEL_URI_TAG] == whole_uri, "no strength was to be chosen"
+    chosen = load_config("demo", overrides=["registry.diversity_loss=0.2"])
+    log_at_strength(chosen, directory, 0.5, tmp_path, run)
+    version, _ = register_version(chosen, replace(FOUND, strength=0.5), PROMOTED, tmp_path / "none", run)
+    files = Path(mlflow.artifacts.download_artifacts(f"models:/marble/{version}", dst_path=str(tmp_path)))
+    folded = load_file(files / "adapter_weights" / "pytorch_lora_weights.safetensors")
+    whole = load_file(directory / "pytorch_lora_weights.safetensors")
+    pairs = [(n, n.replace("lora_A", "lora_B")) for n in folded if "lora_A" in n]
+    assert len(pairs) == len(whole) / 2
+    for a, b in pairs:
+        added = 0.5 * (6 / 2) * whole[b] @ whole[a]  # alpha is 6, the rank 2
+        assert (folded[b] @ folded[a] - added).abs().max() < 1e-6 < added.abs().max()
+    assert mlflow.MlflowClient().get_model_version("marble", version).tags["marble.strength"] == "0.5"
+    assert "These weights have the factor 0.5 folded in" in (files / "README.md").read_text()
