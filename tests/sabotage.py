@@ -17,6 +17,8 @@ ROLLOUT = "tests/test_written_step.py::test_a_rollout_is_dpm_solver_2m_by_old_un
 RULE, BASE = "tests/algorithm/test_balance_rule.py::", "tests/algorithm/test_baselines.py::"
 CROSS = f"{RULE}test_the_signals_gram_matrix_is_averaged_floored_and_has_a_ridge"
 PAIRS, POLICY, BALANCE = f"{ALGORITHM}backward.py", f"{MODELS}policy.py", f"{ALGORITHM}marble.py"
+GUARDS = "tests/algorithm/test_guards.py::"
+FORWARD_KL = "tests/algorithm/test_kl_states.py::test_the_forward_kls_gradient_is_that_of_autograd_and_changes_no_rewards"
 ADVANTAGES = f"{ALGORITHM}advantages.py"
 
 SABOTAGES = (
@@ -25,7 +27,7 @@ SABOTAGES = (
     ("old's weights swapped", POLICY, "old[name].mul_(eta).add_(p, alpha=1 - eta)", "old[name].mul_(1 - eta).add_(p, alpha=eta)", UPDATES),
     ("the rollout drawn by default", f"{MODELS}rollout.py", 'policy.merged("old")', 'policy.merged("default")', ROLLOUT),
     ("the KL's scale without 1 / taken", PAIRS, "scale = 1 / taken if", "scale = 1 / (N * config.timesteps) if", MARBLE),
-    ("one prompt's conditioning for all in the loss", PAIRS, "batch.prompt_N[images_B] - batch.prompt_N[rollout.first]]", "0 * batch.prompt_N[images_B]]", MARBLE),
+    ("one prompt's conditioning for all in the loss", "marble_core/types.py", "self.batch.prompt_N[index_B] - self.batch.prompt_N[self.first]]", "0 * self.batch.prompt_N[index_B]]", MARBLE),
     ("prompts in another order while sampling", f"{MODELS}sampling.py", "conditioning[owner_N[part]]", "conditioning[owner_N.flip(0)[part]]", ROLLOUT),
     ("x_t from t and 1 - t swapped", f"{ALGORITHM}losses.py", "return (1 - t) * x0_BCHW + t * eps_BCHW", "return t * x0_BCHW + (1 - t) * eps_BCHW", MARBLE),
     ("times with replacement", PAIRS, "return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]", "return torch.randint(size, (count,), generator=torch.Generator().manual_seed(seed))", MARBLE),
@@ -49,7 +51,7 @@ SABOTAGES = (
     ("times shared by all images", PAIRS, 'derive(seed, "times", step, image)', 'derive(seed, "times", step, 0)', MARBLE),
     ("one noise for an image's times", PAIRS, 'derive(seed, "eps", step, i, j)', 'derive(seed, "eps", step, i, 0)', MARBLE),
     ("the same noise in each step", f"{MODELS}rollout.py", '"rollout", batch.step, i', '"rollout", 0, i', MARBLE),
-    ("the KL towards old", PAIRS, 'policy.using("off")', 'policy.using("old")', MARBLE),
+    ("the KL towards old", PAIRS, 'policy.using("off") as model:', 'policy.using("old") as model:', MARBLE),
     ("the KL twice", f"{ALGORITHM}losses.py", "return (2 / v_BCHW[0].numel())", "return (4 / v_BCHW[0].numel())", MARBLE),
     ("one carrier of the KL less", PAIRS, "math.ceil(config.kl_fraction * starts * T)", "math.floor(config.kl_fraction * starts * T)", MARBLE),
     ("L- read as L+", f"{ALGORITHM}losses.py", "scaled_error(at.v_old_BCHW - step)", "scaled_error(at.v_old_BCHW + step)", MARBLE),
@@ -69,6 +71,12 @@ SABOTAGES = (
     ("halves that ignore sources", f"{ALGORITHM}split_half.py", "source = batch.prompts[m].source", 'source = ""', "tests/algorithm/test_split_half.py::test_two_sources_in_turn_are_split_each_for_itself"),
     ("mgda's gradients not scaled", f"{ALGORITHM}min_norm.py", "s_K = _scales(np.diag(G_KK))", "s_K = np.ones(size)", "tests/algorithm/test_min_norm.py::test_the_direction_is_exact_at_any_ratio_of_norms"),
     ("metrics after the weights have moved", "marble_core/step.py", "    metrics, odd = step_metrics(table, batch, update, balancer)\n\n    learner.updating = True\n    norm = policy.update(learner.optimizer, update.gradient, learner.updates, config.optimizer)\n", "    learner.updating = True\n    norm = policy.update(learner.optimizer, update.gradient, learner.updates, config.optimizer)\n    metrics, odd = step_metrics(table, batch, update, balancer)\n", "tests/test_step.py::test_a_number_that_is_only_logged_cannot_end_a_step"),
+    ("a guard that may lose all", f"{ALGORITHM}guards.py", "tau_H * np.minimum(lost_H, 0.0) - lost_H", "np.minimum(lost_H, 0.0) - lost_H", f"{GUARDS}test_a_guard_loses_its_part_of_what_it_would_and_the_others_keep_their_weights"),
+    ("a guard pushed the other way", f"{ALGORITHM}guards.py", "pushed_K[on] = least_push(", "pushed_K[on] = -least_push(", f"{GUARDS}test_a_guard_loses_its_part_of_what_it_would_and_the_others_keep_their_weights"),
+    ("the forward KL at images of the policy", PAIRS, "x0_base = rollout.base.x0_NCHW[images_B - rollout.first]", "x0_base = x0", FORWARD_KL),
+    ("the KL's weight by time without its scale", PAIRS, "(1 + config.kl_power) * part.t_B", "part.t_B", FORWARD_KL),
+    ("an image among the others of its group", "marble_core/rewards/diversity.py", "/ (len(own) - 1)", "/ len(own)", "tests/rewards/test_diversity.py::test_an_images_diversity_is_its_mean_distance_to_the_others_of_its_group"),
+    ("guidance from the prompt's velocity", f"{MODELS}guidance.py", "return empty_BCHW + self.scale", "return v_BCHW + self.scale", "tests/models/test_guidance.py::test_guidance_is_that_of_diffusers_own_pipeline"),
     ("times below the last never drawn", PAIRS, "share * (t_S - next_S)[drawn]", "share * (t_S - next_S)[drawn] * (next_S[drawn] > 0)", "tests/algorithm/test_gradients.py::test_training_times_between_the_solvers_reach_below_its_last"),
 )  # fmt: skip
 
