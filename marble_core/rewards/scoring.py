@@ -15,7 +15,6 @@ import numpy as np
 
 from marble_core.rewards.background import Call
 from marble_core.rewards.returned import as_numbers, described, reasons
-from marble_core.runtime import distributed
 from marble_core.types import MarbleError, NoValue, Prompt, PromptBatch, RewardTable, Scorer
 
 IMAGES_PER_TIMEOUT = 1000
@@ -99,6 +98,8 @@ class BackgroundScores:
     @classmethod
     def of(cls, scorers: Sequence[Scorer], batch: PromptBatch) -> BackgroundScores:
         """Of this process's images. A group is what one prompt of the batch was sampled into, which lies on one process."""
+        from marble_core.runtime import distributed
+
         index_N = distributed.images_of(batch)
         return cls(scorers, batch.prompts_of(index_N), group_N=batch.prompt_N[index_N])
 
