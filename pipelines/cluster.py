@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from kfp_server_api import ApiClient, ApiException, V2beta1Pipeline, V2beta1Recu
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.connection import Target, Unreachable, connect, spoken
 from marble_kubeflow.pipelines.package import Package, Parameters
+from marble_kubeflow.pipelines.run_state import stages_of, state_of
 
 PAGE = 100
 EQUALS = 1  # kfp's number for it in a filter
@@ -158,20 +160,21 @@ class Cluster:
     def cancel(self, name: str) -> V2beta1Run:
         """Ask a run to end. Raises MarbleError where it has ended otherwise."""
         run = self.run(name)
-        if run.state in FINAL and run.state != "CANCELED":
+        if run.state in FINAL and state_of(run) != "CANCELED":
             raise MarbleError(f"The run {name} has ended already: it is {run.state}.")
-        if run.state not in ("CANCELING", "CANCELED"):
+        if state_of(run) not in ("CANCELING", "CANCELED"):
             with self._spoken():
                 self.client.terminate_run(run.run_id)
         return run
 
     def wait(self, name: str, seconds: float | None, every: float, report: Callable[[V2beta1Run], None]) -> V2beta1Run | None:
-        """The run when it has ended, whatever its end is; None after ``seconds``. ``report`` sees it when its state changes."""
-        run, said = self.run(name), None
+        """The run when it has ended, whatever its end is; None after ``seconds``. ``report`` sees it when its state or that of a stage changes."""
+        run: V2beta1Run = self.run(name)
+        said: tuple[str, dict[str, str]] | None = None
         begun = answered = time.monotonic()
         while True:
-            if run.state != said:
-                said = run.state
+            if (now := (state_of(run), stages_of(run))) != said:
+                said = now
                 report(run)
             if run.state in FINAL:
                 return run
@@ -189,9 +192,8 @@ class Cluster:
 
     def schedules(self) -> list[V2beta1RecurringRun]:
         with self._spoken():
-            return list(
-                _pages(lambda **page: self.client.list_recurring_runs(namespace=self.namespace, **page), "recurring_runs")
-            )
+            listed = partial(self.client.list_recurring_runs, namespace=self.namespace)
+            return list(_pages(listed, "recurring_runs"))
 
     def schedule(self, name: str) -> list[V2beta1RecurringRun]:
         """The recurring runs of that name: one, unless an update was cut short. Raises MarbleError where there is none."""
@@ -201,7 +203,7 @@ class Cluster:
         return found
 
     def create_schedule(self, order: Order) -> tuple[V2beta1RecurringRun, bool]:
-        """The schedule, and whether it is new. Raises MarbleError where one of that name does something else."""
+        """And whether it is new. Raises MarbleError where one of that name does something else."""
         if others := [each for each in self.schedules() if each.display_name == order.name]:
             if len(others) == 1 and self._is_as_ordered(others[0], order):
                 return others[0], False
@@ -224,11 +226,18 @@ class Cluster:
         reference = old.pipeline_version_reference
         with self._spoken():
             if package is None:
-                version = self.client.get_pipeline_version(reference.pipeline_id, reference.pipeline_version_id)
+                try:
+                    version = self.client.get_pipeline_version(reference.pipeline_id, reference.pipeline_version_id)
+                except ApiException as error:
+                    if error.status != 404:
+                        raise
+                    raise MarbleError(
+                        f"The pipeline version of the schedule {name!r} has been deleted in Kubeflow: give another by --package."
+                    ) from None
         parameters = package.parameters if package else Parameters.of(version.pipeline_spec)
         if package:
             version = self.version_of(package)
-        values = parameters.values(given, old.runtime_config.parameters)
+        values = parameters.values(given, _parameters_of(old))
         ordered = {
             "experiment_id": old.experiment_id,
             "job_name": name,
@@ -248,11 +257,12 @@ class Cluster:
                 change(each.recurring_run_id)
 
     def delete_schedule(self, name: str, but: str = "") -> None:
-        """Delete it; runs that it has started go on."""
+        """Delete it. Runs that it has started go on: left to itself Kubernetes would delete their workflows with it."""
         for each in self.schedule(name):
             if each.recurring_run_id != but:
                 with self._spoken():
-                    self.client.delete_recurring_run(each.recurring_run_id)
+                    delete = self.client.recurring_runs.recurring_run_service_delete_recurring_run
+                    delete(each.recurring_run_id, propagation_policy="ORPHAN")
 
     def _create(self, ordered: Mapping[str, Any], cron: str | None, enabled: bool) -> V2beta1RecurringRun:
         with self._spoken():
@@ -264,21 +274,20 @@ class Cluster:
             there.trigger.cron_schedule is not None
             and there.trigger.cron_schedule.cron == order.cron
             and there.pipeline_version_reference.pipeline_version_id == version.pipeline_version_id
-            and (there.runtime_config.parameters or {}) == dict(order.parameters)
+            and _parameters_of(there) == dict(order.parameters)
             and (order.service_account or there.service_account) == there.service_account
         )
+
+
+def _parameters_of(schedule: V2beta1RecurringRun) -> dict[str, Any]:
+    """Kubeflow leaves the whole configuration out where there are none."""
+    return dict((schedule.runtime_config and schedule.runtime_config.parameters) or {})
 
 
 def as_json(answer: Any) -> dict[str, Any]:
     """What the server said of a run or a schedule, as JSON, without the pipeline's whole text."""
     said = ApiClient().sanitize_for_serialization(answer)
     return {key: value for key, value in said.items() if key != "pipeline_spec"}
-
-
-def failed_stages(run: V2beta1Run) -> list[str]:
-    """The names of the stages that failed, in their order."""
-    details = run.run_details.task_details if run.run_details else None
-    return [task.display_name for task in details or () if task.state == "FAILED" and not task.child_tasks]
 
 
 def _pages(ask: Callable[..., Any], name: str, size: int = PAGE) -> Iterator[Any]:

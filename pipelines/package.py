@@ -15,6 +15,7 @@ from marble_core.config.pipeline_parameters import KEYS, overrides_of
 from marble_core.estimate import resolve_batch_sizes
 from marble_core.types import MarbleError
 
+LARGEST = 100_000  # bytes of a run's parameters: Argo makes a ConfigMap of larger ones, which Kubeflow does not let it
 FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus", "evaluation_gpus")
 
 
@@ -31,6 +32,19 @@ TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
     "LIST": (json.loads, "a JSON list"),
     "STRUCT": (json.loads, "a JSON object"),
 }
+
+
+def _for_kubernetes(name: str, value: Any) -> Any:
+    """The kubelet reads $$ as $ and $(NAME) as a variable of the pod, a secret's too; Argo resolves {{...}}."""
+    if isinstance(value, str) and "{{" in value:
+        raise MarbleError(
+            f"The pipeline's parameter {name!r} has '{{{{' in it, which Argo would resolve: write a space between."
+        )
+    return value.replace("$", "$$") if isinstance(value, str) else value
+
+
+def _from_kubernetes(value: Any) -> Any:
+    return value.replace("$$", "$") if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Parameters:
         Raises MarbleError, which names the parameter: an unknown one, one of another type, one that is missing, and, of the
         pipeline of this package, what its first stage would refuse.
         """
-        values = {name: value for name, value in (kept or {}).items() if name in self.definitions}
+        values = {name: _from_kubernetes(value) for name, value in (kept or {}).items() if name in self.definitions}
         values |= {name: self._value(name, text) for name, text in given.items()}
         for name, definition in self.definitions.items():
             if name not in values and "defaultValue" not in definition and not definition.get("isOptional"):
@@ -61,7 +75,12 @@ class Parameters:
             form = {name: value for name, value in values.items() if name in FORM}
             preset = values.get("preset") or self.definitions.get("preset", {}).get("defaultValue", "demo")
             resolve_batch_sizes(load_config(preset, overrides=overrides_of(preset, **form)))
-        return values
+        if (size := len(json.dumps(values).encode())) > LARGEST:
+            raise MarbleError(
+                f"The parameters have {size / 1000:.0f} kB and Kubernetes takes {LARGEST // 1000}: put prompts into files, and what is "
+                "the same for all runs into the configuration of a preset."
+            )
+        return {name: _for_kubernetes(name, value) for name, value in values.items()}
 
     def _value(self, name: str, text: str) -> Any:
         if name not in self.definitions:

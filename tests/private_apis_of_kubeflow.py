@@ -54,6 +54,8 @@ def kfp_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client._context_setting["namespace"] = "team"
     assert client.get_user_namespace() == "team"
     assert client.pipelines.pipeline_service_create_pipeline.__self__.api_client is client._healthz_api.api_client
+    delete = client.recurring_runs.recurring_run_service_delete_recurring_run
+    assert delete.__self__.api_client is client._healthz_api.api_client and "propagation_policy" in (delete.__doc__ or "")
     (tmp_path / "context.json").write_text(json.dumps({"namespace": "kept"}))
     assert Client("http://127.0.0.1:9").get_user_namespace() == "kept" and len(asked) == 1
     assert kfp.client.KF_PIPELINES_SA_TOKEN_ENV == "KF_PIPELINES_SA_TOKEN_PATH"

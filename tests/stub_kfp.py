@@ -41,6 +41,7 @@ class StubKfp:
         self.calls: list[tuple[str, str, Any]] = []
         self.script: dict[str, list[str]] = {}
         self.refusals: list[tuple[str, int, str]] = []  # (method and path as a pattern, status, text), each once
+        self.killed: list[str] = []  # runs whose workflow was deleted with their schedule: RUNNING for ever
         self.hanging = threading.Event()
         self.hanging.set()
         self.tables: dict[str, dict[str, dict[str, Any]]] = {
@@ -119,11 +120,11 @@ class StubKfp:
                 return _page(tables["runs"], "runs", query)
             case "POST", "runs":
                 self._check_reference(strict(body, "V2beta1Run"))
-                return self._add("runs", "run_id", {**body, "state": "PENDING"})
+                return self._add("runs", "run_id", {**body, "state": "PENDING", "state_history": [{"state": "PENDING"}]})
             case "GET", "runs", run:
                 return self._advanced(_found(tables["runs"], run))
             case "POST", "runs", asked if asked.endswith(":terminate"):
-                _found(tables["runs"], asked.removesuffix(":terminate"))["state"] = "CANCELING"
+                self._enter(_found(tables["runs"], asked.removesuffix(":terminate")), "CANCELING")
                 return {}
             case "GET", "recurringruns":
                 return _page(tables["recurring"], "recurringRuns", query)
@@ -132,9 +133,13 @@ class StubKfp:
                 if len(body["trigger"]["cron_schedule"]["cron"].split()) != 6:
                     raise Refused(400, "The cron expression must have six fields")
                 status = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}[body["mode"]]
+                if not body.get("runtime_config", {}).get("parameters"):  # Kubeflow answers without it
+                    body = {key: value for key, value in body.items() if key != "runtime_config"}
                 return self._add("recurring", "recurring_run_id", {**body, "status": status})
             case "DELETE", "recurringruns", schedule:
                 _found(tables["recurring"], schedule)
+                if query.get("propagation_policy") != "ORPHAN":  # Kubernetes deletes the workflows that the schedule owns
+                    self.killed += [r["run_id"] for r in tables["runs"].values() if r.get("recurring_run_id") == schedule]
                 return tables["recurring"].pop(schedule) and {}
             case "POST", "recurringruns", asked if asked.partition(":")[2] in ("enable", "disable"):
                 schedule, _, change = asked.partition(":")
@@ -170,14 +175,19 @@ class StubKfp:
 
     def _advanced(self, run: dict[str, Any]) -> dict[str, Any]:
         states = self.script.get(run["display_name"], [])
-        if run["state"] == "CANCELING":
-            run["state"] = "CANCELED"
+        if run["state"] == "CANCELING":  # what is cancelled ends FAILED
+            self._enter(run, "FAILED")
         elif states:
             state = states.pop(0)
             if state.isdigit():
                 raise Refused(int(state), "no healthy upstream")
-            run["state"] = state
+            self._enter(run, state)
         return run
+
+    @staticmethod
+    def _enter(run: dict[str, Any], state: str) -> None:
+        run["state"] = state
+        run.setdefault("state_history", []).append({"state": state})
 
 
 def strict(body: dict[str, Any], model: str) -> dict[str, Any]:

@@ -81,6 +81,7 @@ ROWS = [Row(*row) for row in (
     ("kfp", "Client()._context_setting", "connection to Kubeflow", "the namespace of this process", kubeflow.kfp_client),
     ("kfp", "Client._LOCAL_KFP_CONTEXT", "tests of the cluster's commands", "the file with the user's namespace", kubeflow.kfp_client),
     ("kfp", "Client.get_kfp_healthz", "connection to Kubeflow", "what the constructor asks first", kubeflow.kfp_client),
+    ("kfp", "Client().recurring_runs", "runs on a cluster", "the generated API, to delete a schedule and not its runs", kubeflow.kfp_client),
     ("kfp", "Client().pipelines", "runs on a cluster", "the generated API, to create a pipeline without a file", kubeflow.kfp_client),
     ("kfp", "client.KF_PIPELINES_SA_TOKEN_PATH", "connection to Kubeflow", "where a pod has its token", kubeflow.kfp_client),
     ("kfp", "client.ServiceAccountTokenVolumeCredentials", "connection to Kubeflow", "reads the file at each request", kubeflow.kfp_client),

@@ -67,7 +67,7 @@ def cancel(
     target: Target,
     run: RunName,
 ) -> None:
-    """End a run. A stage that trains writes a checkpoint first; marble submit --run-id goes on from it."""
+    """End a run. marble submit --run-id goes on from its newest checkpoint: Kubeflow leaves a stage no time to write another."""
     cluster_at(target).cancel(run)
     typer.echo(f"Run {run} is asked to end")
 
@@ -96,13 +96,13 @@ def wait_for(cluster: Cluster, name: str, timeout: float | None, every: float, j
         typer.echo(f"Run {name} has not ended within {timeout:g} s; it goes on.", err=True)
         raise typer.Exit(STILL_RUNNING)
     if run.state != "SUCCEEDED":
-        raise typer.Exit(CANCELED if run.state == "CANCELED" else FAILED)
+        from marble_kubeflow.pipelines.run_state import state_of
+
+        raise typer.Exit(CANCELED if state_of(run) == "CANCELED" else FAILED)
 
 
 def _state(run: Any) -> str:
-    """A run's state on one line, with what failed."""
-    from marble_kubeflow.pipelines.cluster import failed_stages
+    """A run's state on one line, with the stage that failed or runs."""
+    from marble_kubeflow.pipelines.run_state import in_words
 
-    stages = f" in {', '.join(failed)}" if (failed := failed_stages(run)) else ""
-    reason = f": {' '.join(run.error.message.split())}" if run.error and run.error.message else ""
-    return f"Run {run.display_name} is {run.state}{stages}{reason}"
+    return in_words(run)

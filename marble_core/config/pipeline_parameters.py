@@ -62,7 +62,7 @@ def _count(name: str, text: str) -> int:
 
 
 def _override(key: str, value: Any) -> str:
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"  # YAML reads the halves of \\u escapes as no text
 
 
 def _of_json(config: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Runs and schedules on a cluster: kfp's real client against a strict stub of its server, by the command line alone."""
 
+import json
 import re
 import shutil
 import socket
@@ -47,9 +48,12 @@ def test_a_run_of_that_name_that_has_not_ended_is_not_started_twice(server: Stub
     assert len(server.posted("runs")) == 2
 
 
+ANSWERS = json.loads(Path(__file__).with_name("kubeflow_answers.json").read_text())  # of a real one, cut to what is read
+
+
 @pytest.mark.parametrize(
     ("states", "code", "said"),
-    [(["RUNNING", "SUCCEEDED"], 0, "SUCCEEDED"), (["RUNNING", "FAILED"], 1, "FAILED"), (["CANCELING", "CANCELED"], 3, "CANCELED"), (["RUNNING"], 4, "goes on")],
+    [(["RUNNING", "SUCCEEDED"], 0, "SUCCEEDED"), (["RUNNING", "FAILED"], 1, "FAILED"), (["CANCELING", "FAILED"], 3, "CANCELED"), (["RUNNING"], 4, "goes on")],
 )  # fmt: skip
 def test_the_exit_code_of_wait_says_how_a_run_ended(
     server: StubKfp, marble: Marble, states: list[str], code: int, said: str
@@ -71,15 +75,61 @@ def test_a_server_that_is_away_for_a_moment_does_not_end_the_waiting(server: Stu
 def test_a_failed_run_names_the_stage_and_the_reason(server: StubKfp, marble: Marble) -> None:
     marble("submit", "--run-id", "one", "--param", "preset=demo")
     (run,) = server.tables["runs"].values()
-    tasks = [{"display_name": "prepare", "state": "SUCCEEDED"}, {"display_name": "train", "state": "FAILED"}]
-    run |= {"state": "FAILED", "error": {"message": "out of\nmemory"}, "run_details": {"task_details": tasks}}
+    run |= ANSWERS["failed-run"]
     said = marble("runs", "show", "one")
-    assert "Run one is FAILED in train: out of memory" in said and "preset=demo" in said
+    assert said.splitlines()[0] == "Run one is FAILED in prepare" and "preset=demo" in said
+    run["error"] = {"message": "out of\nmemory"}
+    assert "Run one is FAILED in prepare: out of memory" in marble("runs", "show", "one")
     assert marble("runs", "show", run["run_id"], "--json").json["state"] == "FAILED"
     assert [each["display_name"] for each in marble("runs", "list", "--json").json] == ["one"]
     assert "one" in marble("runs", "list")
     one_sentence(marble("runs", "cancel", "one", code=2).error, "one", "FAILED")
     one_sentence(marble("runs", "show", "two", code=2).error, "'two'", "marble runs list")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "code"),
+    [
+        ("failed-run", "Run one is FAILED in prepare", 1),
+        ("cancelled-run", "Run one is CANCELED", 3),
+        ("promoted-run", "Run one is SUCCEEDED", 0),
+        ("succeeded-run", "Run one is SUCCEEDED", 0),  # with a red task that is none of the pipeline's own
+    ],
+)
+def test_what_kubeflow_answered_of_a_run_is_said_by_stages_and_how_it_really_ended(
+    server: StubKfp, marble: Marble, answer: str, said: str, code: int
+) -> None:
+    marble("submit", "--run-id", "one")
+    (run,) = server.tables["runs"].values()
+    run |= ANSWERS[answer]
+    assert marble("runs", "wait", "one", code=code).strip() == said
+    run["run_details"] = None  # where Argo has compressed its nodes
+    assert marble("runs", "show", "one").splitlines()[0] == said.partition(" in ")[0]
+
+
+def test_while_a_run_goes_on_its_stage_is_named(server: StubKfp, marble: Marble) -> None:
+    marble("submit", "--run-id", "one")
+    (run,) = server.tables["runs"].values()
+    names = [
+        ("prepare(0)", "SUCCEEDED"),
+        ("prepare", "SUCCEEDED"),
+        ("train", "RUNNING"),
+        ("train(1)", "RUNNING"),
+        ("train(0)", "FAILED"),
+    ]
+    run |= {"state": "RUNNING", "run_details": {"task_details": [{"display_name": n, "state": s} for n, s in names]}}
+    assert marble("runs", "show", "one").splitlines()[0] == "Run one is RUNNING in train"
+
+
+def test_a_parameter_arrives_as_it_was_given(server: StubKfp, marble: Marble) -> None:
+    """The kubelet reads $$ as $ and $(NAME) as a variable, and Argo resolves {{...}}: neither is the user's meaning."""
+    marble("submit", "--run-id", "one", "--param", "base_model=/models/$(AWS_SECRET_ACCESS_KEY)a$$b")
+    (sent,) = server.posted("runs")
+    assert sent["runtime_config"]["parameters"]["base_model"] == "/models/$$(AWS_SECRET_ACCESS_KEY)a$$$$b"
+    one_sentence(marble("submit", "--param", "base_model=/a{{workflow.name}}", code=2).error, "base_model", "{{", "Argo")
+    marble("submit", "--run-id", "two", "--param", "base_model=/models/\U0001f5bc")
+    large = "--param=config=" + '["registry.model=' + "x" * 120_000 + '"]'
+    one_sentence(marble("submit", large, code=2).error, "120 kB", "files")
 
 
 def test_a_dry_run_prints_the_order_and_asks_no_server(away_from_home: Path, marble: Marble) -> None:

@@ -45,6 +45,27 @@ def test_a_schedule_is_made_paused_resumed_changed_and_deleted(server: StubKfp, 
         one_sentence(marble("schedule", command, "nightly", code=2).error, "'nightly'", "marble schedule list")
 
 
+def test_a_run_in_progress_outlives_its_schedule_and_one_without_parameters_can_be_changed(
+    server: StubKfp, marble: Marble
+) -> None:
+    marble("schedule", "create", "nightly", "--cron", "0 3 * * *")
+    ((schedule, sent),) = server.tables["recurring"].items()
+    assert "runtime_config" not in sent, "as Kubeflow answers"
+    server.tables["runs"]["x"] = {"run_id": "x", "recurring_run_id": schedule, "display_name": "x", "state": "RUNNING"}
+    assert "was there already" in marble("schedule", "create", "nightly", "--cron", "0 3 * * *")
+    marble("schedule", "update", "nightly", "--cron", "0 5 * * *")
+    marble("schedule", "delete", "nightly")
+    assert server.killed == [] and server.tables["recurring"] == {}
+
+
+def test_a_schedule_whose_version_is_gone_says_what_to_give(server: StubKfp, marble: Marble) -> None:
+    marble("schedule", "create", "nightly", "--cron", "0 3 * * *")
+    server.tables["versions"].clear()
+    one_sentence(
+        marble("schedule", "update", "nightly", "--cron", "0 5 * * *", code=2).error, "'nightly'", "deleted", "--package"
+    )
+
+
 def test_a_schedule_whose_change_fails_is_still_there(server: StubKfp, marble: Marble) -> None:
     marble("schedule", "create", "nightly", "--cron", "0 3 * * *")
     server.refusals = [(r"POST .*/recurringruns$", 503, "try later")]
