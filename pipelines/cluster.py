@@ -169,8 +169,7 @@ class Cluster:
 
     def wait(self, name: str, seconds: float | None, every: float, report: Callable[[V2beta1Run], None]) -> V2beta1Run | None:
         """The run when it has ended, whatever its end is; None after ``seconds``. ``report`` sees it when its state or that of a stage changes."""
-        run: V2beta1Run = self.run(name)
-        said: tuple[str, dict[str, str]] | None = None
+        run, said = self.run(name), ("", dict[str, str]())
         begun = answered = time.monotonic()
         while True:
             if (now := (state_of(run), stages_of(run))) != said:
