@@ -15,7 +15,7 @@ SPACE := $(if $(findstring cpu,$(TORCH)),4000,8000)
 ELSEWHERE = env -u LANG -u LANGUAGE OMP_NUM_THREADS=$(or $(THREADS),3) LC_ALL=$(or $(LOCALE),POSIX) TZ=Pacific/Kiritimati
 FOLDERS = config prompts algorithm evaluation tracking report cli storage checkpoints
 
-.PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench lint map sabotage mutants
+.PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench lint map sabotage mutants release
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -85,6 +85,9 @@ sabotage: $(READY)  ## known wrong changes of the core, and the test that fails 
 
 mutants: $(READY)  ## mutation testing of the core on a sample, goes on where it stopped (ARGS="--count 60 --seed 1")
 	PYTHONPATH=.:tests $(BIN)/python tests/mutants.py $(ARGS)
+
+release: $(READY)  ## wheel, sdist and chart into dist/, with hashes and the images' digests; publishes nothing (REGISTRY=registry.example/team)
+	$(BIN)/python .ci/release.py --registry '$(REGISTRY)' --engine '$(or $(ENGINE),docker)'
 
 map: $(READY)  ## the packages as they import each other: levels, boxes, arrows, circles
 	$(BIN)/python docs/map.py

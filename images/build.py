@@ -19,7 +19,7 @@ import pip
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("prepare", "register", "train", "evaluate")
-SOURCES = ("pyproject.toml", "README.md", "marble_core", "marble_kubeflow")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "marble_core", "marble_kubeflow")
 OWN_BASE = "marble-base:bookworm"
 # Of a Debian with python3: what no stage needs. Without perl and apt nothing can be installed; which is what a base is chosen for.
 NEEDLESS = (

@@ -59,11 +59,14 @@ def main() -> NoReturn:
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
+        from marble_core.cli.extras import missing
         from marble_core.runtime.files import disk_error
         from marble_core.runtime.progress import StageFailed
         from marble_core.types import MarbleError
 
         expected = error if isinstance(error, MarbleError | StageFailed) else disk_error(error)
+        if isinstance(error, ModuleNotFoundError):
+            expected = missing(error, sys.argv[1:])
         if expected is None:
             raise
         print(expected, file=sys.stderr)

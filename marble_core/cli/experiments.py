@@ -29,7 +29,9 @@ def study(
     from rich.console import Console
 
     from marble_core.bench.study import run as run_study
+    from marble_core.cli.extras import ON_THIS_MACHINE, require
 
+    require(ON_THIS_MACHINE, ["study"])
     run_study(file, out or ROOT / "studies" / file.stem, jobs, Console(highlight=False))
 
 

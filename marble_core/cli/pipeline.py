@@ -35,7 +35,10 @@ def run(
 
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
+    from marble_core.cli.extras import ON_THIS_MACHINE, require
+
     settings, overrides = load(preset, config, set_)
+    require(("kfp",) if containers else ON_THIS_MACHINE, ["run"])
     images = _images(registry, tag) if containers else None
     from rich.console import Console
 

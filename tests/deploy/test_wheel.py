@@ -1,7 +1,5 @@
 """The wheel: what is in it, and that it finds its own pipeline beside a user's packages ``pipelines`` and ``components``."""
 
-import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("pyproject.toml", "README.md", "marble_core", "marble_kubeflow", "pipelines", "components")
+from installing import PIP, call, copy_checkout, sdist_of, wheel_of
+from paths import ROOT
+
 FOLDERS = {"marble_core": "marble_core", "pipelines": "marble_kubeflow/pipelines", "components": "marble_kubeflow/components"}
-PIP = (sys.executable, "-m", "pip", "--quiet")
 
 IMPORT_EVERY_MODULE = """
 import importlib, pkgutil
@@ -22,36 +20,14 @@ names = [module.name for module in pkgutil.walk_packages(marble_kubeflow.__path_
 modules = [marble_core, marble_kubeflow, *map(importlib.import_module, names)]
 print(*(module.__file__ for module in modules), sep="\\n")
 """
-SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 OF_THE_IMAGES = "import pathlib, sys, build; build.wheel(pathlib.Path(sys.argv[1]))"
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def call(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Without PYTHONPATH, on which the checkout is."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def wheel_of(source: Path, target: Path) -> Path:
-    call(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", target, source, cwd=target)
-    (wheel,) = target.glob("*.whl")
-    return wheel
-
-
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy, because a build leaves files beside its sources."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, copy)
-    return copy
+    return copy_checkout(tmp_path_factory.mktemp("checkout"))
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +70,7 @@ def test_the_wheel_has_every_file_of_the_sources_below_two_top_level_names(
     built_from: str, wheel: Path, checkout: Path, tmp_path: Path
 ) -> None:
     if built_from == "sdist":
-        name = call(sys.executable, "-c", SDIST, tmp_path, cwd=checkout).stdout.splitlines()[-1]
-        wheel = wheel_of(tmp_path / name, tmp_path)
+        wheel = wheel_of(sdist_of(checkout, tmp_path), tmp_path)
     elif built_from == "images":
         call(sys.executable, "-c", OF_THE_IMAGES, tmp_path, cwd=ROOT / "images")
         (wheel,) = tmp_path.glob("*.whl")
