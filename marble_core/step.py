@@ -11,48 +11,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
 
 from marble_core.algorithm.advantages import estimate
-from marble_core.algorithm.balancers import Balancer
 from marble_core.algorithm.diagnostics import no_signal, unusable_rewards, update_not_finite
-from marble_core.algorithm.meter import Meter
+from marble_core.algorithm.learner import Learner
 from marble_core.algorithm.metrics import Clock, skipped_metrics, step_metrics
 from marble_core.algorithm.update import balanced_update
-from marble_core.config.schema import RunConfig
-from marble_core.models.policy import Policy
 from marble_core.models.rollout import beside_base, collect
 from marble_core.prompts import mix
 from marble_core.rewards.scoring import BackgroundScores, score_all
 from marble_core.runtime import distributed
-from marble_core.types import Prompt, PromptBatch, RewardTable, Scorer, StepReport
-
-
-@dataclass
-class Learner:
-    """What a step changes and what it uses. ``step`` counts all steps behind us, ``updates`` those that were not skipped."""
-
-    config: RunConfig
-    policy: Policy
-    scorers: tuple[Scorer, ...]
-    balancer: Balancer
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    updates: int = 0
-    updating: bool = False  # between two states: neither to be saved nor to be interrupted
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry per step, as the report draws it
-    meter: Meter | None = None  # of balance.meter: time
-
-    def __post_init__(self) -> None:
-        if self.meter is None and self.config.balance.meter == "time":
-            self.meter = Meter(self.config)
+from marble_core.types import Prompt, PromptBatch, RewardTable, StepReport
 
 
 def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
-    """One step under the configured loss and balancer; the learner is changed only if all numbers are finite."""
+    """One step under the configured loss and balancer; the learner is changed only if all numbers are finite.
+
+    Args:
+        learner: What is trained, with its rewards; see ``start_learner``.
+        prompts: All prompts of the run. Which M of them the step takes depends on the seed and the step alone.
+
+    Returns:
+        What the step tells the log. A step from which nothing can be learned is ``skipped``, and changes no weight.
+
+    Raises:
+        MarbleError: A reward fails, hangs or returns what is no number.
+
+    Example:
+        >>> report = optimizer_step(learner, prepare_data(config).train)
+        >>> report.metrics["reward/ocr/mean"], report.metrics["alpha/ocr"]
+    """
     config, policy, balancer, clock = learner.config, learner.policy, learner.balancer, Clock()
     M, G = config.rollout.prompts, config.rollout.images_per_prompt
     batch = mix(balancer.eligible(prompts, learner.scorers, learner.step), M, G, learner.step, config.seed, config.data.shares)

@@ -45,6 +45,9 @@ class MarbleError(Exception):
     """An error that the user can mend. Its text is one sentence: what is wrong, where, and what to do.
 
     No login and no signature of an address stands in it, whoever wrote it.
+
+    Example:
+        >>> raise MarbleError(f"The file {path} has no line {n}: write one.")
     """
 
     def __init__(self, text: object = "") -> None:
@@ -57,6 +60,9 @@ class Prompt:
 
     Metadata are JSON values by key. Those of the rewards that are built in: ``text`` is what OCR should read; ``tag``, ``include``
     and ``exclude`` are GenEval's.
+
+    Example:
+        >>> Prompt('a sign that says "CAT"', "ocr", metadata={"text": "CAT"})
     """
 
     text: str
@@ -109,7 +115,12 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the diffusion model is told of M prompts: ``tokens`` (M, L, D), ``pooled`` (M, P)."""
+    """What the diffusion model is told of M prompts: ``tokens`` (M, L, D), ``pooled`` (M, P).
+
+    Example:
+        >>> conditioning = Conditioning(tokens, pooled)
+        >>> conditioning[:2]  # of the first two prompts
+    """
 
     tokens: torch.Tensor
     pooled: torch.Tensor
@@ -223,6 +234,13 @@ class Scorer(Protocol):
     argument, group_N, whose equal numbers are the images of one prompt; in an evaluation those that diversity is measured on
     (``evaluation.diversity_images`` of each). It may have ``settings``, a mapping that the evaluation's record states with its numbers. And it may
     have ``modules``, torch modules that may wait in the host's memory between two calls of ``score`` (``model.offload``).
+
+    Example:
+        >>> class Warmth:  # examples/custom_reward.py has it whole
+        ...     value_range = (-1.0, 1.0)
+        ...     def applies(self, prompt): return True
+        ...     def score(self, images_NHWC, prompts): return (images_NHWC[..., 0] / 255.0).mean((1, 2))
+        ...     def self_check(self): pass
     """
 
     name: str
@@ -241,6 +259,9 @@ class StepReport:
 
     A step is ``skipped`` where nothing was to be learned from it, and a ``fault`` besides where a number was not finite, or too
     many values were missing.
+
+    Example:
+        >>> report.metrics["update/norm"], report.skipped, report.notes
     """
 
     step: int

@@ -14,6 +14,7 @@ from diffusers import SD3Transformer2DModel
 from commands import TINY
 from marble_core import stages
 from marble_core.algorithm.advantages import Advantages
+from marble_core.algorithm.learner import Learner
 from marble_core.algorithm.methods import make_balancer
 from marble_core.config.loading import load_config, read_config
 from marble_core.config.schema import RunConfig
@@ -22,7 +23,6 @@ from marble_core.evaluation.gate import Decision
 from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
 from marble_core.runtime.seeding import derive, noise
-from marble_core.step import Learner
 from marble_core.types import Conditioning, Prompt, PromptBatch, Rollout
 
 PROMPTS = (

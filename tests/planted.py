@@ -41,6 +41,7 @@ TESTS = {
     "marble_core/algorithm/diagnostics.py": STEPS[::-1],
     "marble_core/algorithm/evidence.py": ("tests/algorithm/test_evidence.py", "tests/algorithm/test_meter.py"),
     "marble_core/algorithm/guards.py": ("tests/algorithm/test_guards.py",),
+    "marble_core/algorithm/learner.py": STEPS,
     "marble_core/algorithm/losses.py": (*GRADIENTS[:2], *STEPS),
     "marble_core/algorithm/marble.py": (*BALANCE[:3], *STEPS),
     "marble_core/algorithm/meter.py": ("tests/algorithm/test_meter.py", "tests/algorithm/test_evidence.py"),

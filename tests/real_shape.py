@@ -13,13 +13,14 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection
 
+from marble_core.algorithm.learner import Learner
 from marble_core.algorithm.methods import make_balancer
 from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config
 from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
 from marble_core.rewards.registry import load_scorers
-from marble_core.step import Learner, optimizer_step
+from marble_core.step import optimizer_step
 from marble_core.types import Prompt
 from tiny_models import clip_encoder, sd3_parts, vae
 

@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import distribution
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -27,40 +26,10 @@ HEAVY = {
     "image-reward",
 }
 
-ONE_STEP = """
-import sys
-from marble_core.training import loop
-from marble_core.config.loading import load_config
-from marble_core.prompts.dataset import prepare_data
-from marble_core.step import optimizer_step
-
-config = load_config("demo", overrides=sys.argv[1:])
-report = optimizer_step(loop.start(config), prepare_data(config).train)
-assert CLAIM, report
-"""
-
-
 def section(title: str) -> list[str]:
     """The code blocks below a heading."""
     text = README.split(f"## {title}\n")[1].split("\n## ")[0]
     return re.findall(r"```(?:\w*)\n(.*?)```", text, flags=re.DOTALL)
-
-
-def one_step(directory: Path, file: str, code: str, claim: str, override: str) -> None:
-    """With the example's code saved as that file, one step of a tiny run."""
-    assert len([line for line in code.splitlines() if line.strip() and not line.lstrip().startswith("#")]) <= 10
-    (directory / file).write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT)])}
-    command = [sys.executable, "-c", ONE_STEP.replace("CLAIM", claim), *TINY, override]
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_ten_lines_of_a_users_own_reward_train(tmp_path):
-    code, command = section("A reward of your own")
-    (override,) = [word for word in shlex.split(command) if word.startswith("rewards=")]
-    claim = 'report.metrics["reward/warmth/std"] > 0 and 0 < report.metrics["alpha/warmth"] <= 1'
-    one_step(tmp_path, "my_rewards.py", code, claim, override)
 
 
 CAPTIONS = """
@@ -78,7 +47,7 @@ batch = mix(data.train, 6, 4, 0, config.seed, config.data.shares)
 assert Counter(p.source for p in batch.prompts) == {"captions": 3, "general": 1, "ocr": 1, "geneval": 1}, batch
 assert {p.metadata["reference"] for p in data.evaluation if p.source == "captions"} == {"a green circle on black"}
 assert not data.warnings, data.warnings
-learner = loop.start(config)
+learner = loop.start_learner(config)
 before = {name: p.clone() for name, p in learner.policy.parameters_of("default").items()}
 for _ in range(2):
     report = optimizer_step(learner, data.train)
@@ -106,20 +75,6 @@ def test_a_reward_with_a_reference_text_and_a_source_of_its_own_trains_from_a_fo
     )
     assert done.returncode == 0, done.stderr
 
-
-def test_the_ten_lines_of_a_users_own_diffusion_model_train(tmp_path):
-    """On the demo's weights."""
-    code, command = section("A diffusion model of your own")
-    (override,) = [word for word in shlex.split(command) if word.startswith("model.family=")]
-    claim = 'report.metrics["update/norm"] > 0 and not report.skipped'
-    one_step(tmp_path, "my_model.py", code, claim, override)
-
-
-def test_the_ten_lines_of_a_users_own_method_train(tmp_path):
-    code, command = section("A method of your own")
-    (override,) = [word for word in shlex.split(command) if word.startswith("balance.method=")]
-    claim = 'report.metrics["update/norm"] > 0 and abs(report.metrics["alpha/ocr"] - 1 / 5) < 1e-6'
-    one_step(tmp_path, "my_method.py", code, claim, override)
 
 
 def test_the_rewards_need_none_of_the_packages_that_do_not_install(capsys):

@@ -33,6 +33,9 @@ class Balance:
     ``w_star_K`` are the weights of the raw gradients that alpha*_K stands for. ``stationary``: no direction improves every reward;
     ``failed``: the QP has no solution and the last weights are used. Both are counted in the log, which has all of ``numbers`` too.
     ``guard_K`` marks the rewards that guard and have no share, where there are some. ``tried_RK``: weights of raw gradients that were not taken, whose directions the meter in time holds against the next step.
+
+    Example:
+        >>> Balance(w_K=np.array([0.5, 0.5]), alpha_K=np.array([0.5, 0.5]), active_K=np.array([True, True]))
     """
 
     w_K: np.ndarray
@@ -50,7 +53,18 @@ class Balance:
 
 class Balancer:
     """``mixing``: the rewards become one advantage an image before there is a gradient, by their raw values or by their
-    advantages. ``needs_gram`` is the one branch of the loop."""
+    advantages. ``needs_gram`` is the one branch of the loop.
+
+    Args:
+        config: The section ``balance``.
+        names: Of the K rewards.
+        steps: ``train.steps``.
+
+    Example:
+        >>> class Equal(Balancer):  # examples/custom_method.py has one that weighs by the Gram matrix
+        ...     def between(self, step, has_signal_K):
+        ...         return Balance(has_signal_K / 5, has_signal_K / 5, has_signal_K)
+    """
 
     mixing: Mixing | None = None
 

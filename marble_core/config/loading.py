@@ -28,8 +28,20 @@ def presets() -> list[str]:
 def load_config(preset: str = "demo", file: str | Path | None = None, overrides: list[str] | None = None) -> RunConfig:
     """Preset, then the user's YAML file, then ``section.key=value`` overrides, merged strictly.
 
-    Batch sizes that are 0 stay 0: estimate.resolve_batch_sizes chooses them where a run begins.
-    Raises MarbleError with one sentence naming the field, what is wrong with it, where, and the nearest key there is.
+    Args:
+        preset: The name of one of ``presets()``.
+        file: A YAML file of sections, as ``marble init`` writes it.
+        overrides: Texts ``section.key=value``, the later over the earlier.
+
+    Returns:
+        The configuration. Batch sizes that are 0 stay 0: estimate.resolve_batch_sizes chooses them where a run begins.
+
+    Raises:
+        MarbleError: One sentence naming the field, what is wrong with it, where, and the nearest key there is.
+
+    Example:
+        >>> load_config("demo", overrides=["train.steps=40", "optimizer.lr=1e-4"]).train.steps
+        40
     """
     if preset not in presets():
         raise MarbleError(f"There is no preset {preset!r}; choose one of {', '.join(presets())}.")

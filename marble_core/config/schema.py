@@ -147,7 +147,12 @@ class StorageConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything a run depends on."""
+    """Everything a run depends on. ``load_config`` makes it.
+
+    Example:
+        >>> config = load_config("demo", overrides=["train.steps=40"])
+        >>> config.train.steps, config.reward_names, config.digest
+    """
 
     seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()

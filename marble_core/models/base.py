@@ -30,6 +30,18 @@ class DiffusersModel:
 
     A family says ``pipeline_class``, ``lora_targets``, ``t5`` and ``no_guidance``, and has ``embed`` and ``predict``. A forward runs under
     autocast, so that normalisations stay float32 and a float32 LoRA meets the transformer's weights.
+
+    Args:
+        config: The section ``model``.
+        pipeline: One that is there already, instead of the one that ``config.path`` names.
+
+    Raises:
+        MarbleError: The pipeline cannot be had, or is not of this family.
+
+    Example:
+        >>> class MyModel(DiffusersModel):  # examples/custom_model.py has it whole
+        ...     pipeline_class = "StableDiffusion3Pipeline"
+        ...     lora_targets = ("attn.to_q", "attn.to_k", "attn.to_v")
     """
 
     pipeline_class: ClassVar[str]  # its name in diffusers

@@ -44,8 +44,18 @@ class Data:
 def prepare_data(config: RunConfig) -> Data:
     """Read or make the prompts of every source (types.in_order), drop what the configuration wants dropped, and check.
 
-    Raises MarbleError for a file that cannot be read or has an invalid line, for a held-out prompt that is trained on, and
-    for a source of which nothing is left.
+    Args:
+        config: The run's configuration, of which ``data`` says where the prompts are.
+
+    Returns:
+        The prompts to train on and those held out, the report of them, and warnings.
+
+    Raises:
+        MarbleError: A file cannot be read or has an invalid line, a held-out prompt is trained on, or nothing is left of a source.
+
+    Example:
+        >>> data = prepare_data(load_config("demo"))
+        >>> len(data.train), data.evaluation[0].text
     """
     data, seed = config.data, config.seed
     blocked: list[str] = []

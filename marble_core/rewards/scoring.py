@@ -131,10 +131,24 @@ def score_all(
     """Score N images, each with its own prompt. R_NK is NaN where a reward does not apply to the prompt, and where its scorer gives
     no value, of which the table's ``missing`` says why; an infinite value stays.
 
-    ``group_N`` (``ahead``'s where there is one) is for rewards that score whole groups: images of one number are one group.
+    Args:
+        scorers: The K rewards; each sees only images whose prompt it applies to.
+        images_NHWC: N images, uint8 RGB.
+        prompts: Each image's own, N of them.
+        ahead: What was begun for these images while others were sampled.
+        group_N: For rewards that score whole groups, images of one number are one group; ``ahead``'s where there is one.
+        go_on: An error that would end a training costs its images their values instead.
 
-    The table does not depend on which scorer ends first. Raises MarbleError, which names the reward, where a scorer raises one,
-    returns what are no numbers, or still hangs in an earlier call (see ``Asked``); with ``go_on`` it costs the values of its images.
+    Returns:
+        The table R_NK. It does not depend on which scorer ends first.
+
+    Raises:
+        MarbleError: It names the reward: a scorer raises one, returns what are no numbers, or still hangs in an earlier call.
+        ValueError: There are not as many prompts as images.
+
+    Example:
+        >>> score_all([Warmth()], images_NHWC, prompts).means()
+        {'warmth': 0.12}
     """
     from marble_core.rewards.images import as_images
 

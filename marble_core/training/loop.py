@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from marble_core.algorithm.learner import Learner
 from marble_core.algorithm.methods import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore, Taken
 from marble_core.checkpoints.start_from import beginning
@@ -20,7 +21,7 @@ from marble_core.models.policy import Policy
 from marble_core.rewards.registry import load_scorers
 from marble_core.runtime import distributed
 from marble_core.runtime.offload import resident_bytes
-from marble_core.step import Learner, optimizer_step
+from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
 from marble_core.tracking.step_history import write_history
@@ -37,8 +38,21 @@ _log = logging.getLogger(__name__)
 LAST_SECONDS = 12.0  # for the upload of the last state after SIGTERM, of the 30 s that a cluster gives us
 
 
-def start(config: RunConfig) -> Learner:
-    """A learner before its first step. Wishes are checked, and the scorers check themselves, before the large model is loaded."""
+def start_learner(config: RunConfig) -> Learner:
+    """A learner before its first step. Wishes are checked, and the scorers check themselves, before the large model is loaded.
+
+    Args:
+        config: A configuration whose batch sizes are not 0; ``marble_core.estimate.resolve_batch_sizes`` chooses those.
+
+    Returns:
+        The base model with an untrained LoRA, the rewards, the balancer and the optimizer.
+
+    Raises:
+        MarbleError: A model, a checkpoint of a reward or a wish cannot be had, or a reward's own check fails.
+
+    Example:
+        >>> learner = start_learner(load_config("demo", overrides=["train.steps=4"]))
+    """
     assert config.rollout.batch_size and config.loss.micro_batch, "resolve_batch_sizes comes first"
     balancer = make_balancer(config.balance, config.reward_names, config.train.steps)
     scorers = load_scorers(config.rewards, config.model.offloads_scorers)
@@ -145,7 +159,7 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
     with distributed.local_main_first():
         checkpoints = CheckpointStore(Path(config.storage.local) / run_id / "checkpoints", s3, run_id, config.storage)
     if distributed.rank() > 0:
-        train(start(config), prompts, checkpoints, lambda _: None, Watch(config, watched))
+        train(start_learner(config), prompts, checkpoints, lambda _: None, Watch(config, watched))
         return
     with checkpoints.owned():
         _tracked_training(config, run_id, prompts, checkpoints, out, watched)
@@ -199,7 +213,7 @@ def _tracked_training(
         progress.emit("train", note=metric_glossary.of_the_progress_line())
     status = "FAILED"
     try:
-        learner = start(config)
+        learner = start_learner(config)
         progress.emit("train", note=_on_the_device(learner))
 
         def report(done: StepReport) -> None:

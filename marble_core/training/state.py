@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from marble_core import __version__
+from marble_core.algorithm.learner import Learner
 from marble_core.config.formats import CHECKPOINT
 from marble_core.config.loading import read_config
 from marble_core.config.resume_rules import require_same_run
 from marble_core.config.stage_files import CONFIG, HISTORY
-from marble_core.step import Learner
 from marble_core.tracking.step_history import read_history, write_history
 from marble_core.types import MarbleError
 

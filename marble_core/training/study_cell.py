@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
+from marble_core.algorithm.learner import Learner
 from marble_core.checkpoints import CheckpointStore
 from marble_core.checkpoints.manifest import is_name, step_of
 from marble_core.config.schema import RunConfig
@@ -26,7 +27,6 @@ from marble_core.evaluation.results import Estimate, Evaluation, RewardResult
 from marble_core.evaluation.run import run_evaluation
 from marble_core.evaluation.shared_roles import SharedRoles
 from marble_core.runtime import progress
-from marble_core.step import Learner
 from marble_core.tracking.provenance import code_tags
 from marble_core.tracking.step_history import History, write_history
 from marble_core.training import loop
@@ -88,7 +88,7 @@ def _train(
     keep: Sequence[int],
     watched: Sequence[Prompt],
 ) -> None:
-    learner = loop.start(config)
+    learner = loop.start_learner(config)
 
     def report(done: StepReport) -> None:
         """Comes before the checkpoint of its step, so that a run never goes on behind an adapter that it has not kept."""

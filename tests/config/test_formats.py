@@ -62,7 +62,7 @@ def test_a_checkpoint_of_before_there_were_versions_goes_on(tmp_path: Path) -> N
     assert KEY not in json.loads((tmp_path / NAME / MANIFEST).read_text())
     config = read_config(tmp_path / NAME / "config.json")
     config = config.model_copy(update={"train": config.train.model_copy(update={"steps": 2})})
-    going_on = loop.start(config)
+    going_on = loop.start_learner(config)
     loop.train(going_on, prepare_data(config).train, CheckpointStore(tmp_path, None, "house"), lambda _: None)
     assert going_on.step == 2 and [line["step"] for line in going_on.history] == [1, 2]
     assert going_on.history[0] == json.loads((OLD / NAME / "history.jsonl").read_text())

@@ -142,7 +142,7 @@ def kib(key):
 config = load_config("demo", overrides=sys.argv[1:])
 data = prepare_data(config)
 libraries = kib("VmRSS")
-learner = loop.start(config)
+learner = loop.start_learner(config)
 Path("/proc/self/clear_refs").write_text("5")
 report = optimizer_step(learner, data.train)
 assert not report.skipped, report.notes

@@ -20,7 +20,7 @@ from marble_core.prompts.dataset import prepare_data
 from marble_core.services.seaweedfs import SeaweedFS
 from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
-from marble_core.training.loop import start
+from marble_core.training.loop import start_learner
 from marble_core.training.state import save_state
 
 STEPS = 3
@@ -29,7 +29,7 @@ STEPS = 3
 def demo(directory: Path) -> None:
     config = load_config("demo")
     prompts = prepare_data(config).train
-    learner = start(config)
+    learner = start_learner(config)
     optimizer_step(learner, prompts)  # warm
     store = CheckpointStore(directory / "local", S3("marble"), "cost", config.storage)
     costs: dict[str, list[tuple[float, float]]] = {"step": [], "held up": [], "checkpoint": []}

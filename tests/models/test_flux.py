@@ -70,7 +70,7 @@ def test_flux_trains_one_step_and_its_lora_is_read_by_plain_diffusers(tiny, chec
     if not guidance:  # FLUX.1-schnell has none
         tiny = save_flux(tmp_path / "schnell", guidance_embeds=False)
     config = tiny_config(tiny, f"model.gradient_checkpointing={checkpointing}", "optimizer.lr=0.01")
-    learner = loop.start(config)
+    learner = loop.start_learner(config)
     layers = {name.rpartition(".lora_")[0] for name in learner.policy.parameters_of("default")}
     assert len(layers) == 2 * 8 + 2 * 3, "the attention of two joint and two single blocks"
     report = optimizer_step(learner, prepare_data(config).train)

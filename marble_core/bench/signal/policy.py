@@ -22,7 +22,7 @@ def load(config: RunConfig, adapter: Path | None) -> tuple[Policy, Sequence[Scor
     is the one that samples. Without it: the checkpoint of ``train.start_from``, else the untrained LoRA. Raises MarbleError where
     it does not fit the configuration.
     """
-    learner = loop.start(config)
+    learner = loop.start_learner(config)
     if adapter and (adapter / TENSORS).is_file():
         load_weights(replace(learner, config=config.model_copy(update={"train": _from(config, adapter)})), adapter)
     elif adapter:
