@@ -33,7 +33,8 @@ def on_the_path(monkeypatch):
 
 def command(title):
     """The last block below a heading of the README: what one types."""
-    return re.findall(r"```\n(.*?)```", README.split(f"## {title}\n")[1].split("\n## ")[0], flags=re.DOTALL)[-1]
+    below = README.split(f"## {title}\n")[1].split("\n## ")[0]
+    return re.findall(r"```\w*\n(.*?)```", below, flags=re.DOTALL)[-1]
 
 
 @pytest.mark.parametrize("name", ["custom_reward", "custom_model", "custom_method"])

@@ -49,9 +49,9 @@ NEEDS = {  # a real call of each command: the package that a plain install lacks
 }  # fmt: skip
 
 
-def run(python: Path, calls: list[list[str]], cwd: Path) -> list[tuple[Any, str, str]]:
+def run(python: Path, calls: list[list[str]], cwd: Path, **more: str) -> list[tuple[Any, str, str]]:
     """The exit code, or the traceback, of each call, and what it printed; all in one process."""
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(cwd), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1", **more}
     command = [str(python), "-c", RUN, json.dumps(calls)]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -156,8 +156,6 @@ def test_with_every_extra_a_call_of_each_kind_of_command_does_its_work(tmp_path:
 
     policy = small_policy(small_config(), perturb=0.1)
     policy.save_adapter(tmp_path / "adapter", policy.parameters_of("default"))
-    python = Path(sys.executable)
-    for (arguments, wanted, says), (code, out, err) in zip(
-        WORKING, run(python, [a for a, _, _ in WORKING], tmp_path), strict=True
-    ):
+    ended = run(Path(sys.executable), [arguments for arguments, _, _ in WORKING], tmp_path, PYTHONPATH=str(ROOT))
+    for (arguments, wanted, says), (code, out, err) in zip(WORKING, ended, strict=True):
         assert code == wanted and says in out + err and "Traceback" not in err, (arguments, code, out, err)
