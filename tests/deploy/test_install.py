@@ -17,10 +17,12 @@ from marble_core.cli.extras import EXTRAS
 from paths import ROOT
 
 RUN = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from marble_core import cli
-ended = []
+ended, before = [], dict(os.environ)
 for arguments in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(before)  # a command names the servers that it starts there, which end with it
     sys.argv, out, err = ["marble", *arguments], io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
