@@ -6,7 +6,7 @@ import numpy as np
 class Warmth:
     value_range = (-1.0, 1.0)
 
-    def applies(self, prompt):  # to every prompt; prompt.source and .metadata tell them apart
+    def applies(self, prompt):  # to every prompt; prompt.source and prompt.metadata tell them apart
         return True
 
     def score(self, images_NHWC, prompts):  # uint8 RGB images, each with its own prompt; NaN where one has no value

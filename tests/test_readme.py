@@ -26,6 +26,7 @@ HEAVY = {
     "image-reward",
 }
 
+
 def section(title: str) -> list[str]:
     """The code blocks below a heading."""
     text = README.split(f"## {title}\n")[1].split("\n## ")[0]
@@ -74,7 +75,6 @@ def test_a_reward_with_a_reference_text_and_a_source_of_its_own_trains_from_a_fo
         check=False,
     )
     assert done.returncode == 0, done.stderr
-
 
 
 def test_the_rewards_need_none_of_the_packages_that_do_not_install(capsys):

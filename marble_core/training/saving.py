@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from marble_core.algorithm.learner import Learner
 from marble_core.runtime import distributed
-from marble_core.step import Learner
 from marble_core.training.state import load_state, save_state
 from marble_core.training.watching import Watch
 from marble_core.types import MarbleError

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from marble_core.step import Learner
+from marble_core.algorithm.learner import Learner
 
 
 class Terminated(Exception):

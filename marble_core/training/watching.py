@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from marble_core.algorithm.learner import Learner
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import WATCH
 from marble_core.evaluation import witnesses
@@ -29,7 +30,6 @@ from marble_core.rewards.clip import Clip
 from marble_core.rewards.scoring import on_device, score_all
 from marble_core.runtime import distributed
 from marble_core.runtime.seeding import derive
-from marble_core.step import Learner
 from marble_core.types import MarbleError, Prompt, Scorer
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from builders import Channel, learner, prompts, rewards, weights
+from marble_core.algorithm.learner import Learner
 from marble_core.checkpoints import CheckpointStore
 from marble_core.config.stage_files import WATCH
 from marble_core.evaluation.watch import Look, Record
-from marble_core.step import Learner, optimizer_step
+from marble_core.step import optimizer_step
 from marble_core.training import loop
 from marble_core.training.termination import Terminated
 from marble_core.training.watching import Watch
