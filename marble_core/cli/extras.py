@@ -17,6 +17,7 @@ EXTRAS = {  # of a command, or of a group of them: the extra that holds all that
     "fetch": "prepare",
     "evaluate": "evaluate",
     "export": "model",
+    "serve": "serve",
     "demo": "model",
     "bench": "bench",
     "compile": "pipelines",

