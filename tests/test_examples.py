@@ -9,6 +9,7 @@ import torch
 
 import marble_core
 from commands import TINY
+from marble_core.checkpoints import CheckpointStore
 from marble_core.config.balance import BalanceConfig
 from marble_core.config.loading import load_config
 from marble_core.evaluation.run import measure
@@ -94,29 +95,13 @@ def test_the_loop_trains_to_the_weights_of_a_run(tmp_path, monkeypatch):
     ours = training_loop.train(SMALL, tmp_path / "adapter")
     config = load_config("demo", overrides=SMALL)
     theirs = loop.start_learner(config)
-    loop.train(theirs, prepare_data(config).train, Nowhere(), lambda _: None)
+    loop.train(theirs, prepare_data(config).train, CheckpointStore(tmp_path / "kept", None, "run"), lambda _: None)
     wanted = theirs.policy.parameters_of("default")
     assert ours.step == theirs.step == 2
     assert all(torch.equal(p, wanted[n]) for n, p in ours.policy.parameters_of("default").items())
     means = [[line["metrics"]["reward/compressibility/mean"] for line in one.history] for one in (ours, theirs)]
     assert means[0] == means[1]
     assert len(theirs.policy.read_adapter(tmp_path / "adapter")) == len(wanted) // 2
-
-
-class Nowhere:
-    """Checkpoints of a run that keeps none."""
-
-    def newest(self):
-        return None
-
-    def save(self, step, write):
-        return ROOT
-
-    def check(self):
-        pass
-
-    def flush(self, seconds=None):
-        return True
 
 
 @pytest.mark.parametrize("name", sorted(marble_core._HOME))

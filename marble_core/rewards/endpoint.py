@@ -36,6 +36,9 @@ class Endpoint:
 
     ``patience``: seconds that one request may take, all tries and waits together. Where nothing at all has been answered for that
     long, the other requests of the same call are given up too. ``request_timeout``: seconds of silence that end one try.
+
+    Example:
+        >>> Endpoint("http://localhost:8000/v1/score", "The reward mine", "check its url")
     """
 
     def __init__(
