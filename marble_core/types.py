@@ -214,7 +214,11 @@ def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class NoValue:
-    """What a scorer may return in place of an image's number: there is none, and why, in a few words."""
+    """What a scorer may return in place of an image's number: there is none, and why, in a few words.
+
+    Example:
+        >>> return [0.7, NoValue("no face was found")]
+    """
 
     why: str
 
