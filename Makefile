@@ -15,7 +15,7 @@ SPACE := $(if $(findstring cpu,$(TORCH)),4000,8000)
 ELSEWHERE = env -u LANG -u LANGUAGE OMP_NUM_THREADS=$(or $(THREADS),3) LC_ALL=$(or $(LOCALE),POSIX) TZ=Pacific/Kiritimati
 FOLDERS = config prompts algorithm evaluation tracking report cli storage checkpoints
 
-.PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench lint map sabotage mutants release
+.PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench explorer lint map sabotage mutants release
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -73,6 +73,9 @@ test-containers: $(READY)  ## the images, and the whole pipeline in them; starts
 
 bench: $(READY)  ## what exact balancing costs, counted and measured (ROUNDS=5; 0 counts only)
 	$(BIN)/marble bench costs $(if $(ROUNDS),--rounds $(ROUNDS))
+
+explorer:  ## the script of explorer.html, from explorer/ and the libraries that it pins (needs Node.js and npm)
+	cd explorer && npm ci --no-audit --no-fund && npm run --silent build
 
 lint: $(READY)  ## ruff, mypy, and who may import whom
 	$(BIN)/ruff check .

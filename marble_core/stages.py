@@ -202,7 +202,7 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     from marble_core.checkpoints.run_checkpoints import RunCheckpoints
     from marble_core.evaluation.run import run_evaluation
     from marble_core.prompts import read_prompts
-    from marble_core.report import shown_files, write_report
+    from marble_core.report import shown_files, write_pages
     from marble_core.runtime.housekeeping import housekeeping
     from marble_core.storage.s3 import S3
     from marble_core.tracking.past_runs import evaluation_metrics
@@ -215,15 +215,15 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     incumbent = fetch_champion(config, adapter, scratch)
     run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
     evaluation, decision = decided(config, adapter, out, scratch, tracker.mlflow_run_id)
-    history, past = adapter / HISTORY, tracker.past_runs(config.registry.model)
-    write_report(out / REPORT, evaluation, decision, history, out / IMAGES, config, past, run_id)
+    past, links = tracker.past_runs(config.registry.model), tracker.links(config.registry.model)
+    pages = write_pages(out, evaluation, decision, adapter / HISTORY, config, past, run_id, links)
     report.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(out / REPORT, report)
     own, step, gain = RunCheckpoints(S3(config.storage.bucket), run_id), trained_steps(adapter), evaluation.mean_gain.mean
     housekeeping("the hint for retention", lambda: own.record_gain(step, gain))
     metrics = evaluation_metrics(evaluation)
     tracker.log_metrics(metrics, step)
-    for path in (out / REPORT, out / EVALUATION, out / DECISION_FILE):
+    for path in (*pages, out / EVALUATION, out / DECISION_FILE):
         tracker.log_artifact(path)
     for path in shown_files(out / IMAGES):
         tracker.log_artifact(path, "evaluation")

@@ -110,6 +110,26 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def press(self, key: str) -> None:
+        """A key, as the keyboard sends it to whatever has the focus."""
+        code = {"ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13, "Tab": 9}[key]
+        for kind in ("rawKeyDown", "keyUp"):
+            typed = {"text": "\r"} if key == "Enter" and kind == "rawKeyDown" else {}
+            self.call(
+                "Input.dispatchKeyEvent",
+                type="keyDown" if typed else kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **typed,
+            )
+
+    def click(self, x: float, y: float) -> None:
+        """The mouse comes to this place of the window, and is clicked."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
     def screenshot(self, path: Path, whole: bool = True) -> None:
         found = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **({"clip": self._all()} if whole else {}))
         path.write_bytes(base64.b64decode(found["data"]))

@@ -45,3 +45,4 @@ def test_a_tiny_sd35_with_three_text_encoders_runs_from_prompts_to_an_evaluation
     settings = json.loads((evaluation / "evaluation.json").read_text())["settings"]
     assert (settings["precision"], settings["t5"], settings["vae_tiling"]) == ("bf16", "cpu", False)
     assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert '"prompt"' in (evaluation / "explorer.html").read_text(encoding="utf-8"), "every prompt, beside the evaluation"

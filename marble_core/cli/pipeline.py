@@ -174,7 +174,6 @@ def _where_mlflow_is(environment: Mapping[str, str]) -> str:
 
 def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     """The table base -> trained, the gate's decision, the registered version, and where the report lies."""
-    import shutil
 
     from rich.table import Table
 
@@ -216,6 +215,17 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
         version = f"version {decision['version']} of {settings.registry.model}"
         console.print(f"Registered: {version} as {decision['alias']} in MLflow (see it: marble ui)")
     if Path(found["evaluate"]["report"]).is_file():
-        console.print(
-            f"Report: {shutil.copyfile(found['evaluate']['report'], outcome.directory / 'report.html')}", soft_wrap=True
-        )
+        _show_pages(Path(found["evaluate"]["evaluation"]).parent, Path(found["evaluate"]["report"]), outcome.directory, console)
+
+
+def _show_pages(evaluated: Path, report: Path, directory: Path, console: Console) -> None:
+    """The pages in the run's own directory, and beside them the images that the explorer leads to."""
+    import shutil
+
+    from marble_core.config.stage_files import EXPLORER, IMAGES, REPORT
+
+    console.print(f"Report: {shutil.copyfile(report, directory / REPORT)}", soft_wrap=True)
+    if (evaluated / EXPLORER).is_file():
+        console.print(f"Explorer: {shutil.copyfile(evaluated / EXPLORER, directory / EXPLORER)}", soft_wrap=True)
+        if not (directory / IMAGES).exists():
+            (directory / IMAGES).symlink_to((evaluated / IMAGES).resolve(), target_is_directory=True)

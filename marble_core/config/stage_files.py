@@ -25,11 +25,13 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER_DIRECTORY = "adapter_weights"  # of a model that mlflow.diffusers logged
 HISTORY = "history.jsonl"  # one line per step
 WATCH = "watch.jsonl"  # one line per look: docs/watching.md, section 4; in a checkpoint and beside the checkpoints too
+SAMPLES = "samples"  # grids of images of fixed prompts, step-000010.png, and their prompts.json
 # Written by evaluate.
 EVALUATION = "evaluation.json"
 DECISION_FILE = "decision.json"  # the gate's, see evaluation/decision_file.py
 IMAGES = "images"
 SCORES = "scores.jsonl"  # below IMAGES, one line per prompt
+EXPLORER = "explorer.html"
 REPORT = "report.html"
 
 

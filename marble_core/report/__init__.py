@@ -1,11 +1,13 @@
 """Pages for people: the report of one run, and the comparison of several.
 
-Each is one HTML file that fetches nothing and runs no script, so that it opens from a disk, in the KFP page and in MLflow
-alike. How they look is in the templates (``*.html.j2``); figures are SVG whose colours are the style sheet's variables.
+Each is one HTML file that fetches nothing, so that it opens from a disk, in the KFP page and in MLflow alike; only the explorer
+runs scripts. How they look is in the templates (``*.html.j2``); figures are SVG whose colours are the style sheet's variables.
 """
 
 from marble_core.report.compare import write_comparison
+from marble_core.report.explorer import write_explorer
 from marble_core.report.page import write_report
+from marble_core.report.pages import write_pages
 from marble_core.report.pictures import shown_files
 
-__all__ = ["shown_files", "write_comparison", "write_report"]
+__all__ = ["shown_files", "write_comparison", "write_explorer", "write_pages", "write_report"]

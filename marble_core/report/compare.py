@@ -62,9 +62,7 @@ def write_comparison(path: Path, runs: Sequence[FinishedRun], pair: tuple[str, s
         pair=pair,
         scatter=scatter(_points(runs, pair), *pair, "tradeoff") if pair else "",
         galleries=_galleries(runs) if fair else {},
-        reward_figures=[
-            f for n in names if (f := _overlay(runs, n, f"reward/{n}/mean", f"mean of {n} over a step's pictures"))
-        ],
+        reward_figures=[f for n in names if (f := _overlay(runs, n, f"reward/{n}/mean", f"mean of {n} over a step's images"))],
         balance_figures=[
             f
             for title, metric, what in (

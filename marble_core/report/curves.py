@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from marble_core.report.drawing import DASHES, INK, Figure, canvas, placeholder, to_svg
+from marble_core.report.drawing import DASHES, INK, LEGIBLE, Figure, canvas, placeholder, to_svg
 from marble_core.tracking.step_history import History
 
-NARROW, WIDE = (3.7, 1.75), (4.4, 1.9)  # inches, of the panels that stand three and two in a row
+NARROW, WIDE = (3.4, 1.95), (4.2, 2.1)  # inches, of the panels that stand three and two in a row
 _MANY = 60  # from so many steps on, a running mean is drawn over the single values
 
 
@@ -34,7 +34,7 @@ def reward_figures(history: History, names: Sequence[str], planned: int) -> list
     figures = []
     for k, name in enumerate(names):
         if (values := history.get(f"reward/{name}/mean")) is not None:
-            what = f"mean of {name} over the step's pictures"
+            what = f"mean of {name} over the step's images"
             svg, change = _one(history, values, planned, what, f"reward_{name}", k)
             figures.append(Figure(name, change, svg, k))
     return figures
@@ -100,6 +100,7 @@ def step_axes(last: int, skipped: Sequence[int], size: tuple[float, float]) -> t
     figure, axes = canvas(*size)
     axes.set_xlim(0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("optimizer step", fontsize=LEGIBLE, color=INK)
     if skipped:
         cross = {"s": 18, "c": INK, "marker": "x", "clip_on": False, "zorder": 5}
         axes.scatter(skipped, np.zeros(len(skipped)), transform=axes.get_xaxis_transform(), **cross)

@@ -14,7 +14,7 @@ SERIES = 8  # colours var(--s0) ... var(--s7) of the style sheet, by a reward's 
 MARKERS = "osD^vPX*"  # beside the colours, for who cannot tell these apart
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 INK = "#fd0000"  # stands for currentColor until the SVG is written
-LEGIBLE = 7.5  # points of the tick labels
+LEGIBLE = 10.6  # points of the tick labels: 11 px or more wherever the page puts the figure
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""The report of one run: what changed, the gate's decision, the table, pictures, trade-offs, the curves of training, the cost."""
+"""The report of one run: answers in words, four large pairs, the table, the gate, images, trade-offs, curves, the cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +16,17 @@ from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation
 from marble_core.evaluation.variants import recommended
 from marble_core.evaluation.watch import Look, Record, scaled
+from marble_core.report.answers import advice, answers
 from marble_core.report.curves import balance_figures, reward_figures
 from marble_core.report.drawing import colour
 from marble_core.report.frontier import gain_against_diversity
-from marble_core.report.pictures import galleries
+from marble_core.report.pictures import galleries, large_pairs, scored
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import axis_of, conditions, rows
-from marble_core.report.words import duration, effect, listed, signed
+from marble_core.report.words import duration, signed
 from marble_core.tracking.past_runs import PastRun
+from marble_core.tracking.provenance import code_tags
 from marble_core.tracking.step_history import History
 
 
@@ -56,12 +59,13 @@ def write_report(
     config: RunConfig,
     past: Sequence[PastRun] = (),
     run: str = "",
+    links: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the page, at most 3 MB whatever the pictures' size and the number of steps.
+    """Write the page, at most 3 MB whatever the images' size and the number of steps.
 
     ``history_path`` is train's history.jsonl; it may be missing, stop early or have gaps, and the page then says so.
-    ``images_dir`` is the directory of pictures and scores.jsonl that run_evaluation wrote. ``past`` are runs before
-    this one, whose name is ``run``.
+    ``images_dir`` is the directory of images and scores.jsonl that run_evaluation wrote. ``past`` are runs before
+    this one, whose name is ``run``. ``links`` are addresses of other pages by their names.
     """
     history, champion = History.load(history_path), evaluation.champion
     looks = Record.load(history_path.parent / WATCH).looks if history_path else []
@@ -71,20 +75,21 @@ def write_report(
     pair = history.most_opposed([n for n in names if n in evaluation.rewards]) or furthest_apart(evaluation.rewards)
     page = render(
         "report.html.j2",
-        headline=headline(evaluation, history),
+        answers=answers(evaluation, decision, scored(images_dir), config.registry),
+        pairs=large_pairs(images_dir, evaluation),
+        advice=advice,
         decision=decision,
-        reasons=[reason for reason in decision.reasons if not any(alarm.text in reason for alarm in evaluation.alarms)],
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        links=links or {},
         conditions=conditions(evaluation, [*trained, *held_out], config.registry),
         evaluation=evaluation,
         rows=trained,
         held_out=held_out,
-        gain=axis.span(evaluation.mean_gain),
         by_source={s: rows(r, by_source.get(s, {}), config, axis, judged=False) for s, r in evaluation.by_source.items()},
         side=rows(evaluation.side, over, config, axis, judged=False),
         axis=axis,
-        margin=config.registry.margin,
         margin_end=axis.position(-config.registry.margin),
-        galleries=galleries(Path(images_dir), evaluation),
+        galleries=galleries(images_dir, evaluation),
         pair=pair,
         best=recommended(evaluation),
         frontier=gain_against_diversity(evaluation),
@@ -96,6 +101,7 @@ def write_report(
         remarks=[*remarks(evaluation, history, config), *watch_remarks(evaluation, history, looks, config)],
         looks=looks,
         scaled=scaled,
+        gain=axis.span(evaluation.mean_gain),
         cost=cost_of(history, config.rollout.prompts * config.rollout.images_per_prompt),
         past=past,
         run=run,
@@ -106,25 +112,9 @@ def write_report(
     Path(path).write_text(page, encoding="utf-8")
 
 
-def headline(evaluation: Evaluation, history: History) -> str:
-    """What changed, in one sentence."""
-    r = evaluation.rewards
-    groups = {kind: [n for n in r if effect(r[n].difference) == kind] for kind in ("better", "worse", "same")}
-    after = f"{len(history.steps)} steps of training" if len(history.steps) else "Training"
-    said = [
-        f"{verb} {listed([f'{n} ({signed(r[n].difference.mean, r[n].digits)})' for n in groups[kind]])}"
-        for verb, kind in (("raised", "better"), ("lowered", "worse"))
-        if groups[kind]
-    ]
-    if not said:
-        return f"{after} changed no reward measurably."
-    rest = f"; {listed(groups['same'])} did not change measurably" if groups["same"] else ""
-    return f"{after} {', and '.join(said)}{rest}."
-
-
 def remarks(evaluation: Evaluation, history: History, config: RunConfig) -> list[str]:
     """What a reader must know to read the page rightly."""
-    said = list(evaluation.notes)
+    said = [*evaluation.notes, *([evaluation.no_champion] if evaluation.no_champion else [])]
     if not len(history.steps):
         said.append("Training left no history, so there are no curves.")
     elif (last := int(history.steps[-1])) < config.train.steps:
@@ -189,14 +179,19 @@ def _facts(evaluation: Evaluation, config: RunConfig) -> list[tuple[str, str]]:
     s, r = evaluation.settings, config.rollout
     prompts = ", ".join(f"{n} {source}" for source, n in s.get("prompts", {}).items())
     evaluated = (
-        f"{s.get('solver')}, {s.get('steps')} steps, no guidance, one picture a prompt, noise seed {s.get('noise_seed')}"
+        f"{s.get('solver')}, {s.get('steps')} steps, no guidance, one image per prompt, noise seed {s.get('noise_seed')}"
     )
     return [
-        ("Base model", f"{config.model.path}{f' at {config.model.revision}' if config.model.revision else ''}"),
+        ("Base model", f"{config.model.path}{f' at {revision}' if (revision := s.get('revision')) else ''}"),
+        ("Code", " ".join(f"{name.rpartition('.')[2]} {value}" for name, value in _code().items())),
         ("Method", f"{config.balance.method}, LoRA rank {config.lora.rank}, learning rate {config.optimizer.lr:g}"),
-        ("A training step", f"{r.prompts} prompts × {r.images_per_prompt} pictures, {r.solver}, {r.steps} steps"),
+        ("A training step", f"{r.prompts} prompts × {r.images_per_prompt} images, {r.solver}, {r.steps} steps"),
         ("Held-out prompts", prompts),
         ("Evaluated with", evaluated),
         ("Intervals", f"95 %, paired bootstrap over prompts, {s.get('resamples')} resamples"),
         ("Configuration", config.digest),
     ]
+
+
+def _code() -> dict[str, str]:
+    return {name: value for name, value in code_tags().items() if name in ("marble.version", "mlflow.source.git.commit")}

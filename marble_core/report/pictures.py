@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, small enough for a page."""
+"""The images of an evaluation, small enough for a page."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from marble_core.config.stage_files import SCORES
 from marble_core.evaluation.results import ROLES, Evaluation
+from marble_core.report.changes import change
 from marble_core.types import in_order
 
-PICTURE_BYTES = 1_900_000  # of encoded pictures; of the page's 3 MB the rest is for curves and text
-SHOWN = 6  # first pictures of a source; as many again that changed most
+PICTURE_BYTES = 1_900_000  # of encoded images; of the page's 3 MB the rest is for curves and text
+LARGE_BYTES = 700_000  # of them, for the four pairs that stand first
+SHOWN = 6  # first images of a source
 SIZES = (256, 192, 128, 96, 64)  # pixels a side, the first that fits
+LARGE_SIZES = (512, 384, 320, *SIZES)
 NOTEWORTHY = 0.25  # base stds by which a picture's reward must change for an arrow
 
 
@@ -51,48 +52,65 @@ class Case:
     prompt: str
     shots: tuple[Shot, ...]
     scores: tuple[Score, ...]
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """A source's pictures: its first prompts, which nobody chose, and those whose rewards rose and fell most."""
+    """A source's images of its first prompts, which nobody chose."""
 
     source: str
     first: tuple[Case, ...]
-    rose: tuple[Case, ...]
-    fell: tuple[Case, ...]
 
 
 Line = Mapping[str, Any]  # of scores.jsonl
 
 
 def galleries(directory: Path, evaluation: Evaluation) -> list[Gallery]:
-    """Of every source of which there are pictures."""
+    """Of every source of which there are images."""
     lines = pictured(directory)
     sources = in_order(line["source"] for line in lines)
-    chosen = {s: own for s in sources if (own := _choose([line for line in lines if line["source"] == s], evaluation))}
+    chosen = {s: [line for line in lines if line["source"] == s][:SHOWN] for s in sources}
     roles = [role for role in ROLES if all(role in line["pictures"] for line in lines)]
-    files = [directory / line["pictures"][role] for kinds in chosen.values() for own in kinds for line in own for role in roles]
-    uris = encode(files)
+    files = [directory / line["pictures"][role] for own in chosen.values() for line in own for role in roles]
+    uris = encode(files, SIZES, PICTURE_BYTES - LARGE_BYTES)
+    return [
+        Gallery(source, tuple(_case(line, roles, uris, directory, evaluation) for line in own))
+        for source, own in chosen.items()
+    ]
 
-    def cases(own: Sequence[Line]) -> tuple[Case, ...]:
-        return tuple(
-            Case(
-                line["prompt"],
-                tuple(Shot(role, uris[directory / line["pictures"][role]]) for role in roles),
-                tuple(_scores(line, roles, evaluation)),
-            )
-            for line in own
-        )
 
-    return [Gallery(source, *(cases(own) for own in kinds)) for source, kinds in chosen.items()]
+def large_pairs(directory: Path, evaluation: Evaluation) -> list[Case]:
+    """Base and trained of four prompts: those that won and lost most on average, and the first that nobody chose."""
+    lines = pictured(directory)
+    ranked = sorted(lines, key=lambda line: change(line, evaluation))
+    labelled = [("Largest win", ranked[-1]), ("Largest loss", ranked[0])] if len(ranked) > 1 else []
+    firsts = {line["source"]: line for line in reversed(lines)}
+    labelled += [(f"First of {s}, not chosen", firsts[s]) for s in in_order(line["source"] for line in lines)]
+    taken = {line["index"]: (label, line) for label, line in reversed(labelled)}
+    shown = [pair for pair in labelled if taken[pair[1]["index"]] == pair][:4]
+    roles = ["base", "trained"]
+    uris = encode([directory / line["pictures"][role] for _, line in shown for role in roles], LARGE_SIZES, LARGE_BYTES)
+    return [_case(line, roles, uris, directory, evaluation, label) for label, line in shown]
+
+
+def _case(
+    line: Line, roles: Sequence[str], uris: Mapping[Path, str], directory: Path, evaluation: Evaluation, label: str = ""
+) -> Case:
+    shots = tuple(Shot(role, uris[directory / line["pictures"][role]]) for role in roles)
+    return Case(line["prompt"], shots, tuple(_scores(line, roles, evaluation)), label)
+
+
+def scored(directory: Path) -> list[Line]:
+    """The lines of scores.jsonl; none where there is no such file."""
+    scores = directory / SCORES
+    lines = scores.read_text(encoding="utf-8").split("\n") if scores.is_file() else []
+    return [json.loads(text) for text in lines if text.strip()]
 
 
 def pictured(directory: Path) -> list[Line]:
-    """The lines of scores.jsonl that have pictures; none where there is no such file."""
-    scores = directory / SCORES
-    lines = scores.read_text(encoding="utf-8").split("\n") if scores.is_file() else []
-    return [line for text in lines if text.strip() and "pictures" in (line := json.loads(text))]
+    """The lines that have images."""
+    return [line for line in scored(directory) if "pictures" in line]
 
 
 def shown_files(directory: Path) -> list[Path]:
@@ -103,37 +121,22 @@ def shown_files(directory: Path) -> list[Path]:
     return [directory / SCORES, *(directory / name for line in first for name in line["pictures"].values())]
 
 
-def _choose(lines: Sequence[Line], evaluation: Evaluation) -> tuple[list[Line], ...]:
-    """(the first; of the others, those that rose most; those that fell most), by mean change in base stds."""
-    if not lines:
-        return ()
-    first, rest = list(lines[:SHOWN]), sorted(lines[SHOWN:], key=lambda line: _change(line, evaluation))
-    half = min(SHOWN // 2, len(rest) // 2)
-    fell = [line for line in rest[:half] if _change(line, evaluation) < 0]
-    rose = [line for line in rest[::-1][:half] if _change(line, evaluation) > 0]
-    return first, rose, fell
-
-
-def _change(line: Line, evaluation: Evaluation) -> float:
-    units = {n: r.base_std for n, r in evaluation.measured.items() if r.base_std > 0}
-    changes = [(line["trained"][n] - b) / units[n] for n, b in line["base"].items() if n in units]
-    return float(np.mean(changes)) if changes else 0.0
-
-
 def _scores(line: Line, roles: Sequence[str], evaluation: Evaluation) -> Iterator[Score]:
     for name, base in line["base"].items():
+        if not all(name in line[role] for role in roles):
+            continue  # a scorer gave one of the images no value
         trained, result = line["trained"][name], evaluation.measured[name]
         moved = abs(trained - base) > NOTEWORTHY * result.base_std
         effect = "same" if not moved else "better" if trained > base else "worse"
         yield Score(name, tuple(line[role][name] for role in roles), effect, max(2, result.digits - 1))
 
 
-def encode(files: Sequence[Path]) -> dict[Path, str]:
-    """Data URIs by file, of the largest of SIZES at which all of them fit into the page; small ones stay PNG as they are."""
+def encode(files: Sequence[Path], sizes: Sequence[int] = SIZES, budget: int = PICTURE_BYTES) -> dict[Path, str]:
+    """Data URIs by file, of the largest of ``sizes`` at which all of them are no longer than ``budget``; small ones stay PNG."""
     from PIL import Image
 
     uris: dict[Path, str] = {}
-    for size in SIZES:
+    for size in sizes:
         uris = {}
         for file in dict.fromkeys(files):
             with Image.open(file) as image:
@@ -145,6 +148,6 @@ def encode(files: Sequence[Path]) -> dict[Path, str]:
                     image.convert("RGB").save(buffer, "WEBP", quality=85)
                     kind, data = "webp", buffer.getvalue()
             uris[file] = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-        if sum(len(uris[file]) for file in files) <= PICTURE_BYTES:
+        if sum(len(uris[file]) for file in files) <= budget:
             break
     return uris

@@ -9,7 +9,7 @@ from marble_core.report.drawing import colour
 
 
 def render(template: str, **values: Any) -> str:
-    """The page. Everything in ``values`` is escaped but what the template passes through ``svg``; a name that lacks is an error."""
+    """The page. Everything in ``values`` is escaped but what the template passes through ``svg`` or ``raw``; a name that lacks is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -20,6 +20,12 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": words.signed, "number": words.number, "typeset": words.typeset, "svg": Markup}
+    environment.filters |= {
+        "signed": words.signed,
+        "number": words.number,
+        "typeset": words.typeset,
+        "svg": Markup,
+        "raw": Markup,
+    }
     environment.globals |= {"arrows": words.ARROWS, "colour": colour, "effect": words.effect}
     return environment.get_template(template).render(**values)

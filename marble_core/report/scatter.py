@@ -42,7 +42,7 @@ def furthest_apart(results: Mapping[str, RewardResult]) -> tuple[str, str] | Non
 
 def scatter(points: Sequence[Point], x_name: str, y_name: str, key: str) -> str:
     """An SVG; the line joins the points that no other beats in both rewards (the Pareto front)."""
-    figure, axes = canvas(4.6, 3.2)
+    figure, axes = canvas(4.2, 3.2)
     axes.grid(axis="x", color=INK, alpha=0.14, linewidth=0.6)
     axes.spines["left"].set(visible=True, color=INK, alpha=0.4)
     front = pareto_front(points)

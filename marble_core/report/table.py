@@ -105,18 +105,23 @@ class Condition:
 
 
 def conditions(evaluation: Evaluation, judged: Sequence[Row], config: RegistryConfig) -> list[Condition]:
-    """All that the gate asks, in the order in which it decides (gate.decide)."""
+    """All that the gate asks, in the order in which it decides (gate.decide); each reason of a refusal is a line of its own.
+
+    What was found is said without numbers, which stand in the table of rewards.
+    """
     rivals = ["base", *(["champion"] if evaluation.champion else [])]
     found = []
     for rival in rivals:
         names = [row.name for row in judged if rival in row.harmed_over]
         asked = f"No reward is shown to be worse than the {rival} by {config.margin:g} standard deviations"
-        found.append(Condition(asked, ", ".join(names) or "none is", not names))
-    missing = ", ".join(evaluation.missing)
-    found.append(Condition("Every reward is measured", f"not {missing}" if missing else "all are", not missing))
+        found += [Condition(asked, name, False) for name in names] or [Condition(asked, "none is", True)]
+    lost = {name: "values are missing, see the alarm" for name in evaluation.lacking if _alarmed(evaluation, name)}
+    lost |= dict.fromkeys(evaluation.missing, "it applies to no held-out prompt")
+    asked = "Every reward is measured"
+    found += [Condition(asked, f"{name}: {why}", False) for name, why in lost.items()] or [Condition(asked, "all are", True)]
     for floor in config.floors:
-        failed = list(unmet_floors(evaluation, (floor,)))
-        found.append(Condition(floor, failed[0].partition(": ")[2].rstrip(".") if failed else "it holds", not failed))
+        met = not list(unmet_floors(evaluation, (floor,)))
+        found.append(Condition(floor, "it holds" if met else "it does not hold", met))
     short = short_of(evaluation, config)
     if config.diversity_loss is not None:
         change = evaluation.diversity.change if evaluation.diversity else None
@@ -133,4 +138,8 @@ def conditions(evaluation: Evaluation, judged: Sequence[Row], config: RegistryCo
         found.append(Condition("Better than the best guided base at no less diversity", said, met))
     gain = evaluation.champion.mean_gain if evaluation.champion else evaluation.mean_gain
     asked = f"The mean gain over the {rivals[-1]} is shown to be above 0"
-    return [*found, Condition(asked, f"{signed(gain.mean)} ({signed(gain.low)} to {signed(gain.high)})", gain.low > 0)]
+    return [*found, Condition(asked, "it is" if gain.low > 0 else "it is not", gain.low > 0)]
+
+
+def _alarmed(evaluation: Evaluation, name: str) -> bool:
+    return any(alarm.kind == "missing values" and alarm.text.startswith(f"{name} ") for alarm in evaluation.alarms)

@@ -72,6 +72,17 @@ def datasets(prompts: Mapping[str, Sequence[Prompt]], places: Mapping[str, Mappi
     return found
 
 
+def pages(server: str, experiment_id: str, run_id: str, model: str) -> dict[str, str]:
+    """MLflow's pages of a run and of a registered model, by what they are; none where the server is a file."""
+    where = without_secrets(server).rstrip("/")
+    if not where.startswith("http"):
+        return {}
+    return {
+        "Run in MLflow": f"{where}/#/experiments/{experiment_id}/runs/{run_id}",
+        "Model and its card": f"{where}/#/models/{model}",
+    }
+
+
 def _commit() -> str:
     """The checkout's commit, with ``-dirty`` where files differ from it; empty where this is no checkout."""
     if not (_CHECKOUT / ".git").exists():

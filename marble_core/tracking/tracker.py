@@ -28,7 +28,7 @@ from marble_core.runtime.files import full_disk
 from marble_core.tracking.connection import client_of
 from marble_core.tracking.metric_queue import Batch, MetricQueue
 from marble_core.tracking.past_runs import PastRun, past_runs
-from marble_core.tracking.provenance import stage_tags
+from marble_core.tracking.provenance import pages, stage_tags
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -143,6 +143,10 @@ class Tracker:
         found: list[PastRun] = []
         self._attempt("question", lambda: found.extend(past_runs(self._client, self.experiment_id, model, self.mlflow_run_id)))
         return found
+
+    def links(self, model: str) -> dict[str, str]:
+        """The addresses of the run and of the registered model on MLflow's pages (provenance.pages)."""
+        return pages(self._client.tracking_uri, self.experiment_id, self.mlflow_run_id, model)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():

@@ -64,6 +64,27 @@ HARD_TO_READ = """
 """
 
 
+SMALL = """
+(() => {
+  const walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT), small = [];
+  while (walk.nextNode()) {
+    const text = walk.currentNode.textContent.trim(), e = walk.currentNode.parentElement;
+    if (!text || e.closest(".unseen, style, desc, title") || !e.getClientRects().length) continue;
+    const scale = e.ownerSVGElement ? Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b) : 1, size = parseFloat(getComputedStyle(e).fontSize) * scale;
+    if (size < 10.9) small.push(`${text.slice(0, 30)}: ${size.toFixed(1)}`);
+  }
+  return [...new Set(small)];
+})()
+"""
+FIRST_SCREEN = """
+(() => {
+  const above = e => e.getBoundingClientRect().bottom <= %d, lists = [...document.querySelectorAll("dl.answers dt")];
+  const tops = [...document.images].filter(i => i.getClientRects().length && i.getBoundingClientRect().top < 500);
+  return {images: tops.length, answers: Object.fromEntries(lists.filter(above).map(t => [t.textContent, t.nextElementSibling.textContent]))};
+})()
+"""
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with chromium(tmp_path_factory.mktemp("chromium")) as browser:
@@ -91,7 +112,27 @@ def check(browser: Browser, page: Path, layout: str, pictures: int, drawings: in
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_report_is_drawn_whole_and_readable(browser: Browser, report: Path, layout: str) -> None:
-    check(browser, report, layout, pictures=3 * 3 * (6 + 3 + 2), drawings=1 + 1 + 3 + 3)
+    check(browser, report, layout, pictures=4 * 2 + 3 * 3 * 6, drawings=1 + 1 + 3 + 3)
+    assert browser.evaluate(SMALL) == []
+
+
+@pytest.mark.parametrize("height", [900, 600])
+def test_the_first_screen_answers_three_questions_and_shows_an_image(browser: Browser, report: Path, height: int) -> None:
+    browser.open(report.as_uri(), width=1280)
+    seen = browser.evaluate(FIRST_SCREEN % height)
+    assert seen["images"] >= 4 and all(len(said) > 30 for said in seen["answers"].values())
+    assert list(seen["answers"]) == ["Is it better?", "What is the catch?", "Which prompt got worst?", "What next?"]
+    assert seen["answers"]["Is it better?"].startswith("Yes: ") and "Mode collapse" in seen["answers"]["What is the catch?"]
+
+
+def test_what_scrolls_is_reached_by_the_keyboard(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri(), width=400)
+    scrolls = "e => e.scrollWidth > e.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(e).overflowX)"
+    found = browser.evaluate(f"""(() => {{
+      document.querySelectorAll("details").forEach(d => d.open = true);
+      return [...document.querySelectorAll("main *")].filter({scrolls}).map(e => e.tabIndex);
+    }})()""")
+    assert found and set(found) == {0}
 
 
 @pytest.mark.parametrize("layout", ["wide", "dark phone", "print"])
