@@ -78,7 +78,7 @@ def test_the_model_scores_as_the_built_in_family_does_on_the_same_weights(tmp_pa
     scores = {}
     for family in ("custom_model:MyModel", "marble_core.models.sd3:SD3"):
         config = load_config("demo", overrides=[*overrides, f"model.family={family}"])
-        tables, _ = measure(config, prepare_data(config).evaluation, None, tmp_path / family)
+        tables, _ = measure(config, prepare_data(config).evaluation, {}, tmp_path / family)
         scores[family] = tables["base"].R_NK
     ours, built_in = scores.values()
     assert np.abs(ours - built_in).max() < 1e-6 and np.nanmean(built_in) > 0.2
