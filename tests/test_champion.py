@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from builders import registered_by_hand
 from marble_core import __version__, stages
+from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.evaluation.results import Evaluation
 from marble_core.types import MarbleError, Prompt
 from paths import ROOT
@@ -169,11 +172,23 @@ def test_diffusers_and_mlflow_load_the_registered_lora_and_draw_the_evaluations_
 def test_an_evaluation_that_fails_leaves_nothing_behind(
     runs: tuple[Run, Run], services: dict[str, str], tmp_path: Path
 ) -> None:
+    """The base's images are drawn and scored by then."""
+    one, _ = runs
+    shutil.copytree(one.root / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / ADAPTER_FILE
+    save_file({name: torch.full_like(p, float("nan")) for name, p in load_file(file).items()}, file)
+    with pytest.raises(MarbleError, match="not finite"):
+        stages.evaluate(one.root / "prepared", tmp_path / "adapter", tmp_path / "out", tmp_path / "report.html")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "report.html").exists()
+
+
+def test_a_scorer_that_fails_half_way_costs_an_evaluation_its_values_and_nothing_else(
+    runs: tuple[Run, Run], services: dict[str, str], tmp_path: Path
+) -> None:
     one, _ = runs
     shutil.copytree(one.root / "prepared", tmp_path / "prepared")
     config = json.loads((tmp_path / "prepared" / "config.json").read_text())
     config["evaluation"]["rewards"] = [{"name": "broken", "scorer": "test_champion:FailsOnTheSecondModel"}]
     (tmp_path / "prepared" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(MarbleError, match="out of words"):
-        stages.evaluate(tmp_path / "prepared", one.root / "adapter", tmp_path / "out", tmp_path / "report.html")
-    assert not (tmp_path / "out").exists() and not (tmp_path / "report.html").exists()
+    stages.evaluate(tmp_path / "prepared", one.root / "adapter", tmp_path / "out", tmp_path / "report.html")
+    assert "out of words" in (tmp_path / "report.html").read_text()
