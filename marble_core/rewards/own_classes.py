@@ -101,14 +101,16 @@ def _judged(one: Named, found: Mapping[str, str], whole: bool) -> str | None:
 
 
 def _run_child(asked: Path, report: Path, limit: float) -> int | None:
-    """Its exit code; None where it was ended after ``limit`` seconds. It has no GPU, and what it prints goes nowhere."""
+    """Its exit code; None where it was ended after ``limit`` seconds. It finds modules where this process does, has no GPU, and what it
+    prints goes nowhere."""
+    places = [*filter(None, [os.environ.get("PYTHONPATH")]), *(place or os.getcwd() for place in sys.path)]
     child = subprocess.Popen(
         [sys.executable, "-P", "-c", _CHILD, str(asked), str(report)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(places)},
     )
     try:
         return child.wait(limit)
