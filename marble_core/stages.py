@@ -36,6 +36,8 @@ from marble_core.config.stage_files import (
     nothing_new,
     read_prepared,
 )
+from marble_core.rewards.applies import check_heard, check_named, check_prompts, unplaced
+from marble_core.rewards.cards import cards_of
 from marble_core.runtime import progress
 from marble_core.runtime.environment import PIPELINE_FORMAT
 from marble_core.runtime.files import atomic_directory
@@ -59,20 +61,18 @@ def checked_data(config: RunConfig) -> Data:
     """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
     from marble_core.estimate import check_fits
     from marble_core.prompts.dataset import prepare_data
-    from marble_core.rewards.applies import check_heard, check_named, check_readable, check_wishes
     from marble_core.rewards.own_classes import check_own_classes
     from marble_core.storage.artifacts import Part
     from marble_core.storage.catalogue import few_steps
     from marble_core.storage.uri import check_access
 
-    check_fits(config)
+    check_fits(config, cards := cards_of(config.measured))
     said = (check_access(config.model.path, Part.PIPELINE, config.model.revision), *check_own_classes(config))
     check_named(config.measured)
     data = prepare_data(config)
     data.warnings.extend(filter(None, (*said, few_steps(config.model))))
-    check_heard(config, data.train, data.evaluation)
-    data.warnings.extend(check_readable(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}))
-    data.warnings.extend(check_wishes(config, data.placed_train, data.placed_evaluation))
+    check_heard(config, data.train, data.evaluation, cards)
+    data.warnings.extend(check_prompts(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}, cards))
     return data
 
 
@@ -101,15 +101,14 @@ def prepare(
         from marble_core.preflight.servers import require_servers
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
-        from marble_core.rewards.applies import check_wishes
         from marble_core.storage.s3 import S3
         from marble_core.tracking.provenance import code_tags, datasets
         from marble_core.tracking.tracker import run_params
         from marble_core.training.retraining import plan_retraining, store_prompts
-        from marble_core.types import Placed
 
         gpus, evaluation_gpus = gpus_of(form or {})
-        config = resolve_batch_sizes(load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))]))
+        config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
+        config = resolve_batch_sizes(config, cards := cards_of(config.measured))
         run_id = check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         answers = require_servers(config, s3, run_id)
@@ -117,7 +116,7 @@ def prepare(
         check_beginning(config, s3, run_id)
         data = checked_data(config)
         prompts, said = beginning.prompts(data.train, [*data.evaluation, *data.watched])
-        check_wishes(config, [Placed(prompt, f"The prompt {prompt.text!r}") for prompt in prompts], [])  # the champion's too
+        check_prompts(config, {"train": unplaced(prompts)}, cards)  # the champion's too
         with atomic_directory(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / CONFIG).write_text(config.to_json(), encoding="utf-8")
@@ -259,8 +258,8 @@ def register(prepared: Path, adapter: Path, evaluation: Path, page: Path) -> Out
             if numbers is None:
                 tracker.set_tags({"marble.decision": decision.summary, "mlflow.note.content": " ".join(decision.reasons)})
             elif decision.promote:
-                leads_on = successor_tags(config, run_id)
-                version, alias = registry.register_version(config, numbers, decision, images, mlflow_run, leads_on)
+                more, cards = successor_tags(config, run_id), cards_of(config.measured)
+                version, alias = registry.register_version(config, numbers, decision, images, mlflow_run, more, cards=cards)
             else:
                 registry.record_refusal(numbers, decision, mlflow_run)
             notes = [anew] if anew else []

@@ -19,7 +19,7 @@ apply to this prompt, or its scorer gave none for this image (``RewardTable.miss
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -223,6 +223,43 @@ class NoValue:
     why: str
 
 
+@dataclass(frozen=True)
+class RewardAsset:
+    """Something published that a reward reads: where it lies, what of it is read (``model``; ``processor``, which is its tokenizer and
+    image sizes; ``file``), its licence and size in words. For the estimate of memory: ``weights`` are the numbers in it, 0 where that
+    is not known; ``activations`` the floats alive at once for each image, of up to ``images``, in a forward pass."""
+
+    uri: str
+    part: str = "model"
+    licence: str = "unknown"
+    size: str = "unknown"
+    note: str = ""
+    weights: int = 0
+    activations: int = 0
+    images: int = 64
+
+
+Options = Mapping[str, Any]  # of a reward
+
+
+@dataclass(frozen=True)
+class RewardCard:
+    """What can be said of a reward before it is loaded, by its options: the class attribute ``card`` of a scorer.
+
+    ``assets`` are what it reads, ``host_memory`` the bytes that it takes in the host's memory wherever it computes. ``applies`` says
+    which prompts it can use. ``check`` looks at the prompts of each set (train, evaluation): it raises MarbleError, with the place, for
+    one that it could never judge, and returns sentences to be told. Nothing here may need torch, so import it inside of functions.
+    """
+
+    assets: Callable[[Options], Sequence[RewardAsset]] = lambda options: ()
+    applies: Callable[[Prompt, Options], bool] = lambda prompt, options: True
+    check: Callable[[Options, Mapping[str, Sequence[Placed]]], list[str]] = lambda options, sets: []
+    host_memory: int = 0
+
+
+Cards = Mapping[str, RewardCard]  # by the rewards' configured names
+
+
 class Scorer(Protocol):
     """One reward. It sees only images whose prompt it applies to.
 
@@ -233,11 +270,7 @@ class Scorer(Protocol):
     Complex numbers, dates, strings, dicts, generators and (scores, info) are a MarbleError that names the reward.
     ``self_check`` scores an image with a known answer and raises MarbleError where the answer is wrong.
 
-    A scorer may also have ``side``, the names of V values that it reports beside its reward: ``score`` then returns (N, 1 + V)
-    numbers, the reward first. With ``groupwise = True`` it scores an image by the others of its group: ``score`` is given a third
-    argument, group_N, whose equal numbers are the images of one prompt; in an evaluation those that diversity is measured on
-    (``evaluation.diversity_images`` of each). It may have ``settings``, a mapping that the evaluation's record states with its numbers. And it may
-    have ``modules``, torch modules that may wait in the host's memory between two calls of ``score`` (``model.offload``).
+    A scorer may have more members, see OptionalMembers.
 
     Example:
         >>> class Warmth:  # examples/custom_reward.py has it whole
@@ -255,6 +288,25 @@ class Scorer(Protocol):
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray: ...
 
     def self_check(self) -> None: ...
+
+
+class OptionalMembers(Protocol):
+    """What a scorer may have besides, each for itself.
+
+    ``side`` are the names of V values that it reports beside its reward: ``score`` then returns (N, 1 + V) numbers, the reward first.
+    ``settings`` is a mapping that the evaluation's record states with its numbers. ``modules`` are torch modules that may wait in the
+    host's memory between two calls of ``score`` (``model.offload``). ``background`` says that it shares nothing with other scorers and
+    may score while the next images are sampled. ``card`` is a class attribute. With ``groupwise = True`` it scores an image by the
+    others of its group: ``score`` is given a third argument, group_N, whose equal numbers are the images of one prompt; in an
+    evaluation those that diversity is measured on (``evaluation.diversity_images`` of each).
+    """
+
+    side: tuple[str, ...]
+    settings: Mapping[str, Any]
+    modules: tuple[Any, ...]
+    background: bool
+    groupwise: bool
+    card: RewardCard
 
 
 @dataclass(frozen=True)

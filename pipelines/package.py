@@ -74,7 +74,8 @@ class Parameters:
         if self.pipeline == "marble":
             form = {name: value for name, value in values.items() if name in FORM}
             preset = values.get("preset") or self.definitions.get("preset", {}).get("defaultValue", "demo")
-            resolve_batch_sizes(load_config(preset, overrides=overrides_of(preset, **form)))
+            config = load_config(preset, overrides=overrides_of(preset, **form))
+            resolve_batch_sizes(config, {})  # without the rewards' memory, which prepare counts
         if (size := len(json.dumps(values).encode())) > LARGEST:
             raise MarbleError(
                 f"The parameters have {size / 1000:.0f} kB and Kubernetes takes {LARGEST // 1000}: put prompts into files, and what is "

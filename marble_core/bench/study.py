@@ -22,6 +22,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.estimate import resolve_batch_sizes
 from marble_core.evaluation.cell import Cell
+from marble_core.rewards.cards import cards_of
 from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Study(BaseModel):
         return [(arm, seed) for seed in dict.fromkeys(self.seeds) for arm in self.arms]
 
     def config(self, arm: str, seed: int) -> RunConfig:
-        return resolve_batch_sizes(load_config(self.preset, overrides=[*self.set, *self.arms[arm], f"seed={seed}"]))
+        config = load_config(self.preset, overrides=[*self.set, *self.arms[arm], f"seed={seed}"])
+        return resolve_batch_sizes(config, cards_of(config.measured))
 
     def evaluated_at(self, arm: str) -> tuple[int, ...]:
         return tuple(sorted(set(self.evaluate_at))) or (self.config(arm, self.seeds[0]).train.steps,)

@@ -85,13 +85,13 @@ def _measure(
     from marble_core.evaluation import lacking
     from marble_core.evaluation.paper_table import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
     from marble_core.evaluation.run import measure
-    from marble_core.rewards.applies import check_named, check_wishes
-    from marble_core.types import Placed
+    from marble_core.rewards.applies import check_named, check_prompts, unplaced
+    from marble_core.rewards.cards import cards_of
 
     check_named(settings.measured)
-    check_fits(settings)
+    check_fits(settings, cards := cards_of(settings.measured))
     prompts = read_test_sets(settings, limit)
-    check_wishes(settings, [], [Placed(prompt, f"The prompt {prompt.text!r}") for prompt in prompts])
+    check_prompts(settings, {"evaluation": unplaced(prompts)}, cards)
     out.mkdir(parents=True, exist_ok=True)
     tables, found = measure(settings, prompts, places, out)
     lost = lacking.lacking(tables)

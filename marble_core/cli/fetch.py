@@ -27,13 +27,14 @@ def fetch(
     settings, _ = load(preset, config, set_)
     from rich.console import Console
 
+    from marble_core.rewards.cards import cards_of
     from marble_core.storage.catalogue import assets_of
     from marble_core.storage.uri import find
     from marble_core.types import MarbleError
 
     console = Console(highlight=False, soft_wrap=True)
     missing: list[Remote] = []
-    for asset in assets_of(settings):
+    for asset in assets_of(settings, cards_of(settings.measured)):
         place = find(asset.uri, asset.part, asset.revision)
         path = place if isinstance(place, Path) else place.cached()
         if isinstance(place, Path):

@@ -23,8 +23,10 @@ def load(preset: str, file: Path | None, assignments: list[str] | None) -> tuple
 
     from marble_core.config.loading import load_config, read_sections
     from marble_core.estimate import resolve_batch_sizes
+    from marble_core.rewards.cards import cards_of
 
-    settings = resolve_batch_sizes(load_config(preset, file, assignments))
+    settings = load_config(preset, file, assignments)
+    settings = resolve_batch_sizes(settings, cards_of(settings.measured))
     sections = read_sections(file) if file else {}
     of_file = [f"{name}={yaml.safe_dump(value, default_flow_style=True, width=1_000_000)}" for name, value in sections.items()]
     return settings, of_file + list(assignments or [])

@@ -100,9 +100,10 @@ def check(
     settings, _ = load(preset, config, set_)
     from marble_core.cli.step_cost import lines
     from marble_core.estimate import check_fits
+    from marble_core.rewards.cards import cards_of
     from marble_core.stages import checked_data
 
-    check_fits(settings)
+    check_fits(settings, cards_of(settings.measured))
     data = None if estimate else checked_data(settings)
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")

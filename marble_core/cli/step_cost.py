@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 def lines(config: RunConfig) -> Iterator[str]:
     """The batch arithmetic, the memory by part and phase, and the hours."""
     from marble_core.estimate import GIB, checkpoint_of, memory_of, sizes_of, work_of
+    from marble_core.rewards.cards import cards_of
 
     sizes = sizes_of(config.model)
     yield from _arithmetic(config, work := work_of(config, sizes))
     if sizes is None:
         yield "memory       not known before the model's files are on this machine (marble fetch)"
         return
-    yield from _table(config, memory_of(config, sizes))
+    yield from _table(config, memory_of(config, sizes, cards_of(config.measured)))
     yield f"checkpoint   {checkpoint_of(config, sizes) / GIB:.2f} GiB"
     yield from _hours(config, work)
 

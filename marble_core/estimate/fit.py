@@ -9,7 +9,7 @@ from itertools import combinations
 from marble_core.config.schema import RunConfig
 from marble_core.estimate.memory import GIB, memory_of, share_of
 from marble_core.estimate.sizes import Sizes, sizes_of
-from marble_core.types import MarbleError
+from marble_core.types import Cards, MarbleError
 
 CHOSEN = (("rollout", "batch_size"), ("loss", "micro_batch"), ("evaluation", "batch_size"))
 RESERVE_GIB, RESERVE_SHARE = 1.5, 0.05  # [O] CUDA's own, workspaces and fragmentation; without a GPU the libraries' code
@@ -29,7 +29,7 @@ REMEDIES: tuple[tuple[str, str, object], ...] = (
 MOST_REMEDIES = 5
 
 
-def resolve_batch_sizes(config: RunConfig) -> RunConfig:
+def resolve_batch_sizes(config: RunConfig, cards: Cards) -> RunConfig:
     """The configuration with a number wherever ``batch_size`` or ``micro_batch`` is 0: as many as fit, evenly divided.
 
     Raises MarbleError where the model's sizes are not known, and where not even one image fits.
@@ -42,17 +42,17 @@ def resolve_batch_sizes(config: RunConfig) -> RunConfig:
             f"The sizes of the model {config.model.path!r} are not known on this machine, so rollout.batch_size, loss.micro_batch "
             "and evaluation.batch_size cannot be 0: give numbers, or bring its files here with marble fetch."
         )
-    chosen = _chosen(config, sizes)
+    chosen = _chosen(config, sizes, cards)
     if chosen is None:
-        raise _refusal(config, sizes)
+        raise _refusal(config, sizes, cards)
     return chosen
 
 
-def check_fits(config: RunConfig) -> None:
+def check_fits(config: RunConfig, cards: Cards) -> None:
     """Raises MarbleError where the estimated memory exceeds what ``hardware`` states. A model of unknown sizes passes."""
     sizes = sizes_of(config.model)
-    if sizes is not None and not _fits(config, sizes):
-        raise _refusal(config, sizes)
+    if sizes is not None and not _fits(config, sizes, cards):
+        raise _refusal(config, sizes, cards)
 
 
 def capacity(config: RunConfig) -> float:
@@ -62,8 +62,8 @@ def capacity(config: RunConfig) -> float:
     return free if hardware.gpus else free / max(1, config.train.processes)
 
 
-def _fits(config: RunConfig, sizes: Sizes) -> bool:
-    return memory_of(config, sizes).peak <= capacity(config)
+def _fits(config: RunConfig, sizes: Sizes, cards: Cards) -> bool:
+    return memory_of(config, sizes, cards).peak <= capacity(config)
 
 
 def _with(config: RunConfig, section: str, key: str, value: object) -> RunConfig:
@@ -71,26 +71,26 @@ def _with(config: RunConfig, section: str, key: str, value: object) -> RunConfig
     return config.model_copy(update={section: part})
 
 
-def _chosen(config: RunConfig, sizes: Sizes) -> RunConfig | None:
+def _chosen(config: RunConfig, sizes: Sizes, cards: Cards) -> RunConfig | None:
     """None where one image is too many."""
     _, images = share_of(config)
     wanted = [(section, key) for section, key in CHOSEN if not getattr(getattr(config, section), key)]
     for section, key in wanted:
         config = _with(config, section, key, 1)
-    if not _fits(config, sizes):
+    if not _fits(config, sizes, cards):
         return None
     for section, key in wanted:
         if section == "evaluation":  # it samples as a step does, and trains nothing
             most = config.rollout.batch_size
         else:
-            most = _largest(images, partial(_fits_with, config, sizes, section, key))
+            most = _largest(images, partial(_fits_with, config, sizes, cards, section, key))
             most = -(-images // -(-images // most))
         config = _with(config, section, key, most)
     return config
 
 
-def _fits_with(config: RunConfig, sizes: Sizes, section: str, key: str, value: int) -> bool:
-    return _fits(_with(config, section, key, value), sizes)
+def _fits_with(config: RunConfig, sizes: Sizes, cards: Cards, section: str, key: str, value: int) -> bool:
+    return _fits(_with(config, section, key, value), sizes, cards)
 
 
 def _largest(limit: int, fits: Callable[[int], bool]) -> int:
@@ -102,25 +102,25 @@ def _largest(limit: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def _refusal(config: RunConfig, sizes: Sizes) -> MarbleError:
+def _refusal(config: RunConfig, sizes: Sizes, cards: Cards) -> MarbleError:
     tried = config
     for section, key in CHOSEN:
         if not getattr(getattr(config, section), key):
             tried = _with(tried, section, key, 1)
-    memory, hardware = memory_of(tried, sizes), config.hardware
+    memory, hardware = memory_of(tried, sizes, cards), config.hardware
     place = "on a GPU" if hardware.gpus else "in the machine's memory"
     said = (
         f"The {memory.peak_phase} phase needs about {memory.peak / GIB:.1f} GiB {place}, and of the {hardware.memory_gib:g} GiB of "
         f"hardware.memory_gib {max(0.0, capacity(config)) / GIB:.1f} are free for it"
     )
-    nearest = next((r for r in _remedies(config) if (c := _applied(config, r)) and _chosen_or_same(c, sizes)), None)
+    nearest = next((r for r in _remedies(config) if (c := _applied(config, r)) and _chosen_or_same(c, sizes, cards)), None)
     advice = []
     if nearest:
         advice.append("set " + " and ".join(f"{section}.{key}={_shown(value)}" for section, key, value in nearest))
     if preset := _preset_for(config):
         advice.append(f"start from --preset {preset}")
     if not advice:
-        least = memory_of(_applied(tried, REMEDIES[2:]), sizes)
+        least = memory_of(_applied(tried, REMEDIES[2:]), sizes, cards)
         advice.append(
             f"no setting makes it fit, for {least.peak_phase} needs {least.peak / GIB:.1f} GiB in any case, so take more memory or a "
             "smaller model"
@@ -147,9 +147,9 @@ def _applied(config: RunConfig, remedy: tuple[tuple[str, str, object], ...]) -> 
     return config
 
 
-def _chosen_or_same(config: RunConfig, sizes: Sizes) -> bool:
-    found = _chosen(config, sizes)
-    return found is not None and _fits(found, sizes)
+def _chosen_or_same(config: RunConfig, sizes: Sizes, cards: Cards) -> bool:
+    found = _chosen(config, sizes, cards)
+    return found is not None and _fits(found, sizes, cards)
 
 
 def _preset_for(config: RunConfig) -> str | None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from marble_core.config.schema import RewardConfig, RunConfig
 from marble_core.estimate.sizes import Scorer, Sizes, scorer_of
 from marble_core.storage.catalogue import needs
+from marble_core.types import Cards, RewardCard
 
 GIB = 2**30
 PHASES = ("encoding", "sampling", "decoding", "scoring", "training")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 DECODED_PIXELS, DECODED_IMAGES = 2**20, 36  # at once, whatever the batch: models/base.py
-OCR = 100_000_000  # rapidocr's sessions, always in the host's memory
 
 # Bytes kept of a forward for each token and channel, by the size of a weight: a joint block, the second attention of a dual one,
 # the text stream of SD3's last block, a block of one stream (not counted: by the likeness of its parts). Then what is there beside
@@ -51,12 +51,12 @@ class Memory:
         return self.total(self.peak_phase)
 
 
-def memory_of(config: RunConfig, sizes: Sizes) -> Memory:
+def memory_of(config: RunConfig, sizes: Sizes, cards: Cards) -> Memory:
     """Of one process: with ``hardware.gpus`` on its GPU, else in the machine's memory. Sizes of batches must be chosen (above 0)."""
     m, b = config.model, BYTES[config.model.precision]
     prompts, images = share_of(config)
     lora = 4 * sizes.lora(config.lora.rank)
-    networks, unknown = _networks(config)
+    networks, unknown = _networks(config, cards)
 
     always = {
         "transformer": b * sizes.transformer,
@@ -72,14 +72,14 @@ def memory_of(config: RunConfig, sizes: Sizes) -> Memory:
     encoders = b * (sizes.clips + sizes.t5 * (m.t5 == "device" or (on_host and m.t5 == "cpu")))
     scorers = 4 * sum(n.weights for n in {**_merged(networks)}.values())
     one_scorer = max((4 * sum(n.weights for n in own.values()) for own in networks.values()), default=0)
-    ocr = OCR * (on_host and any(r.name == "ocr" and not r.scorer for r in config.rewards))
+    beside = sum(_card(reward, cards).host_memory for reward in config.rewards) if on_host else 0
     # Where the device is the host itself, nothing leaves it.
     encoders_wait, scorers_wait = (not on_host and m.offload in (kind, "all") for kind in ("encoders", "scorers"))
 
     def phase(name: str, **own: int) -> dict[str, int]:
         found = dict(always)
         found["text encoders"] = 0 if encoders_wait and name != "encoding" else encoders
-        found["scorers"] = ocr + ((one_scorer if name == "scoring" else 0) if scorers_wait else scorers)
+        found["scorers"] = beside + ((one_scorer if name == "scoring" else 0) if scorers_wait else scorers)
         return found | {"activations": 0, "accumulators": 0} | own
 
     return Memory(
@@ -132,17 +132,22 @@ def _merged(networks: Mapping[str, Mapping[str, Scorer]]) -> dict[str, Scorer]:
     return {uri: network for own in networks.values() for uri, network in own.items()}
 
 
-def _networks(config: RunConfig) -> tuple[dict[str, dict[str, Scorer]], tuple[str, ...]]:
+def _networks(config: RunConfig, cards: Cards) -> tuple[dict[str, dict[str, Scorer]], tuple[str, ...]]:
     """By reward, the networks that lie on the device, and the rewards that have one of unknown size."""
     found, unknown = {}, []
     for reward in config.rewards:
         if _on_cpu(reward) and config.hardware.gpus:
             continue
-        sized = {uri: scorer_of(uri) for uri, part in needs(reward).items() if part != "processor"}
+        read = needs(reward, _card(reward, cards)).values()
+        sized = {asset.uri: scorer_of(asset) for asset in read if asset.part != "processor"}
         found[reward.name] = {uri: network for uri, network in sized.items() if network}
         if None in sized.values():
             unknown.append(reward.name)
     return found, tuple(unknown)
+
+
+def _card(reward: RewardConfig, cards: Cards) -> RewardCard:
+    return cards.get(reward.name, RewardCard())
 
 
 def _on_cpu(reward: RewardConfig) -> bool:

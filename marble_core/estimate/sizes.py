@@ -11,9 +11,8 @@ from typing import Any
 
 from marble_core.config.schema import ModelConfig
 from marble_core.storage.artifacts import Part
-from marble_core.storage.catalogue import AESTHETIC_HEAD, CLIP_L, HPSV2, IMAGE_REWARD, MASK2FORMER, MASK2FORMER_META, PICKSCORE
 from marble_core.storage.uri import find
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, RewardAsset
 
 CLIP_TOKENS = 77
 
@@ -83,18 +82,6 @@ class Scorer:
     pictures: int = 64
 
 
-# Activations: a ViT's tokens x (12 x width); a detector's 800 x 800 features.
-SCORERS: Mapping[str, Scorer] = {
-    CLIP_L: Scorer(427_616_513, 257 * 12 * 1024),
-    PICKSCORE: Scorer(986_109_441, 257 * 12 * 1280),
-    HPSV2: Scorer(986_109_441, 257 * 12 * 1280),
-    AESTHETIC_HEAD: Scorer(923_985),
-    IMAGE_REWARD: Scorer(446_000_000, 197 * 12 * 1024, 32),
-    MASK2FORMER: Scorer(68_700_000, 800 * 800 * 30, 16),
-    MASK2FORMER_META: Scorer(68_700_000, 800 * 800 * 30, 16),
-}
-
-
 def sizes_of(model: ModelConfig) -> Sizes | None:
     """Of the model's files where these are on this machine, else as published; None for one that is neither.
 
@@ -109,12 +96,12 @@ def sizes_of(model: ModelConfig) -> Sizes | None:
     return Sizes(**{"dual": 0, **known, "text_tokens": known["text_tokens"] + model.max_sequence_length})
 
 
-def scorer_of(uri: str) -> Scorer | None:
+def scorer_of(asset: RewardAsset) -> Scorer | None:
     """As published, or by its files where they are on this machine; None where nothing is known."""
-    if uri in SCORERS:
-        return SCORERS[uri]
+    if asset.weights:
+        return Scorer(asset.weights, asset.activations, asset.images)
     try:
-        place = find(uri)
+        place = find(asset.uri)
     except MarbleError:
         return None
     home = place if isinstance(place, Path) else place.cached()

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from marble_core.rewards.clip import BATCH_SIZE, load_clip
+from marble_core.rewards.checkpoints import BATCH_SIZE, CLIP_L, named
 from marble_core.rewards.self_check import check_colors, known_picture
-from marble_core.rewards.weights.originals import load_head
 from marble_core.storage.artifacts import Part
-from marble_core.storage.catalogue import AESTHETIC_HEAD, CLIP_L
 from marble_core.storage.uri import resolve
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Prompt, RewardAsset, RewardCard
+
+HEAD = RewardAsset(
+    "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
+    "file",
+    "Apache-2.0",
+    "3.7 MB",
+    weights=923_985,
+)
 
 
 class Aesthetic:
@@ -25,15 +30,19 @@ class Aesthetic:
 
     name = "aesthetic"
     value_range = (0.0, 11.0)
+    card = RewardCard(assets=lambda options: named(options, "checkpoint", CLIP_L) + named(options, "head", HEAD))
 
     def __init__(
         self,
-        head: str = AESTHETIC_HEAD,
-        checkpoint: str = CLIP_L,
+        head: str = HEAD.uri,
+        checkpoint: str = CLIP_L.uri,
         device: str | None = None,
         dtype: str = "fp32",
         batch_size: int = BATCH_SIZE,
     ) -> None:
+        from marble_core.rewards.clip import load_clip
+        from marble_core.rewards.weights.originals import load_head
+
         self.clip = load_clip(checkpoint, device=device, dtype=dtype)
         self.modules = (self.clip.model,)
         path = resolve(head, Part.FILE)
@@ -43,9 +52,11 @@ class Aesthetic:
     def applies(self, prompt: Prompt) -> bool:
         return True
 
-    @torch.no_grad()
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-        return self.head(self.clip.image_features(images_NHWC, batch_size=self.batch_size)).double().numpy()
+        import torch
+
+        with torch.no_grad():
+            return self.head(self.clip.image_features(images_NHWC, batch_size=self.batch_size)).double().numpy()
 
     def self_check(self) -> None:
         """The CLIP knows colours, and the head's value of a plain picture is one that it can have."""

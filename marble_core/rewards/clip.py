@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPModel
 
+from marble_core.rewards.checkpoints import BATCH_SIZE
 from marble_core.rewards.weights.originals import load_hpsv2
 from marble_core.rewards.weights.pretrained import default_device, first_line, load_pretrained, load_tokenizer, place
 from marble_core.storage.artifacts import Part
@@ -28,7 +29,6 @@ from marble_core.types import MarbleError
 
 MAX_TEXT_TOKENS = 77
 CACHED_TEXTS = 20_000
-BATCH_SIZE = 64  # pictures or texts in a forward pass
 
 
 class Clip:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marble_core.rewards.clip import BATCH_SIZE, load_clip
+from marble_core.rewards.checkpoints import BATCH_SIZE, CLIP_L, named
 from marble_core.rewards.self_check import check_colors
-from marble_core.storage.catalogue import CLIP_L
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Prompt, RewardCard
 
 
 class ClipScore:
@@ -20,10 +19,11 @@ class ClipScore:
 
     name = "clipscore"
     value_range = (-1.0, 1.0)
+    card = RewardCard(assets=lambda options: named(options, "checkpoint", CLIP_L))
 
     def __init__(
         self,
-        checkpoint: str = CLIP_L,
+        checkpoint: str = CLIP_L.uri,
         resample: str = "bilinear",
         device: str | None = None,
         dtype: str = "fp32",
@@ -31,6 +31,8 @@ class ClipScore:
     ) -> None:
         if resample not in ("bilinear", "bicubic"):
             raise MarbleError(f"The reward 'clipscore' cannot resample by {resample!r}; choose bilinear or bicubic.")
+        from marble_core.rewards.clip import load_clip
+
         self.clip = load_clip(checkpoint, device=device, dtype=dtype)
         self.modules = (self.clip.model,)
         self.resample, self.batch_size = resample, batch_size

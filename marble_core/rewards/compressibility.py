@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
 
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Prompt, RewardCard
 
 QUALITY = 95
 
@@ -21,6 +20,7 @@ class Compressibility:
 
     name = "compressibility"
     value_range = (-float("inf"), 0.0)
+    card = RewardCard()
 
     def applies(self, prompt: Prompt) -> bool:
         return True
@@ -36,6 +36,8 @@ class Compressibility:
 
 
 def _bytes(image_HWC: np.ndarray) -> int:
+    from PIL import Image
+
     file = BytesIO()
     Image.fromarray(image_HWC).save(file, "JPEG", quality=QUALITY)
     return file.tell()

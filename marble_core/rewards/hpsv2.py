@@ -7,10 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marble_core.rewards.clip import BATCH_SIZE, load_clip
+from marble_core.rewards.checkpoints import BATCH_SIZE, CLIP_L, named
 from marble_core.rewards.self_check import check_colors
-from marble_core.storage.catalogue import CLIP_L, HPSV2
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Prompt, RewardAsset, RewardCard
+
+HPSV2 = RewardAsset(
+    "hf://xswu/HPSv2/HPS_v2.1_compressed.pt",
+    licence="Apache-2.0",
+    size="2.0 GB",
+    weights=986_109_441,
+    activations=257 * 12 * 1280,
+)
 
 
 class HPSv2:
@@ -23,15 +30,20 @@ class HPSv2:
 
     name = "hpsv2"
     value_range = (-1.0, 1.0)
+    card = RewardCard(
+        assets=lambda options: named(options, "checkpoint", HPSV2) + named(options, "processor", CLIP_L, part="processor")
+    )
 
     def __init__(
         self,
-        checkpoint: str = HPSV2,
-        processor: str = CLIP_L,
+        checkpoint: str = HPSV2.uri,
+        processor: str = CLIP_L.uri,
         device: str | None = None,
         dtype: str = "fp32",
         batch_size: int = BATCH_SIZE,
     ) -> None:
+        from marble_core.rewards.clip import load_clip
+
         self.clip = load_clip(checkpoint, processor, device, dtype)
         self.modules = (self.clip.model,)
         self.batch_size = batch_size

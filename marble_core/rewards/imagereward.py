@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from marble_core.rewards.clip import normalise, resize_and_crop
+from marble_core.rewards.checkpoints import named
 from marble_core.rewards.self_check import check_colors
-from marble_core.rewards.weights.originals import load_image_reward
-from marble_core.rewards.weights.pretrained import default_device, load_tokenizer, place
 from marble_core.storage.artifacts import Part
-from marble_core.storage.catalogue import BERT, IMAGE_REWARD
 from marble_core.storage.uri import resolve
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Prompt, RewardAsset, RewardCard
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGE_REWARD = RewardAsset(
+    "hf://THUDM/ImageReward/ImageReward.pt",
+    "file",
+    "Apache-2.0",
+    "1.8 GB",
+    weights=446_000_000,
+    activations=197 * 12 * 1024,
+    images=32,
+)
+BERT = RewardAsset("google-bert/bert-base-uncased", "processor", "Apache-2.0", "1 MB", "tokenizer only")
 
 MAX_TEXT_TOKENS = 35  # half of a typical prompt is not seen
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the head's output, as released
@@ -29,15 +40,19 @@ class ImageReward:
 
     name = "imagereward"
     value_range = (-10.0, 10.0)
+    card = RewardCard(assets=lambda options: named(options, "checkpoint", IMAGE_REWARD) + named(options, "tokenizer", BERT))
 
     def __init__(
         self,
-        checkpoint: str = IMAGE_REWARD,
-        tokenizer: str = BERT,
+        checkpoint: str = IMAGE_REWARD.uri,
+        tokenizer: str = BERT.uri,
         device: str | None = None,
         dtype: str = "fp32",
         batch_size: int = 32,
     ) -> None:
+        from marble_core.rewards.weights.originals import load_image_reward
+        from marble_core.rewards.weights.pretrained import default_device, load_tokenizer, place
+
         what, path = f"The ImageReward checkpoint {checkpoint}", resolve(checkpoint, Part.FILE)
         if path.is_dir():
             raise MarbleError(f"{what} is a directory: give the file ImageReward.pt.")
@@ -52,17 +67,23 @@ class ImageReward:
         return True
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+        import torch
+
         texts = [prompt.text for prompt in prompts]
         parts = [slice(i, i + self.batch_size) for i in range(0, len(texts), self.batch_size)]
-        values = torch.cat([self._values(images_NHWC[part], texts[part]) for part in parts])
+        with torch.no_grad():
+            values = torch.cat([self._values(images_NHWC[part], texts[part]) for part in parts])
         return (values.double().numpy() - MEAN) / STD
 
     def self_check(self) -> None:
         check_colors(self.name, self.score)
 
-    @torch.no_grad()
     def _values(self, images_NHWC: np.ndarray, texts: Sequence[str]) -> torch.Tensor:
         """The head's output (B,) for pictures with their own texts, on the CPU."""
+        import torch
+
+        from marble_core.rewards.clip import normalise, resize_and_crop
+
         vision, text = self.model["vision"], self.model["text"]
         pixels = resize_and_crop(images_NHWC, self.image_size, (self.image_size, self.image_size), "bicubic").float() / 255
         tokens = self.tokenizer(

@@ -17,7 +17,7 @@ import numpy as np
 
 from marble_core.rewards.endpoint import PATIENCE, Endpoint, short
 from marble_core.rewards.self_check import check_colors
-from marble_core.types import MarbleError, NoValue, Prompt
+from marble_core.types import MarbleError, NoValue, Prompt, RewardCard
 
 QUESTION = "Does the image show what this caption says, with nothing missing and nothing wrong? Caption: {prompt}"
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -42,6 +42,7 @@ class Judge:
     name = "judge"
     value_range = (0.0, 1.0)
     background = True
+    card = RewardCard(applies=lambda prompt, options: _has_fields(prompt, str(options.get("question", QUESTION))))
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Judge:
         )
 
     def applies(self, prompt: Prompt) -> bool:
-        return all(field == "prompt" or field in prompt.metadata for field in _FIELD.findall(self.question))
+        return _has_fields(prompt, self.question)
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> list[Value]:
         return self.ask([(image, self.asked(prompt), "yes") for image, prompt in zip(images_NHWC, prompts, strict=True)])
@@ -154,6 +155,10 @@ class Judge:
         if not (key.isascii() and key.isprintable()):  # the error of a bad header would show it
             raise MarbleError(f"The environment variable {self.key_variable} holds no key, but other characters besides.")
         return key
+
+
+def _has_fields(prompt: Prompt, question: str) -> bool:
+    return all(field == "prompt" or field in prompt.metadata for field in _FIELD.findall(question))
 
 
 def _data_url(image_HWC: np.ndarray, size: int) -> str:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from marble_core.rewards.background import Call
-from marble_core.rewards.ocr_alphabet import recogniser_uri
+from marble_core.rewards.ocr_alphabet import OCR_LANGUAGES, recogniser_uri
+from marble_core.rewards.ocr_prompts import can_use, check_readable
 from marble_core.rewards.ocr_text import as_code_points, as_read, both_as_code_points, both_as_read, target_of
 from marble_core.runtime import cpus
 from marble_core.storage.artifacts import Part
 from marble_core.storage.uri import resolve
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Options, Prompt, RewardAsset, RewardCard
 
 Reader = Callable[[Sequence[np.ndarray]], list[str]]  # pictures (H, W, C) uint8 RGB -> what is read in each
 
@@ -28,12 +28,17 @@ LINE_WIDTH = 128  # its least width: short words need no more, and the time is l
 MIN_ROWS, MARGIN = 16, 4
 
 
+def _assets(options: Options) -> list[RewardAsset]:
+    uri = OCR_LANGUAGES.get(str(options.get("language")))
+    return [RewardAsset(uri, "file", "Apache-2.0", "about 8 MB", "a recogniser of PP-OCRv5")] if uri else []
+
+
 class Ocr:
     """1 - distance / len(target) in [0, 1], where text around the target costs nothing; beside it ``whole_text``, where it does.
 
     Applies to prompts that have a target. ``detection: false`` reads each picture as one line of text, cropped to its rows: for
     small pictures of one word, ten times faster. ``language`` is a recogniser other than the wheel's, one of OCR_LANGUAGES in
-    storage/catalogue.py, which comes into the model cache. ``workers`` threads read at once, one a CPU unless told otherwise.
+    ocr_alphabet.py, which comes into the model cache. ``workers`` threads read at once, one a CPU unless told otherwise.
 
     ``published`` restores what MARBLE released: ``any_quote`` (a target is also what follows the first quotation mark of any
     prompt, up to the next or the end), ``failure_is_zero`` (a picture on which the engine fails scores 0, where ours has
@@ -45,6 +50,7 @@ class Ocr:
     value_range = (0.0, 1.0)
     side = ("whole_text",)
     background = True
+    card = RewardCard(_assets, can_use, check_readable, host_memory=100_000_000)  # rapidocr's sessions
 
     def __init__(
         self,
@@ -93,6 +99,8 @@ class Ocr:
             return [""] if len(images) == 1 else [text for image in images for text in self._read([image])]
 
     def self_check(self) -> None:
+        from PIL import Image, ImageDraw, ImageFont
+
         picture = Image.new("RGB", (256, 128), "white")
         ImageDraw.Draw(picture).text((24, 24), "HELLO", fill="black", font=ImageFont.load_default(64), stroke_width=1)
         value = self.score(np.asarray(picture)[None], [Prompt("", "ocr", {"text": "HELLO"})])[0, 0]

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from marble_core.rewards.ocr_text import as_printed, is_blank, switched
-from marble_core.storage.catalogue import OCR_LANGUAGES
 from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError
 
+_PP_OCR = "https://www.modelscope.cn/models/RapidAI/RapidOCR/resolve/v3.10.0/onnx/PP-OCRv5/rec/{}_PP-OCRv5_rec_mobile.onnx"
+OCR_LANGUAGES = {  # recognisers beside the one in rapidocr's wheel, by their names there; arabic's order of letters is not known here
+    name: _PP_OCR.format(name) for name in ("cyrillic", "devanagari", "el", "en", "eslav", "korean", "latin", "ta", "te", "th")
+}
 _LOW_QUOTES = "‚„"  # folded into high ones, which they do not look like
 _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2  # field numbers in onnx.proto: ModelProto and StringStringEntryProto
 

@@ -6,10 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marble_core.rewards.clip import BATCH_SIZE, load_clip
+from marble_core.rewards.checkpoints import BATCH_SIZE, named
 from marble_core.rewards.self_check import check_colors
-from marble_core.storage.catalogue import CLIP_H_PROCESSOR, PICKSCORE
-from marble_core.types import Prompt
+from marble_core.types import Options, Prompt, RewardAsset, RewardCard
+
+PICKSCORE = RewardAsset(
+    "yuvalkirstain/PickScore_v1",
+    licence="unknown (code MIT, the model page shows none)",
+    size="3.9 GB",
+    weights=986_109_441,
+    activations=257 * 12 * 1280,
+)
+CLIP_H_PROCESSOR = RewardAsset(
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "processor", "MIT", "3 MB", "tokenizer and image size only"
+)
+
+
+def _assets(options: Options) -> list[RewardAsset]:
+    found = named(options, "checkpoint", PICKSCORE)
+    if PICKSCORE in found and not options.get("processor"):
+        return [*found, CLIP_H_PROCESSOR]
+    return [*found, *named({"processor": None, **options}, "processor", CLIP_H_PROCESSOR)]
 
 
 class PickScore:
@@ -20,17 +37,20 @@ class PickScore:
 
     name = "pickscore"
     value_range = (-4.0, 4.0)
+    card = RewardCard(assets=_assets)
 
     def __init__(
         self,
-        checkpoint: str = PICKSCORE,
+        checkpoint: str = PICKSCORE.uri,
         processor: str | None = None,
         device: str | None = None,
         dtype: str = "fp32",
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        if processor is None and checkpoint == PICKSCORE:
-            processor = CLIP_H_PROCESSOR
+        from marble_core.rewards.clip import load_clip
+
+        if processor is None and checkpoint == PICKSCORE.uri:
+            processor = CLIP_H_PROCESSOR.uri
         self.clip = load_clip(checkpoint, processor, device, dtype)
         self.modules = (self.clip.model,)
         self.batch_size = batch_size

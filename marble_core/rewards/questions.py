@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 
 from marble_core.rewards.endpoint import PATIENCE, short
 from marble_core.rewards.judge import QUESTION, Judge, Value
-from marble_core.types import MarbleError, NoValue, Prompt
+from marble_core.types import MarbleError, NoValue, Options, Placed, Prompt, RewardCard
 
 _WORDS = re.compile(r"[\w'-]+")
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -30,6 +30,19 @@ class Question:
     needs: tuple[int, ...] = ()
 
 
+def _has_list(prompt: Prompt) -> bool:
+    return bool(prompt.metadata.get("vqa_list") or prompt.metadata.get("questions"))
+
+
+def _check(options: Options, sets: Mapping[str, Sequence[Placed]]) -> list[str]:
+    for placed in (one for prompts in sets.values() for one in prompts if _has_list(one.prompt)):
+        try:
+            questions_of(placed.prompt)
+        except MarbleError as error:
+            raise MarbleError(f"{placed.where}: {error}") from None
+    return []
+
+
 class Questions(Judge):
     """The mean over a prompt's questions, in [0, 1], beside it the other mean; applies to prompts whose metadata have a list.
 
@@ -42,6 +55,7 @@ class Questions(Judge):
     """
 
     name = "questions"
+    card = RewardCard(applies=lambda prompt, options: _has_list(prompt), check=_check)
 
     def __init__(
         self,
@@ -68,7 +82,7 @@ class Questions(Judge):
     _how = "Answer with one word."
 
     def applies(self, prompt: Prompt) -> bool:
-        return bool(prompt.metadata.get("vqa_list") or prompt.metadata.get("questions"))
+        return _has_list(prompt)
 
     def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> list[Any]:
         """[reward, the other mean] of each image, or why it has none."""

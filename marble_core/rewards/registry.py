@@ -9,15 +9,17 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, get_type_hints
 
+import numpy as np
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from marble_core.config.imports import import_class
 from marble_core.config.schema import RewardConfig
 from marble_core.rewards.background import Call
 from marble_core.rewards.scoring import in_time, on_device
-from marble_core.types import MarbleError, Scorer
+from marble_core.types import MarbleError, Prompt, Scorer
 
 SCORERS = {
     "clipscore": "marble_core.rewards.clipscore:ClipScore",
@@ -109,11 +111,36 @@ def _load(reward: RewardConfig, offload: bool) -> Scorer:
     for member in ("applies", "score", "self_check", "value_range"):
         if not hasattr(scorer, member):
             raise MarbleError(f"{what}: {path!r} is no scorer, it lacks {member!r}.")
-    scorer.name, scorer.timeout = reward.name, reward.timeout
+    loaded = Loaded(scorer, reward.name, reward.timeout)
     if modules := getattr(scorer, "modules", ()):
         from marble_core.runtime.offload import Offloaded
 
-        scorer.resident = Offloaded(modules, waits=offload and not getattr(scorer, "background", False))
-    with on_device(scorer):
-        in_time(scorer, Call(scorer.self_check), "checking itself")
-    return scorer
+        loaded.resident = Offloaded(modules, waits=offload and not getattr(scorer, "background", False))
+    with on_device(loaded):
+        in_time(loaded, Call(loaded.self_check), "checking itself")
+    return loaded
+
+
+class Loaded:
+    """A scorer under its configured name and time limit, and where its modules wait; everything else is the scorer's own.
+
+    Nothing is written into the scorer: one object may serve under two names.
+    """
+
+    def __init__(self, scorer: Scorer, name: str, timeout: float) -> None:
+        self.scorer, self.name, self.timeout = scorer, name, timeout
+        self.value_range = scorer.value_range
+        self.resident: AbstractContextManager[None] = nullcontext()
+
+    def applies(self, prompt: Prompt) -> bool:
+        return self.scorer.applies(prompt)
+
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
+        return self.scorer.score(images_NHWC, prompts)
+
+    def self_check(self) -> None:
+        self.scorer.self_check()
+
+    def __getattr__(self, member: str) -> Any:
+        """What it has besides: OptionalMembers in types.py."""
+        return getattr(self.__dict__["scorer"], member)

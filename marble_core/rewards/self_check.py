@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from marble_core.types import MarbleError, Prompt
 
 
 def known_picture(color: str, side: int = 64) -> np.ndarray:
     """A square of that colour on white, (side, side, C) uint8."""
+    from PIL import Image
+
     picture = Image.new("RGB", (side, side), "white")
     picture.paste(color, (side // 4, side // 4, side - side // 4, side - side // 4))
     return np.asarray(picture)

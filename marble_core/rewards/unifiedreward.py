@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from marble_core.rewards.endpoint import PATIENCE, Endpoint, short
 from marble_core.rewards.self_check import check_colors
-from marble_core.types import MarbleError, NoValue, Prompt
+from marble_core.types import MarbleError, NoValue, Prompt, RewardCard
 
 INSTRUCTION = """\
 Judge how well the picture was made from this caption: {prompt}
@@ -55,6 +54,7 @@ class UnifiedReward:
     name = "unifiedreward"
     value_range = (_LOW / _HIGH, 1.0)
     background = True
+    card = RewardCard()  # its 8 B weights are served elsewhere
 
     def __init__(
         self,
@@ -144,6 +144,8 @@ def _checked_mark(found: re.Match[str]) -> float | None:
 
 
 def _data_url(image_HWC: np.ndarray, size: int) -> str:
+    from PIL import Image
+
     picture = Image.fromarray(image_HWC)
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)

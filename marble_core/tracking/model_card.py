@@ -15,7 +15,7 @@ from marble_core.evaluation.results import ROLES, Estimate, Evaluation
 from marble_core.evaluation.statistics import interval
 from marble_core.evaluation.variants import recommended
 from marble_core.storage.catalogue import assets_of
-from marble_core.types import in_order, without_secrets
+from marble_core.types import Cards, in_order, without_secrets
 
 EXAMPLES = 2  # prompts of a source
 
@@ -30,7 +30,14 @@ def describe(evaluation: Evaluation, decision: Decision) -> str:
 
 
 def write_card(
-    directory: Path, config: RunConfig, evaluation: Evaluation, decision: Decision, images: Path, name: str, run_id: str
+    directory: Path,
+    config: RunConfig,
+    evaluation: Evaluation,
+    decision: Decision,
+    images: Path,
+    name: str,
+    run_id: str,
+    cards: Cards,
 ) -> None:
     """``README.md`` and ``examples/`` with pictures of the first prompts of each source, which nobody chose.
 
@@ -48,7 +55,7 @@ def write_card(
         f"## Results\n\n{describe(evaluation, decision)}",
         *([f"## Examples\n\nThe first held-out prompts of each source, not chosen.\n\n{_gallery(rows)}"] if rows else []),
         f"## Training\n\n{_training(config, evaluation)}",
-        f"## Licences\n\n{_licences(config)}",
+        f"## Licences\n\n{_licences(config, cards)}",
     ]
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "README.md").write_text(without_secrets("\n\n".join(sections)) + "\n", encoding="utf-8")
@@ -189,10 +196,10 @@ def _training(config: RunConfig, evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _licences(config: RunConfig) -> str:
+def _licences(config: RunConfig, cards: Cards) -> str:
     """Of everything that the run read; the LoRA's own use is bound by the base model's."""
     lines = ["| what | for | licence |", "|---|---|---|"]
-    for asset in assets_of(config):
+    for asset in assets_of(config, cards):
         known = asset.known
         lines.append(f"| {asset.uri} | {', '.join(asset.users)} | {known.licence}{known.note and '; '}{known.note} |")
     return "\n".join(lines)

@@ -33,7 +33,7 @@ from marble_core.tracking.champion import (
 )
 from marble_core.tracking.connection import mlflow_client
 from marble_core.tracking.model_card import describe, write_card
-from marble_core.types import MarbleError
+from marble_core.types import Cards, MarbleError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -119,11 +119,13 @@ def register_version(
     images: Path,
     run_id: str,
     more: Mapping[str, str] | None = None,
+    *,
+    cards: Cards,
 ) -> tuple[str, str]:
     """Make the LoRA that MLflow run ``run_id`` logged a version of ``registry.model``; returns the version and its alias.
 
     Its description and tags (``more`` are further ones) have the decision, the reasons and the numbers, its files the model
-    card, with pictures from ``images``. It becomes ``champion`` if it is promoted, but ``challenger`` if it is not, or if another
+    card, with pictures from ``images`` and, by the rewards' ``cards``, the licences of what they read. It becomes ``champion`` if it is promoted, but ``challenger`` if it is not, or if another
     version became champion since the evaluation. A promotion drops the old challenger, which was measured against an older
     champion. Called again for the same LoRA, it updates the version there is. Raises MarbleError if the run logged no LoRA or
     MLflow fails.
@@ -137,7 +139,7 @@ def register_version(
                 f"The MLflow run {run_id} logged no LoRA (tag {MODEL_URI_TAG}); let the train stage finish first."
             )
         with tempfile.TemporaryDirectory(prefix="marble-") as card:
-            write_card(Path(card), config, evaluation, decision, images, name, run_id)
+            write_card(Path(card), config, evaluation, decision, images, name, run_id, cards)
             client.log_model_artifacts(uri.removeprefix("models:/"), card)
         made = _create_version(client, name, uri, run_id)
         tags = _tags(evaluation, decision) | dict(more or {})

@@ -62,7 +62,7 @@ def test_card_parameters_and_progress_of_a_run_on_signed_addresses_show_no_signa
 
     config = load_config("demo", overrides=[f"data.train.general={SIGNED}", f"data.evaluation.general={SIGNED}"])
     evaluation = an_evaluation(a=(0.1, 0.05, 0.15), b=(0.1, 0.05, 0.15))
-    write_card(tmp_path, config, evaluation, decide(evaluation, config.registry), tmp_path, "marble", "run")
+    write_card(tmp_path, config, evaluation, decide(evaluation, config.registry), tmp_path, "marble", "run", {})
     monkeypatch.setenv(PROGRESS, str(tmp_path / "progress.jsonl"))
     progress.emit("prepare", note=f"3 prompts from {SIGNED}")
     written = [path.read_text() for path in (tmp_path / "README.md", tmp_path / "progress.jsonl")]

@@ -14,17 +14,19 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 import real_shape
 from builders import learner, prompts, random_advantages, small_config, small_policy, small_rollout
+from marble_core import estimate
 from marble_core.algorithm import backward
 from marble_core.algorithm.row_gradients import RowGradients
 from marble_core.algorithm.split_half import split
 from marble_core.bench.shapes import SD35_MEDIUM
 from marble_core.config.loading import load_config, parse_config, presets
-from marble_core.estimate import GIB, check_fits, checkpoint_of, memory_of, resolve_batch_sizes, sizes_of, work_of
+from marble_core.estimate import GIB, checkpoint_of, sizes_of, work_of
 from marble_core.estimate.memory import _kept
 from marble_core.estimate.sizes import Sizes
 from marble_core.models.flux import Flux
 from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
+from marble_core.rewards.cards import cards_of
 from marble_core.step import optimizer_step
 from marble_core.training.state import TENSORS, save_state
 from marble_core.types import MarbleError
@@ -37,6 +39,18 @@ LARGE = SD35_MEDIUM.transformer | {
     "pos_embed_max_size": 192,
     "dual_attention_layers": (),
 }
+
+
+def memory_of(config, sizes):
+    return estimate.memory_of(config, sizes, cards_of(config.measured))
+
+
+def check_fits(config):
+    estimate.check_fits(config, cards_of(config.measured))
+
+
+def resolve_batch_sizes(config):
+    return estimate.resolve_batch_sizes(config, cards_of(config.measured))
 
 
 def numbers(model: torch.nn.Module) -> int:

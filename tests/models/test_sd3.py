@@ -19,6 +19,7 @@ from marble_core.models.policy import Policy
 from marble_core.models.rollout import collect
 from marble_core.models.sampling import sample
 from marble_core.models.sd3 import SD3
+from marble_core.rewards.cards import cards_of
 from marble_core.rewards.registry import load_scorers
 from marble_core.rewards.scoring import score_all
 from marble_core.runtime.offload import Offloaded, resident_bytes
@@ -152,7 +153,7 @@ def test_in_each_phase_there_is_on_the_device_what_the_estimate_says_and_nothing
     table = score_all(scorers, images, PROMPTS)
     look("training")
 
-    expected = memory_of(config, sizes_of(config.model)).phases
+    expected = memory_of(config, sizes_of(config.model), cards_of(config.measured)).phases
     assert set(seen) == set(expected)
     for phase, times in seen.items():
         for part in parts:

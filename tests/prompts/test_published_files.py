@@ -16,7 +16,8 @@ from marble_core.prompts.filters import UNSAFE, normal, split_blocked
 from marble_core.prompts.generate import generate
 from marble_core.prompts.geneval import CLASSES, fingerprint, meaning
 from marble_core.prompts.reading import read, read_prompts
-from marble_core.rewards.applies import check_wishes
+from marble_core.rewards.applies import check_prompts
+from marble_core.rewards.cards import cards_of
 from marble_core.types import MarbleError, Prompt
 from paths import ROOT
 from prompt_files import asked
@@ -123,4 +124,4 @@ def test_genevals_own_prompts_can_all_be_judged(data: Path) -> None:
     for published in (False, True):
         reward = RewardConfig(name="geneval", options={"published": published})
         config = load_config("demo").model_copy(update={"rewards": (reward,)})
-        assert check_wishes(config, placed, placed) == []
+        assert check_prompts(config, {"train": placed, "evaluation": placed}, cards_of(config.measured)) == []

@@ -11,7 +11,8 @@ from marble_core.config.loading import load_config
 from marble_core.config.schema import RewardConfig, RunConfig
 from marble_core.demo.prompts import generate as demo_prompts
 from marble_core.prompts.generate import generate
-from marble_core.rewards.applies import check_wishes
+from marble_core.rewards.applies import check_prompts
+from marble_core.rewards.cards import cards_of
 from marble_core.rewards.geneval.vocabulary import Vocabulary, vocabulary
 from marble_core.types import MarbleError, Placed, Prompt
 from prompt_files import sentence
@@ -24,6 +25,10 @@ def config(*rewards: dict[str, Any]) -> RunConfig:
     base = load_config("demo")
     own = tuple(RewardConfig.model_validate({"name": "geneval"} | reward) for reward in rewards)
     return base.model_copy(update={"rewards": own})
+
+
+def check_wishes(config: RunConfig, train: list[Placed], evaluation: list[Placed]) -> list[str]:
+    return check_prompts(config, {"train": train, "evaluation": evaluation}, cards_of(config.measured))
 
 
 def checked(include: list[dict[str, Any]], exclude: tuple[dict[str, Any], ...] = (), **options: Any) -> list[str]:

@@ -13,11 +13,9 @@ from onnxruntime import InferenceSession
 from PIL import Image, ImageDraw, ImageFont
 
 from marble_core.config.loading import load_config
-from marble_core.config.schema import RewardConfig
 from marble_core.rewards.ocr import Ocr
-from marble_core.rewards.ocr_alphabet import alphabet
+from marble_core.rewards.ocr_alphabet import OCR_LANGUAGES, alphabet
 from marble_core.stages import checked_data
-from marble_core.storage.catalogue import OCR_LANGUAGES, needs
 from marble_core.storage.downloads import WebFile
 from marble_core.types import MarbleError, Prompt
 
@@ -62,7 +60,7 @@ def test_without_rapidocr_as_in_the_image_of_prepare_the_record_stands_for_it_an
         "    if name == 'rapidocr': raise m.PackageNotFoundError(name)\n"
         "    return real(name)\n"
         "m.files = files\n"
-        "from marble_core.rewards.applies import check_readable\n"
+        "from marble_core.rewards.ocr_prompts import check_readable\n"
         "from marble_core.rewards.ocr_alphabet import alphabet\n"
         "print(len(alphabet({}).characters))"
     )
@@ -146,7 +144,7 @@ def test_another_language_is_checked_by_its_own_alphabet(tmp_path, monkeypatch):
     eslav = "rewards=[{name: ocr, options: {language: eslav}}]"
     with pytest.raises(MarbleError, match="'STOP'"):
         checked_data(ocr_run(tmp_path, ["Привет", "STOP"], eslav, "data.train={ocr: " + str(tmp_path / "p.txt") + "}"))
-    assert needs(RewardConfig(name="ocr", options={"language": "eslav"})).keys() == {OCR_LANGUAGES["eslav"]}
+    assert [asset.uri for asset in Ocr.card.assets({"language": "eslav"})] == [OCR_LANGUAGES["eslav"]]
     with pytest.raises(MarbleError, match=r"no language 'russian': choose one of cyrillic, .*eslav"):
         checked_data(ocr_run(tmp_path, ["STOP"], "rewards=[{name: ocr, options: {language: russian}}]"))
 

@@ -1,58 +1,40 @@
 """What each reward and each model needs from elsewhere."""
 
-import inspect
 import subprocess
 import sys
 
 import pytest
 
-from marble_core.config.imports import import_class
 from marble_core.config.loading import load_config
 from marble_core.config.schema import ModelConfig, RewardConfig
-from marble_core.rewards.registry import SCORERS
+from marble_core.rewards.cards import cards_of
+from marble_core.rewards.checkpoints import CLIP_L
 from marble_core.storage.artifacts import Part
-from marble_core.storage.catalogue import (
-    _OPTIONS,
-    CLIP_H_PROCESSOR,
-    CLIP_L,
-    MASK2FORMER,
-    PICKSCORE,
-    assets_of,
-    few_steps,
-    needs,
-)
+from marble_core.storage.catalogue import assets_of, few_steps, needs
+from marble_core.types import RewardCard
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
 # --------------------------------------------------------------------------------------------- the catalogue, and fetch
-def test_what_a_reward_needs_is_what_its_scorer_reads_by_default():
-    for name, options in _OPTIONS.items():
-        parameters = inspect.signature(import_class(SCORERS[name], name)).parameters
-        assert {option: default for option, (default, _) in options.items()} == {
-            option: parameters[option].default for option in options
-        }
-    assert needs(RewardConfig(name="pickscore")) == {PICKSCORE: Part.MODEL, CLIP_H_PROCESSOR: Part.PROCESSOR}
-    assert needs(RewardConfig(name="pickscore", options={"checkpoint": "demo://x"})) == {"demo://x": Part.MODEL}
-    assert needs(RewardConfig(name="geneval")) == {MASK2FORMER: Part.MODEL, CLIP_L: Part.MODEL}
-    other = {"detector": "mine:Detector", "detector_options": {"weights": "s3://models/detector.pt"}}
-    assert needs(RewardConfig(name="geneval", options=other)) == {"s3://models/detector.pt": Part.MODEL}
-    endpoint = {"url": "http://host:17140/v1"}
-    assert needs(RewardConfig(name="unifiedreward", options=endpoint)) == needs(RewardConfig(name="ocr")) == {}
-
-
 def test_the_options_of_a_scorer_of_ones_own_are_fetched_where_they_are_uris():
     options = {"weights": ["hf://a/b", {"head": "https://c/d.pth"}], "checkpoint": "org/name", "url": "https://api/v1", "n": 3}
     reward = RewardConfig(name="clipscore", scorer="mine:Scorer", options=options)
-    assert needs(reward) == {"hf://a/b": Part.MODEL, "https://c/d.pth": Part.MODEL}
+    assert {uri: asset.part for uri, asset in needs(reward, RewardCard()).items()} == {
+        "hf://a/b": "model",
+        "https://c/d.pth": "model",
+    }
 
 
 def test_an_asset_of_several_rewards_is_listed_once_and_wholly():
     rewards = '[{name: hpsv2, options: {checkpoint: "demo://rewards/clip"}}, {name: clipscore}, {name: aesthetic}]'
-    found = assets_of(load_config("demo", overrides=[f"rewards={rewards}", "model.revision=v1"]))
+    config = load_config("demo", overrides=[f"rewards={rewards}", "model.revision=v1"])
+    found = assets_of(config, cards_of(config.measured))
     assert (found[0].uri, found[0].part, found[0].users, found[0].revision) == ("demo://sd3", Part.PIPELINE, ("model",), "v1")
-    (clip,) = (asset for asset in found if asset.uri == CLIP_L)
-    assert clip.users == ("hpsv2", "clipscore", "aesthetic") and clip.part == Part.MODEL
+    (clip,) = (asset for asset in found if asset.uri == CLIP_L.uri)
+    assert (
+        clip.users == ("hpsv2", "clipscore", "aesthetic") and clip.part == Part.MODEL and clip.known.licence.startswith("MIT")
+    )
     assert len({asset.uri for asset in found}) == len(found) == 4
 
 

@@ -13,7 +13,7 @@ from report_builders import a_config, a_variant, with_variants
 
 def card(directory: Path, evaluation: Evaluation) -> str:
     config = a_config()
-    write_card(directory, config, evaluation, decide(evaluation, config.registry), directory / "none", "marble", "the-run")
+    write_card(directory, config, evaluation, decide(evaluation, config.registry), directory / "none", "marble", "the-run", {})
     return (directory / "README.md").read_text()
 
 

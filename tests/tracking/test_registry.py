@@ -115,7 +115,9 @@ def test_a_promoted_lora_is_the_champion_and_loads_at_its_full_strength(run_id: 
 
     uri = log_adapter(adapter, str(resolve("demo://sd3")), run_id, step=24, metadata={"rewards": ["geneval", "clipscore"]})
     assert log_adapter(adapter, "/elsewhere", run_id, step=24) == uri, "a stage that was started again logged a second model"
-    version, alias = register_version(CONFIG, FOUND, PROMOTED, tmp_path / "no images", run_id, {"marble.checkpoint": "s3://x"})
+    version, alias = register_version(
+        CONFIG, FOUND, PROMOTED, tmp_path / "no images", run_id, {"marble.checkpoint": "s3://x"}, cards={}
+    )
     assert alias == "champion"
 
     client = mlflow.MlflowClient()
@@ -145,7 +147,7 @@ def test_aliases_follow_the_decisions_and_a_roll_back_says_who_was_replaced(
 
     def register(seen: str | None, decision: Decision, value: float) -> str:
         run, _ = another_lora(run_id, adapter, tmp_path / str(value), value)
-        return register_version(CONFIG, replace(FOUND, champion_version=seen), decision, tmp_path, run)[0]
+        return register_version(CONFIG, replace(FOUND, champion_version=seen), decision, tmp_path, run, cards={})[0]
 
     with pytest.raises(MarbleError, match="'marble' has no champion to roll back"):
         roll_back("marble")
@@ -179,8 +181,8 @@ def test_the_champion_is_fetched_unless_it_is_the_same_lora_or_of_another_base(
 ) -> None:
     log_adapter(adapter, "/base", run_id, step=1)
     assert "has no champion yet" in fetch_champion(CONFIG, adapter, tmp_path / "a").absent
-    version, _ = register_version(CONFIG, FOUND, PROMOTED, tmp_path, run_id)
-    again = register_version(CONFIG, replace(FOUND, champion_version=version), PROMOTED, tmp_path, run_id)
+    version, _ = register_version(CONFIG, FOUND, PROMOTED, tmp_path, run_id, cards={})
+    again = register_version(CONFIG, replace(FOUND, champion_version=version), PROMOTED, tmp_path, run_id, cards={})
     assert again == (version, "champion"), "a stage that was started again made a second version"
     _, other = another_lora(run_id, adapter, tmp_path / "other", 1.0)
 
@@ -206,7 +208,7 @@ def test_the_card_says_what_it_is_made_of_and_shows_pictures(tmp_path: Path) -> 
         rows.append(json.dumps({"prompt": f"a | b <{i}>", "source": source, "pictures": pictures}))
     (images / "scores.jsonl").write_text("\n".join(rows))
     found = replace(FOUND, settings={**FOUND.settings, "revision": "b940f670"})
-    write_card(tmp_path / "card", CONFIG, found, PROMOTED, images, "marble", "the-run")
+    write_card(tmp_path / "card", CONFIG, found, PROMOTED, images, "marble", "the-run", {})
     said = (tmp_path / "card" / "README.md").read_text()
     assert "for demo://sd3 at revision b940f670, fine-tuned by MARBLE" in said
     for word in ("the-run", CONFIG.digest, "demo://prompts/ocr", "| demo://sd3 | model | this project's", "| geneval | 96 |"):
@@ -227,7 +229,7 @@ def test_a_refusal_is_recorded_in_the_run_and_makes_no_version(run_id: str) -> N
 
 def test_a_run_without_a_lora_and_an_mlflow_that_refuses_are_one_sentence(run_id: str, tmp_path: Path) -> None:
     with pytest.raises(MarbleError, match="logged no LoRA"):
-        register_version(CONFIG, FOUND, PROMOTED, tmp_path, run_id)
+        register_version(CONFIG, FOUND, PROMOTED, tmp_path, run_id, cards={})
     with pytest.raises(MarbleError, match=r"holds no pytorch_lora_weights\.safetensors"):
         log_adapter(tmp_path, "base", run_id, step=0)
     with pytest.raises(MarbleError, match=r"MLflow at sqlite:.* refused: .*; check MLFLOW_TRACKING_URI"):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marble_core.prompts.geneval import COLORS
+from marble_core.rewards.checkpoints import CLIP_L
 from marble_core.rewards.clip import Clip, load_clip
 from marble_core.rewards.geneval.rules import Detection
 from marble_core.rewards.self_check import known_picture
-from marble_core.storage.catalogue import CLIP_L
 from marble_core.types import MarbleError
 
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
@@ -33,7 +33,7 @@ class ClipColors:
     color_names = COLORS
 
     def __init__(
-        self, checkpoint: str = CLIP_L, device: str | None = None, dtype: str = "fp32", quick_gelu: bool = True
+        self, checkpoint: str = CLIP_L.uri, device: str | None = None, dtype: str = "fp32", quick_gelu: bool = True
     ) -> None:
         clip = load_clip(checkpoint, device=device, dtype=dtype)
         self.clip = clip if quick_gelu else _with_gelu(clip)

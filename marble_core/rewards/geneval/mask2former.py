@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from transformers import Mask2FormerForUniversalSegmentation
 
 from marble_core.prompts.geneval import CLASSES
+from marble_core.rewards.geneval.card import MASK2FORMER
 from marble_core.rewards.geneval.mask2former_keys import UNSET, infer_config, modern, to_transformers
 from marble_core.rewards.geneval.rules import Detection
 from marble_core.rewards.weights.originals import read_original, require_exact
 from marble_core.rewards.weights.pretrained import default_device, load_pretrained, place
-from marble_core.storage.catalogue import MASK2FORMER
 from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError
 
@@ -43,7 +43,7 @@ class Mask2Former:
 
     def __init__(
         self,
-        checkpoint: str = MASK2FORMER,
+        checkpoint: str = MASK2FORMER.uri,
         device: str | None = None,
         dtype: str = "fp32",
         batch_size: int = 16,

@@ -15,6 +15,7 @@ import numpy as np
 from marble_core.config.imports import import_class
 from marble_core.prompts.metadata import excluded, included
 from marble_core.rewards.geneval.boxes import Box, iou, relations
+from marble_core.rewards.geneval.card import CARD
 from marble_core.rewards.geneval.sharing import Found, Handed, Objects, Wishes, each_alone, shared_out, totals
 from marble_core.rewards.geneval.vocabulary import CLIP_COLORS, MASK2FORMER
 from marble_core.rewards.geneval.wishes import MAX_OBJECTS, unknown_name
@@ -162,6 +163,7 @@ class GenEval:
     """
 
     name = "geneval"
+    card = CARD
 
     def __init__(
         self,
