@@ -203,7 +203,7 @@ def test_no_stage_but_train_and_evaluate_imports_torch() -> None:
 def test_no_setting_loses_its_comment() -> None:
     """``marble init`` takes them from the source: one that leaves its field's line is lost."""
     from marble_core.config.schema import RunConfig
-    from marble_core.config.template import _comments
+    from marble_core.config.template import comments
 
     sections = [field.annotation for field in RunConfig.model_fields.values()]
     without = [
@@ -211,7 +211,7 @@ def test_no_setting_loses_its_comment() -> None:
         for section in sections
         if isinstance(section, type) and hasattr(section, "model_fields")
         for name in section.model_fields
-        if name not in _comments(section)
+        if name not in comments(section)
     ]
     assert len(without) <= NAMED_IN_FULL, without
 

@@ -11,7 +11,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "marble run --run-id nightly-7    # again: goes on from its newest checkpoint",
         "marble run --containers    # each stage in its image, as on a cluster",
     ),
-    "init": ("marble init", "marble init sd35.yaml --preset demo"),
+    "init": ("marble init", "marble init sd35.yaml --preset demo", "marble init marble.schema.json --schema"),
     "check": ("marble check --config marble.yaml", "marble check --estimate --preset sd35-medium-1gpu-24g"),
     "fetch": ("marble fetch --dry-run", "marble fetch demo"),
     "evaluate": (

@@ -69,12 +69,16 @@ def _images(registry: str, tag: str) -> Images:
 def init(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("marble.yaml"),
     preset: Preset = "demo",
+    schema: Annotated[bool, typer.Option("--schema", help="Write a JSON Schema of it instead, for editors.")] = False,
 ) -> None:
     """Write a commented configuration with every setting there is, to change and to give to run, check and study."""
+    import json
+
+    from marble_core.config.reference import json_schema
     from marble_core.config.template import starter
     from marble_core.types import MarbleError
 
-    text = starter(preset)
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n" if schema else starter(preset)
     try:
         with file.open("x", encoding="utf-8") as new:
             new.write(text)
@@ -82,7 +86,10 @@ def init(
         raise MarbleError(f"The file {str(file)!r} is there already: give another name.") from None
     except OSError as error:
         raise MarbleError(f"The file {str(file)!r} cannot be written: {error.strerror}.") from None
-    print(f"{file}: change it, then marble check --preset {preset} --config {file}")
+    if schema:
+        print(f"{file}: begin a configuration with the line  # yaml-language-server: $schema={file}")
+    else:
+        print(f"{file}: change it, then marble check --preset {preset} --config {file}")
 
 
 def check(

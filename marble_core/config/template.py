@@ -21,13 +21,13 @@ HEAD = """\
 def starter(preset: str) -> str:
     """YAML that changes nothing when it is laid over the preset. Raises MarbleError for an unknown one."""
     config = load_config(preset)
-    values, said = config.model_dump(mode="json"), _comments(RunConfig)
+    values, said = config.model_dump(mode="json"), comments(RunConfig)
     lines = [HEAD.format(preset=preset)]
     for name in RunConfig.model_fields:
         section, value = getattr(config, name), values[name]
         if isinstance(section, BaseModel):
-            comments = _comments(type(section))
-            lines += ["", f"{name}:", *(_line(f"  {key}", below, comments.get(key, "")) for key, below in value.items())]
+            behind = comments(type(section))
+            lines += ["", f"{name}:", *(_line(f"  {key}", below, behind.get(key, "")) for key, below in value.items())]
         elif name == "rewards":
             lines += ["", f"{name}:", *(f"  - {_flow(reward)}" for reward in value)]
         else:
@@ -44,6 +44,6 @@ def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False).removesuffix("...\n").strip()
 
 
-def _comments(section: type[BaseModel]) -> dict[str, str]:
+def comments(section: type[BaseModel]) -> dict[str, str]:
     """What stands behind each field in the source."""
     return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(section), re.MULTILINE))
