@@ -14,7 +14,6 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 import real_shape
 from builders import learner, prompts, random_advantages, small_config, small_policy, small_rollout
-from marble_core import estimate
 from marble_core.algorithm import backward
 from marble_core.algorithm.row_gradients import RowGradients
 from marble_core.algorithm.split_half import split
@@ -26,11 +25,11 @@ from marble_core.estimate.sizes import Sizes
 from marble_core.models.flux import Flux
 from marble_core.models.policy import Policy
 from marble_core.models.sd3 import SD3
-from marble_core.rewards.cards import cards_of
 from marble_core.step import optimizer_step
 from marble_core.training.state import TENSORS, save_state
 from marble_core.types import MarbleError
 from paths import ROOT
+from with_cards import check_fits, memory_of, resolve_batch_sizes
 
 LARGE = SD35_MEDIUM.transformer | {
     "num_layers": 38,
@@ -39,18 +38,6 @@ LARGE = SD35_MEDIUM.transformer | {
     "pos_embed_max_size": 192,
     "dual_attention_layers": (),
 }
-
-
-def memory_of(config, sizes):
-    return estimate.memory_of(config, sizes, cards_of(config.measured))
-
-
-def check_fits(config):
-    estimate.check_fits(config, cards_of(config.measured))
-
-
-def resolve_batch_sizes(config):
-    return estimate.resolve_batch_sizes(config, cards_of(config.measured))
 
 
 def numbers(model: torch.nn.Module) -> int:
