@@ -262,7 +262,6 @@ Cards = Mapping[str, RewardCard]  # by the rewards' configured names
 
 class Scorer(Protocol):
     """One reward. It sees only images whose prompt it applies to.
-
     ``score`` takes images_NHWC (uint8, RGB) and their N prompts, and returns N real numbers, of shape (N,) or (N, 1): a numpy
     array, a torch tensor of any precision and on any device (its gradient is ignored), or a list of numbers; bools are 0 and 1.
     NaN means that the image has no value, and so does, in a list, None or ``NoValue``, which says why. Where ``score`` raises, each image
@@ -296,9 +295,8 @@ class OptionalMembers(Protocol):
     ``side`` are the names of V values that it reports beside its reward: ``score`` then returns (N, 1 + V) numbers, the reward first.
     ``settings`` is a mapping that the evaluation's record states with its numbers. ``modules`` are torch modules that may wait in the
     host's memory between two calls of ``score`` (``model.offload``). ``background`` says that it shares nothing with other scorers and
-    may score while the next images are sampled. ``card`` is a class attribute. With ``groupwise = True`` it scores an image by the
-    others of its group: ``score`` is given a third argument, group_N, whose equal numbers are the images of one prompt; in an
-    evaluation those that diversity is measured on (``evaluation.diversity_images`` of each).
+    may score while the next images are sampled. ``groupwise`` says that it scores an image by the others of its group: ``score`` gets
+    group_N too, equal for images of one prompt; in an evaluation those of ``evaluation.diversity_images``. ``card`` is the class's.
     """
 
     side: tuple[str, ...]

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from marble_core.rewards.clip import BATCH_SIZE, load_clip
+from marble_core.rewards.checkpoints import BATCH_SIZE, CLIP_L, named
 from marble_core.rewards.self_check import known_picture
-from marble_core.storage.catalogue import CLIP_L
-from marble_core.types import MarbleError, Prompt
+from marble_core.types import MarbleError, Prompt, RewardCard
 
 
 class Diversity:
@@ -23,10 +22,13 @@ class Diversity:
     name = "diversity"
     value_range = (0.0, 2.0)
     groupwise = True
+    card = RewardCard(assets=lambda options: named(options, "checkpoint", CLIP_L))
 
     def __init__(
-        self, checkpoint: str = CLIP_L, device: str | None = None, dtype: str = "fp32", batch_size: int = BATCH_SIZE
+        self, checkpoint: str = CLIP_L.uri, device: str | None = None, dtype: str = "fp32", batch_size: int = BATCH_SIZE
     ) -> None:
+        from marble_core.rewards.clip import load_clip
+
         self.clip = load_clip(checkpoint, device=device, dtype=dtype)
         self.modules = (self.clip.model,)
         self.batch_size = batch_size

@@ -135,8 +135,8 @@ class Loaded:
     def applies(self, prompt: Prompt) -> bool:
         return self.scorer.applies(prompt)
 
-    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
-        return self.scorer.score(images_NHWC, prompts)
+    def score(self, images_NHWC: np.ndarray, prompts: Sequence[Prompt], *group_N: np.ndarray) -> np.ndarray:
+        return self.scorer.score(images_NHWC, prompts, *group_N)
 
     def self_check(self) -> None:
         self.scorer.self_check()
