@@ -135,6 +135,8 @@ def _next(evaluation: Evaluation, decision: Decision, config: RegistryConfig) ->
         "worse": "give the reward that got worse a larger share (balance.floor) or more prompts, and train again",
         "no gain": "train longer (train.steps), or evaluate on more held-out prompts, which narrows the interval",
         "not measured": "add held-out prompts for what was not measured or mend its scorer, and evaluate again",
+        "less diverse": "train fewer steps (train.steps) or with a stronger pull to the base (loss.kl_beta), and evaluate again",
+        "no better than guidance": "use the guided base meanwhile, and train longer (train.steps) or at another strength",
         "below a floor": "give that reward a larger share (balance.floor) and train on, or lower registry.floors",
     }
     return f"It is not registered as champion: {todo.get(decision.verdict, 'train again')}."

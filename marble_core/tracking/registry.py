@@ -43,6 +43,10 @@ CHALLENGER = "challenger"
 MODEL_URI_TAG = "marble.model_uri"  # on the MLflow run: what log_adapter logged
 SHA256_TAG = "marble.adapter_sha256"  # on the run, of that LoRA's file
 BASE_TAG, REVISION_TAG = "marble.base_model", "marble.base_revision"  # on a version
+ABOUT = (
+    "LoRAs that MARBLE trained on several rewards at once. The alias champion is the version in use, challenger the newest one that "
+    "was not promoted. Each version's description begins with the gate's decision and the table of rewards behind it."
+)
 WAIT_S = 120
 DESCRIPTION = 5000  # characters: Postgres refuses longer ones, SQLite takes them
 NEEDED_TO_LOAD = ("diffusers", "peft", "safetensors", "torch", "transformers")
@@ -162,6 +166,8 @@ def register_version(
             client.set_model_version_tag(name, made, key, value)
             client.set_tag(run_id, key, value)
         client.update_model_version(name, made, "\n\n".join(filter(None, (said, told)))[:DESCRIPTION])
+        here = f"This is version {made} of {name}, {alias}."
+        _describe_run(client, run_id, "\n\n".join(filter(None, (said, told, here))))
         if alias == CHALLENGER:
             client.set_registered_model_alias(name, alias, made)
         elif decision.promote and holder(client, name, CHALLENGER) is not None:
@@ -186,7 +192,7 @@ def record_refusal(evaluation: Evaluation, decision: Decision, run_id: str) -> N
     with mlflow_client() as client:
         for key, value in _tags(evaluation, decision).items():
             client.set_tag(run_id, key, value)
-        client.set_tag(run_id, "mlflow.note.content", f"{describe(evaluation, decision)}\n\n{metric_glossary.as_markdown()}")
+        _describe_run(client, run_id, describe(evaluation, decision))
 
 
 def roll_back(name: str, to: str | None = None) -> tuple[str, str]:
@@ -215,6 +221,11 @@ def roll_back(name: str, to: str | None = None) -> tuple[str, str]:
     return champion, target
 
 
+def _describe_run(client: MlflowClient, run_id: str, said: str) -> None:
+    """The run's own page begins with what came of it; what the logged numbers mean stands below."""
+    client.set_tag(run_id, "mlflow.note.content", f"{said}\n\n{metric_glossary.as_markdown()}")
+
+
 def _tags(evaluation: Evaluation, decision: Decision) -> dict[str, str]:
     gains = {"marble.mean_gain": evaluation.mean_gain}
     if evaluation.champion:
@@ -238,7 +249,7 @@ def _create_version(client: MlflowClient, name: str, uri: str, run_id: str) -> s
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=ABOUT)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

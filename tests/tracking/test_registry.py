@@ -127,7 +127,11 @@ def test_a_promoted_lora_is_the_champion_and_loads_at_its_full_strength(run_id: 
     assert found.tags["marble.checkpoint"] == "s3://x"
     assert found.tags["marble.reasons"] == "The mean gain is +0.2." and found.tags["marble.base_model"] == "demo://sd3"
     assert found.tags["reward.geneval"] == "0.5000 -> 0.7000" and float(found.tags["marble.mean_gain"]) == 0.2
-    assert "| geneval | 96 | 0.500 | 0.700 | +0.200 (+0.100 to +0.300) |" in found.description
+    row = "| geneval | 96 | 0.500 | 0.700 | +0.200 (+0.100 to +0.300) |"
+    assert row in found.description
+    page = client.get_run(run_id).data.tags["mlflow.note.content"]
+    assert page.startswith("**Promoted.**") and row in page and "This is version 1 of marble, champion." in page
+    assert "several rewards at once" in client.get_registered_model("marble").description
     assert client.get_run(run_id).data.tags[MODEL_URI_TAG] == uri
 
     loaded = mlflow.diffusers.load_model("models:/marble@champion")
