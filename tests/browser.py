@@ -110,19 +110,15 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def press(self, key: str) -> None:
-        """A key, as the keyboard sends it to whatever has the focus."""
-        code = {"ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13, "Tab": 9}[key]
-        for kind in ("rawKeyDown", "keyUp"):
-            typed = {"text": "\r"} if key == "Enter" and kind == "rawKeyDown" else {}
-            self.call(
-                "Input.dispatchKeyEvent",
-                type="keyDown" if typed else kind,
-                key=key,
-                code=key,
-                windowsVirtualKeyCode=code,
-                **typed,
-            )
+    def press(self, key: str, until: str = "true") -> None:
+        """A key, as the keyboard sends it to whatever has the focus; it is held until the expression ``until`` is true."""
+        code = {"ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13}[key]
+        typed = {"type": "keyDown", "text": "\r"} if key == "Enter" else {"type": "rawKeyDown"}
+        self.call("Input.dispatchKeyEvent", **typed, key=key, code=key, windowsVirtualKeyCode=code)
+        deadline = time.monotonic() + PATIENCE
+        while not self.evaluate(until):
+            assert time.monotonic() < deadline, f"{key} never brought: {until}"
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
     def click(self, x: float, y: float) -> None:
         """The mouse comes to this place of the window, and is clicked."""
