@@ -9,8 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -20,6 +19,9 @@ from marble_core.config.schema import RewardConfig
 from marble_core.rewards.background import Call
 from marble_core.rewards.scoring import in_time, on_device
 from marble_core.types import MarbleError, Prompt, Scorer
+
+if TYPE_CHECKING:
+    from marble_core.runtime.offload import Offloaded
 
 SCORERS = {
     "clipscore": "marble_core.rewards.clipscore:ClipScore",
@@ -130,7 +132,7 @@ class Loaded:
     def __init__(self, scorer: Scorer, name: str, timeout: float) -> None:
         self.scorer, self.name, self.timeout = scorer, name, timeout
         self.value_range = scorer.value_range
-        self.resident: AbstractContextManager[None] = nullcontext()
+        self.resident: Offloaded | None = None
 
     def applies(self, prompt: Prompt) -> bool:
         return self.scorer.applies(prompt)

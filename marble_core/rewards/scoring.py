@@ -180,7 +180,7 @@ def score_all(
 
 
 def on_device(scorer: Scorer) -> AbstractContextManager[None]:
-    return getattr(scorer, "resident", nullcontext())
+    return getattr(scorer, "resident", None) or nullcontext()
 
 
 def _side(scorer: Scorer) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
 
 def _on_the_device(learner: Learner) -> str:
     model = learner.policy.model
-    parts = {**model.parts, "scorers": [s.resident for s in learner.scorers if hasattr(s, "resident")]}
+    parts = {**model.parts, "scorers": [r for s in learner.scorers if (r := getattr(s, "resident", None))]}
     sizes = resident_bytes(parts, model.device)
     return f"{model.device} holds, in GB: {', '.join(f'{name} {size / 1e9:.2f}' for name, size in sizes.items())}"
 
