@@ -60,7 +60,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "serve": (
         "marble serve --preset sd35-medium-1gpu-24g --set registry.model=marble",
-        "curl -s localhost:8000/v1/images/generations -H 'Content-Type: application/json' -d '{\"prompt\": \"two red circles\"}'",
+        "marble serve --preset demo --port 8001 --every 5",
     ),
     "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),

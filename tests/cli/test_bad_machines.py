@@ -280,7 +280,7 @@ def test_a_register_stage_without_its_evaluation_is_one_sentence(tmp_path: Path)
 
 def test_what_is_told_of_a_reward_beforehand_is_what_its_scorer_says() -> None:
     from marble_core.config.schema import RewardConfig
-    from marble_core.rewards.applies import can_use
+    from marble_core.rewards.cards import cards_of
     from marble_core.rewards.geneval.rules import GenEval
     from marble_core.rewards.ocr import Ocr
     from marble_core.types import Prompt
@@ -293,7 +293,9 @@ def test_what_is_told_of_a_reward_beforehand_is_what_its_scorer_says() -> None:
         Prompt("a dog", "general"),
     ]
     for options in ({}, {"published": True}, {"any_quote": True}, {"published": True, "any_quote": False}):
-        said = [can_use(RewardConfig(name="ocr", options=options), prompt) for prompt in prompts]
+        card = cards_of([RewardConfig(name="ocr", options=options)])["ocr"]
+        said = [card.applies(prompt, options) for prompt in prompts]
         assert said == [Ocr(reader=lambda _: [], **options).applies(prompt) for prompt in prompts]
-    said = [can_use(RewardConfig(name="geneval"), prompt) for prompt in prompts]
+    card = cards_of([RewardConfig(name="geneval")])["geneval"]
+    said = [card.applies(prompt, {}) for prompt in prompts]
     assert said == [GenEval.applies(None, prompt) for prompt in prompts]  # type: ignore[arg-type]

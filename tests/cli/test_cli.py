@@ -182,7 +182,8 @@ def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_n
     request: pytest.FixtureRequest,
     signal_number: signal.Signals,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers["MLFLOW_TRACKING_URI"])  # S3 is started, MLflow is not
+    for name in (name for name in servers if name.startswith("MLFLOW_")):
+        monkeypatch.setenv(name, servers[name])  # S3 is started, MLflow is not
     command = [sys.executable, "-m", "marble_core.cli", "run", "--run-id", "stopped", *SMALL]
     with (tmp_path / "output").open("wb") as output:
         parent = subprocess.Popen(command, cwd=tmp_path, env=environment("hangs"), stdout=output, stderr=output)
