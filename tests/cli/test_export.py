@@ -21,4 +21,4 @@ def test_a_lora_is_written_for_comfyui_and_for_peft_and_a_wrong_one_is_one_sente
     assert run_marble("export", "loras/mine.safetensors", monkeypatch=monkeypatch) == 2
     one_sentence(capsys.readouterr().err, "loras/mine.safetensors", "only names of diffusers or peft")
     assert run_marble("export", "nowhere", monkeypatch=monkeypatch) == 2
-    one_sentence(capsys.readouterr().err, "nowhere", "does not exist")
+    one_sentence(capsys.readouterr().err, "There is no LoRA at nowhere")

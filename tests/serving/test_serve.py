@@ -67,7 +67,7 @@ def promote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: Served) -> 
         log_adapter(directory, "/base", run, step=1)
         champion = served_champion(client)
         found = Evaluation(EVALUATION.rewards, {}, DIFFERENCE, champion_version=champion)
-        return register_version(CONFIG, found, Decision(True, "promoted", ()), tmp_path, run)[0]
+        return register_version(CONFIG, found, Decision(True, "promoted", ()), tmp_path, run, cards={})[0]
 
     yield make
     mlflow.set_tracking_uri(before)

@@ -54,7 +54,7 @@ def a_run(config: RunConfig, tmp_path: Path) -> Callable[[], str]:
 
 
 def register(config: RunConfig, run: str, seen: str | None = None) -> tuple[str, str]:
-    return register_version(config, replace(FOUND, champion_version=seen), PROMOTED, Path("no images"), run)
+    return register_version(config, replace(FOUND, champion_version=seen), PROMOTED, Path("no images"), run, cards={})
 
 
 def a_lora(directory: Path) -> Path:
@@ -137,7 +137,7 @@ def test_two_registrations_at_one_time_say_so_and_no_version_is_skipped_by_a_rol
 
 def test_a_description_fits_into_postgres(config: RunConfig, a_run: Callable[[], str]) -> None:
     many = {f"reward_{n:03d}": FOUND.rewards["clipscore"] for n in range(120)}
-    version, _ = register_version(config, replace(FOUND, rewards=many), PROMOTED, Path("none"), run := a_run())
+    version, _ = register_version(config, replace(FOUND, rewards=many), PROMOTED, Path("none"), run := a_run(), cards={})
     client = MlflowClient()
     assert len(client.get_model_version(config.registry.model, version).description) <= 5000
     assert client.get_run(run).data.tags[CHAMPION_OF_TAG] == config.registry.model

@@ -254,7 +254,7 @@ def test_a_strength_is_in_the_weights_that_become_a_version_and_its_card_and_tag
     assert mlflow.MlflowClient().get_run(run).data.tags[MODEL_URI_TAG] == whole_uri, "no strength was to be chosen"
     chosen = load_config("demo", overrides=["registry.diversity_loss=0.2"])
     log_at_strength(chosen, directory, 0.5, tmp_path, run)
-    version, _ = register_version(chosen, replace(FOUND, strength=0.5), PROMOTED, tmp_path / "none", run)
+    version, _ = register_version(chosen, replace(FOUND, strength=0.5), PROMOTED, tmp_path / "none", run, cards={})
     files = Path(mlflow.artifacts.download_artifacts(f"models:/marble/{version}", dst_path=str(tmp_path)))
     folded = load_file(files / "adapter_weights" / "pytorch_lora_weights.safetensors")
     whole = load_file(directory / "pytorch_lora_weights.safetensors")
