@@ -91,7 +91,7 @@ def test_what_the_containers_register_is_what_the_laptop_registers(
 ) -> None:
     found = Registered.by(start(tmp_path, "in-containers", *CONTAINERS), tmp_path, "in-containers")
     assert_same(found, on_the_laptop)
-    for words in ("prepare  finished", "train 3/3", "evaluate  finished", "gate  finished", "Registered: version 1"):
+    for words in ("prepare  finished", "train 3/3", "evaluate  finished", "register  finished", "Registered: version 1"):
         assert words in found.said
     assert (found.directory / "report.html").stat().st_size > 10_000
     written = [path for place in ("artifacts", "scratch") for path in files_under(found.directory / place)]
