@@ -137,7 +137,7 @@ def test_in_each_phase_there_is_on_the_device_what_the_estimate_says_and_nothing
     config = tiny_config(tiny, *chosen, "model.precision=bf16", "hardware.gpus=1")
     scorers = load_scorers(config.rewards, config.model.offloads_scorers)
     model = SD3(config.model)
-    parts = {**model.parts, "scorers": [s.resident for s in scorers if hasattr(s, "resident")]}
+    parts = {**model.parts, "scorers": [r for s in scorers if (r := getattr(s, "resident", None))]}
     seen = {}
 
     def look(phase):
