@@ -111,10 +111,10 @@ def test_an_import_that_hangs_is_ended_with_what_it_started_and_what_was_not_che
     )
     began = time.monotonic()
     said = check_own_classes(
-        config({"scorer": "warmth:Warmth"}, {"scorer": "hangs:Warmth"}, {"scorer": "warmth:Half"}), limit=6
+        config({"scorer": "warmth:Warmth"}, {"scorer": "hangs:Warmth"}, {"scorer": "warmth:Half"}), limit=15
     )
     assert said == [
-        "The reward 'mine1': importing 'hangs:Warmth' did not end within 6 s, so not checked were 'hangs:Warmth', 'warmth:Half'."
+        "The reward 'mine1': importing 'hangs:Warmth' did not end within 15 s, so not checked were 'hangs:Warmth', 'warmth:Half'."
     ]
     assert time.monotonic() - began < 60
     stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
