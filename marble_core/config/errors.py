@@ -61,4 +61,4 @@ def quoted(text: str) -> str:
 def _short(text: str) -> str:
     """On one line whatever is in it, and no longer than one."""
     shown = text if text.isprintable() else repr(text)[1:-1]
-    return shown if len(shown) <= 250 else f"{shown[:250]}..."
+    return shown if len(shown) <= 180 else f"{shown[:180]}..."

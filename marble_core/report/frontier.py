@@ -80,9 +80,10 @@ def draw(found: Sequence[Curve], key: str, title: str = "Gain against diversity"
             if spot in seen:
                 continue
             seen.add(spot)
+            # A percentile interval of few and skewed values may leave its mean out.
             reach = {
-                "xerr": [[x - 100 * spot.change.low], [100 * spot.change.high - x]],
-                "yerr": [[y - spot.gain.low], [spot.gain.high - y]],
+                "xerr": [[max(0.0, x - 100 * spot.change.low)], [max(0.0, 100 * spot.change.high - x)]],
+                "yerr": [[max(0.0, y - spot.gain.low)], [max(0.0, spot.gain.high - y)]],
             }
             axes.errorbar(x, y, **reach, fmt="none", ecolor=ink, elinewidth=0.8, alpha=0.4, zorder=2)
             face = {"facecolors": "none" if spot.label == "base" else ink, "edgecolors": ink}

@@ -296,6 +296,5 @@ def test_what_is_told_of_a_reward_beforehand_is_what_its_scorer_says() -> None:
         card = cards_of([RewardConfig(name="ocr", options=options)])["ocr"]
         said = [card.applies(prompt, options) for prompt in prompts]
         assert said == [Ocr(reader=lambda _: [], **options).applies(prompt) for prompt in prompts]
-    card = cards_of([RewardConfig(name="geneval")])["geneval"]
-    said = [card.applies(prompt, {}) for prompt in prompts]
+    said = [cards_of([RewardConfig(name="geneval")])["geneval"].applies(prompt, {}) for prompt in prompts]
     assert said == [GenEval.applies(None, prompt) for prompt in prompts]  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def test_a_damaged_prompt_file_is_read_or_answered_by_one_sentence(
     path = tmp_path / f"p{suffix}"
     path.write_bytes(damaged(FILES[suffix], edits))
     try:
-        assert all(placed.prompt.text.strip() and placed.prompt.source in SOURCES for placed in read(path, source))
+        assert all(placed.prompt.text.strip() and placed.prompt.source for placed in read(path, source))
     except MarbleError as error:
         assert is_one_sentence(error) and str(path) in str(error), error
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from marble_core.evaluation.results import Estimate
+from marble_core.report.frontier import Curve, Spot, draw
 from marble_core.report.study import About, headline, remarks, render_study, summary, tables
 from pages import Page
 from report_builders import a_variant
@@ -77,3 +79,9 @@ def test_the_page_draws_gain_against_diversity_of_all_arms_and_what_is_free(tmp_
     found = summary(ABOUT, cells)["steps"]["4"]
     assert found["roles"]["full"]["base-g2"]["Mean gain"]["seeds"].keys() == {"0"}
     assert found["diversity"]["full"]["trained"]["mean"] == pytest.approx(-0.4)
+
+
+def test_a_mean_outside_of_its_own_interval_is_drawn() -> None:
+    """As a percentile interval of few prompts may leave it."""
+    spot = Spot("trained", Estimate(-0.1, -0.09, 0.0), Estimate(0.2, 0.1, 0.19))
+    assert "trained" in draw([Curve("training", (spot,))], "few").svg
