@@ -13,7 +13,7 @@ from marble_core.training import watched
 from waiting import eventually
 
 LISTENS = """
-import signal, sys, time
+import signal, sys
 from marble_core.storage.s3 import S3
 from marble_core.training import watched
 watched.PATIENCE, watched.LOOK = 1.5, 0.1
@@ -27,7 +27,7 @@ listener = watched.Listener(S3(sys.argv[1]), "place")
 listener.listen(first=True)
 print("listens", flush=True)
 while True:
-    time.sleep(1)
+    signal.pause()
 """
 
 
