@@ -15,6 +15,9 @@ SPACE := $(if $(findstring cpu,$(TORCH)),4000,8000)
 ELSEWHERE = env -u LANG -u LANGUAGE OMP_NUM_THREADS=$(or $(THREADS),3) LC_ALL=$(or $(LOCALE),POSIX) TZ=Pacific/Kiritimati
 FOLDERS = config prompts algorithm evaluation tracking report cli storage checkpoints
 
+# Every processor runs tests, up to four; the tests of one file share their servers and stay together. ARGS="-n 0 --pdb" takes one.
+PARALLEL = -n logical --maxprocesses 4 --dist loadfile
+
 .PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench explorer lint map sabotage mutants release
 .DEFAULT_GOAL := help
 
@@ -52,14 +55,14 @@ demo: $(READY)  ## prompts to a registered, better model (STEPS=100, SET="optimi
 	$(BIN)/marble run --preset demo $(if $(STEPS),--set train.steps=$(STEPS)) $(foreach pair,$(SET),--set '$(pair)') $(if $(RUN),--run-id '$(RUN)')
 
 test: $(READY)  ## all tests, no network needed (ARGS="-k pipeline -x")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-elsewhere: $(READY)  ## the quick half as another machine would run it (THREADS=1 LOCALE=C.UTF-8 FOLDERS="config storage" ARGS=...)
-	umask 077; home=$$(mktemp -d) && { HOME=$$home $(ELSEWHERE) $(BIN)/python -m pytest $(addprefix tests/,$(FOLDERS)) $(ARGS); \
+	umask 077; home=$$(mktemp -d) && { HOME=$$home $(ELSEWHERE) $(BIN)/python -m pytest $(PARALLEL) $(addprefix tests/,$(FOLDERS)) $(ARGS); \
 		code=$$?; rm -rf "$$home"; exit $$code; }
 
-test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers, some ten minutes (ARGS="-k kills")
-	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
+test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers, some six minutes (ARGS="-k kills")
+	$(BIN)/python -m pytest $(PARALLEL) -m "faults and not deep" tests/faults $(ARGS)
 
 test-deep: $(READY)  ## what is too slow for every day, by hand (ARGS="-k name")
 	$(BIN)/python -m pytest -m deep tests $(ARGS)
@@ -69,7 +72,7 @@ images: $(READY)  ## the stages' container images on this machine's engine (REGI
 		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)' $(if $(EXTRA),--extra '$(EXTRA)')
 
 test-containers: $(READY)  ## the images, and the whole pipeline in them; starts the engine itself, some twelve minutes (as root, ARGS="-k size")
-	TORCH="$(TORCH)" $(BIN)/python -m pytest -m containers tests/containers $(ARGS)
+	TORCH="$(TORCH)" $(BIN)/python -m pytest -m "containers and not deep" tests/containers $(ARGS)
 
 bench: $(READY)  ## what exact balancing costs, counted and measured (ROUNDS=5; 0 counts only)
 	$(BIN)/marble bench costs $(if $(ROUNDS),--rounds $(ROUNDS))

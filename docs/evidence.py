@@ -17,6 +17,7 @@ from marble_core.bench.study import Study
 from marble_core.evaluation.cell import Cell, as_array
 from marble_core.evaluation.over_seeds import MEAN, gains, paired
 from marble_core.evaluation.results import Estimate
+from marble_core.evaluation.watch import HACKED
 
 DOCS = Path(__file__).parent
 STUDIES, PAGE = DOCS / "studies", DOCS / "evidence.md"
@@ -157,9 +158,19 @@ def _hackable() -> Iterator[str]:
     rows = []
     for arm in dict.fromkeys(cell.arm for cell in found):
         own = [cell for cell in found if cell.arm == arm]
-        rows.append([arm, _share(own), _diversity(own), _alarms(own), _against(own, [c for c in found if c.arm == "equal"])])
+        equal = [c for c in found if c.arm == "equal"]
+        rows.append([arm, _share(own), _diversity(own), _hacked(own), _alarms(own), _against(own, equal)])
+    watching = "hacking alarms while it trained (first step)"
     yield from table(
-        ["arm", f"share of {HACKABLE}", "diversity against the base", "alarms of the evaluation", "the five, over equal"], rows
+        [
+            "arm",
+            f"share of {HACKABLE}",
+            "diversity against the base",
+            watching,
+            "alarms of the evaluation",
+            "the five, over equal",
+        ],
+        rows,
     )
 
 
@@ -198,6 +209,13 @@ def _diversity(own: Sequence[Cell]) -> str:
     last = [cell.evaluations[max(cell.evaluations)].diversity for cell in own]
     changes = [100 * d.change.mean for d in last if d]
     return f"{fmean(changes):+.0f} % ({min(changes):+.0f} to {max(changes):+.0f})" if changes else "-"
+
+
+def _hacked(own: Sequence[Cell]) -> str:
+    """The runs in which a look raised an alarm that counts as hacking, and the first such steps. Loss of diversity does not count."""
+    first = [min((s for s, alarms in c.watched.items() if any(a.kind in HACKED for a in alarms)), default=None) for c in own]
+    raised = sorted(step for step in first if step is not None)
+    return f"{len(raised)} of {len(own)}" + (f" ({', '.join(map(str, raised))})" if raised else "")
 
 
 def _alarms(own: Sequence[Cell]) -> str:

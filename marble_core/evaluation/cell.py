@@ -47,7 +47,7 @@ class Cell:
     """``measuring`` is what two cells must share for their numbers to be held against each other. ``sources`` and ``texts`` say of
     each held-out prompt its source and the index of the first prompt with its text; ``base`` and ``trained`` its scores, rounded
     to at most a thousandth of the base's standard deviation. ``history`` has metrics by step of ``steps``. ``free_roles`` are the
-    scores of the base under guidance; ``varied`` says which of the prompts diversity is measured on, and ``distances`` has the mean
+    scores of the base under guidance; ``watched`` has the alarms of each look while it trained, by step. ``varied`` says which of the prompts diversity is measured on, and ``distances`` has the mean
     distances of these prompts' images, of ``base`` and the free roles.
     """
 
@@ -68,6 +68,7 @@ class Cell:
     free_roles: Mapping[str, Scores] = field(default_factory=dict)
     varied: tuple[int, ...] = ()
     distances: Mapping[str, Column] = field(default_factory=dict)
+    watched: Mapping[int, tuple[Alarm, ...]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Whole or not at all."""

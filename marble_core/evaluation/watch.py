@@ -25,6 +25,7 @@ REWARD, TIES = "reward/", "ties/"  # before a reward's name, in the names of col
 HACKING: Final = "reward hacking"
 DAMAGE: Final = "damage"
 COLLAPSED: Final = "mode collapse"
+HACKED = (HACKING, DAMAGE)  # the alarms that end a run; loss of diversity is counted apart
 Columns = Mapping[str, np.ndarray]  # by name, a number for each of M prompts; NaN where a reward does not apply
 
 
@@ -48,8 +49,8 @@ class Look:
 
     @property
     def hacked(self) -> bool:
-        """Whether something was lost by the alarms that end a run: loss of diversity is not among them."""
-        return any(alarm.kind in (HACKING, DAMAGE) for alarm in self.alarms)
+        """Whether one of the alarms is ``HACKED``."""
+        return any(alarm.kind in HACKED for alarm in self.alarms)
 
     def metrics(self) -> dict[str, float]:
         """As MLflow has them; changes in base standard deviations."""

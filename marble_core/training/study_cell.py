@@ -26,6 +26,7 @@ from marble_core.evaluation.cell import Cell, CellEvaluation, Column, as_column
 from marble_core.evaluation.results import Estimate, Evaluation, RewardResult
 from marble_core.evaluation.run import run_evaluation
 from marble_core.evaluation.shared_roles import SharedRoles
+from marble_core.evaluation.watch import Look, Record
 from marble_core.runtime import progress
 from marble_core.tracking.provenance import code_tags
 from marble_core.tracking.step_history import History, write_history
@@ -66,7 +67,8 @@ def run_cell(
             here = _place(directory, step)
             if not (here / EVALUATION).is_file():
                 run_evaluation(config, held_out, here / "adapter", here, shared=SharedRoles(shared))
-        return _cell(config, arm, held_out, {step: _place(directory, step) for step in evaluate_at})
+        looks = Record.load(directory / WATCH).looks
+        return _cell(config, arm, held_out, {step: _place(directory, step) for step in evaluate_at}, looks)
 
 
 def _place(directory: Path, step: int) -> Path:
@@ -111,7 +113,7 @@ def _keep(learner: Learner, place: Path) -> None:
     draft.rename(place)
 
 
-def _cell(config: RunConfig, arm: str, held_out: Sequence[Prompt], places: Mapping[int, Path]) -> Cell:
+def _cell(config: RunConfig, arm: str, held_out: Sequence[Prompt], places: Mapping[int, Path], looks: Sequence[Look]) -> Cell:
     found = {step: Evaluation.load(place / EVALUATION) for step, place in places.items()}
     last, lines = found[max(found)], {step: _lines(place) for step, place in places.items()}
     measured, free = {**last.rewards, **last.held_out}, [v.name for v in last.variants if v.model == "base"]
@@ -141,6 +143,7 @@ def _cell(config: RunConfig, arm: str, held_out: Sequence[Prompt], places: Mappi
         free_roles={name: _scores(shown, name, measured) for name in free},
         varied=tuple(line["index"] for line in shown if "distances" in line),
         distances=_distances(shown, ["base", *free]),
+        watched={look.step: look.alarms for look in looks},
     )
 
 

@@ -13,7 +13,7 @@ from killable_training import PATIENCE, Left, Training, random_moments
 
 pytestmark = pytest.mark.faults
 
-STEPS, KILLS, MOMENTS = 24, 20, 35  # a step has some 30 moments before and after a write
+STEPS, MOMENTS = 24, 35  # a step has some 30 moments before and after a write
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +26,21 @@ def undisturbed(services_of_module: None, tmp_path_factory: pytest.TempPathFacto
     return Left.of("undisturbed", 6), Left.of("undisturbed"), (time.monotonic() - began) / STEPS
 
 
-def test_20_kills_leave_weights_optimizer_and_metrics_of_an_undisturbed_run(undisturbed, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.deep)])
+def test_kills_leave_weights_optimizer_and_metrics_of_an_undisturbed_run(undisturbed, tmp_path: Path, kills: int) -> None:
     _, whole, step_seconds = undisturbed
-    moments, delays = random_moments(7, KILLS, MOMENTS), random.Random(11)
-    for kill in range(KILLS):
+    moments, delays = random_moments(7, kills, MOMENTS), random.Random(11)
+    run_id, steps = f"killed-{kills}-times", f"train.steps={STEPS}"
+    for kill in range(kills):
         if kill % 2:
-            training = Training("killed", tmp_path / "run", f"train.steps={STEPS}", kill_at=moments[kill])
+            training = Training(run_id, tmp_path / "run", steps, kill_at=moments[kill])
         else:
-            training = Training("killed", tmp_path / "run", f"train.steps={STEPS}")
+            training = Training(run_id, tmp_path / "run", steps)
             training.kill_within(1.5 * step_seconds, delays.random())
         assert training.end() == [-9], f"attempt {kill}: {training.said}"
-    last = Training("killed", tmp_path / "run", f"train.steps={STEPS}")
+    last = Training(run_id, tmp_path / "run", steps)
     assert last.end() == [0], last.said
-    left = Left.of("killed")
+    left = Left.of(run_id)
     assert left.tensors == whole.tensors
     assert {n: v for n, v in left.metrics.items() if v != whole.metrics.get(n)} == {}
     assert left == whole

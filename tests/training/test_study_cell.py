@@ -33,6 +33,8 @@ def test_a_cell_is_evaluated_at_several_steps_and_what_is_lost_is_trained_again_
         cell = run_cell(config, "a", data.train, data.evaluation, tmp_path / place, (1, 2), tmp_path / "roles", data.watched)
         cell.save(tmp_path / "cell.json")
         assert sorted(cell.evaluations) == [1, 2] and cell.steps == (1, 2)
+        looks = Record.load(tmp_path / place / WATCH).looks
+        assert cell.watched == {look.step: look.alarms for look in looks} and list(cell.watched) == [1, 2]
         assert list(cell.free_roles) == ["base-g2"] and list(cell.distances) == ["base", "base-g2"]
         for evaluation in cell.evaluations.values():
             assert list(evaluation.roles) == ["trained-s0.5"] and list(evaluation.distances) == ["trained", "trained-s0.5"]
