@@ -1,4 +1,4 @@
-"""The examples do what they show, by scores; the README quotes them, and every public name is documented with an example."""
+"""The examples do what they show, by scores; README and docs/extending.md quote them, and every public name is documented with an example."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ from marble_core.training import loop
 from marble_core.types import Prompt
 from paths import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = "".join((ROOT / page).read_text(encoding="utf-8").replace("](../", "](") for page in ("README.md", "docs/extending.md"))
 GENEVAL = "rewards=[{name: geneval, options: {detector: 'marble_core.demo.shapes:ShapesDetector'}}]"
 SMALL = [*TINY, "lora.rank=4", "rewards=[{name: compressibility}]"]
 
@@ -33,16 +33,16 @@ def on_the_path(monkeypatch):
 
 
 def command(title):
-    """The last block below a heading of the README: what one types."""
-    below = README.split(f"## {title}\n")[1].split("\n## ")[0]
+    """The last block below a heading of README or docs/extending.md: what one types."""
+    below = PAGES.split(f"## {title}\n")[1].split("\n## ")[0]
     return re.findall(r"```\w*\n(.*?)```", below, flags=re.DOTALL)[-1]
 
 
 @pytest.mark.parametrize("name", ["custom_reward", "custom_model", "custom_method"])
-def test_the_readme_quotes_the_example_word_for_word(name):
+def test_the_documents_quote_the_example_word_for_word(name):
     text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
     body = text[text.index('"""', 3) + 3 :].strip("\n")
-    assert f"(examples/{name}.py):\n\n```python\n{body}\n```\n" in README
+    assert f"(examples/{name}.py):\n\n```python\n{body}\n```\n" in PAGES
 
 
 def test_the_reward_gives_the_difference_of_red_and_blue_and_a_step_trains_on_it():

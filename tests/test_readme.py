@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there, from outside the package."""
+"""What README and docs/extending.md show is run as it stands there, from outside the package."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from commands import TINY
 from paths import ROOT
 
-README = (ROOT / "README.md").read_text()
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 HEAVY = {
     "torchvision",
     "open-clip-torch",
@@ -29,7 +29,7 @@ HEAVY = {
 
 def section(title: str) -> list[str]:
     """The code blocks below a heading."""
-    text = README.split(f"## {title}\n")[1].split("\n## ")[0]
+    text = EXTENDING.split(f"## {title}\n")[1].split("\n## ")[0]
     return re.findall(r"```(?:\w*)\n(.*?)```", text, flags=re.DOTALL)
 
 
@@ -58,7 +58,7 @@ assert any((p != before[name]).any() for name, p in learner.policy.parameters_of
 
 
 def test_a_reward_with_a_reference_text_and_a_source_of_its_own_trains_from_a_folder_outside_of_the_repository(tmp_path):
-    """Everything is as README has it: two files of prompts, a class, and the words of the command."""
+    """Everything is as docs/extending.md has it: two files of prompts, a class, and the words of the command."""
     train, held_out, code, command = section("A reward with data of its own")
     for name, text in (("captions.jsonl", train), ("held_out.csv", held_out), ("my_captions.py", code)):
         (tmp_path / name).write_text(text)

@@ -1,4 +1,4 @@
-"""What the logged numbers of the balance say, in one sentence each: the same words in the progress, in MLflow and in the README."""
+"""What the logged numbers of the balance say, in one sentence each: the same words in the progress, in MLflow and in docs/logged_numbers.md."""
 
 GLOSSARY = {
     "alpha/NAME": "the share of the update that a reward steers",
@@ -6,9 +6,9 @@ GLOSSARY = {
     "cosine/worst": "least cosine of the update with a reward's gradient: positive means that no reward is contradicted, on this very batch",
     "held_out/worst": "the same for a direction found on half of the prompts against gradients of the other half: what holds for the next batch",
     "consistency/NAME": "cosine of a reward's gradients from two halves of the prompts: near 1 signal, near 0 noise",
-    "images_needed/NAME": "pictures a step at which that cosine would reach .5: which reward needs more pictures",
+    "images_needed/NAME": "images per step at which that cosine would reach .5: which reward needs more images",
     "consistency_time/NAME": "share of a squared gradient that is signal, by the gradients of the steps before: near 1 signal, near 0 noise",
-    "images_needed_time/NAME": "pictures a step at which that share would be .5",
+    "images_needed_time/NAME": "images per step at which that share would be .5",
     "cosine/last:NAME": "cosine of the last step's update with this step's gradient of a reward: what a new batch says of an update",
     "cosine/last_worst": "the least of these",
     "projection_error": "largest error of a cosine between this step's gradients where the steps before are kept as a random projection",
@@ -38,7 +38,7 @@ GLOSSARY = {
 
 
 def as_markdown() -> str:
-    """A table, for MLflow's page of a run and for the README."""
+    """A table, for MLflow's page of a run and for docs/logged_numbers.md."""
     return "\n".join(["| name | says |", "|---|---|", *(f"| `{name}` | {says} |" for name, says in GLOSSARY.items())])
 
 
