@@ -90,7 +90,10 @@ def test_mlflow_has_the_run_with_the_metrics_of_each_step(done, services):
     for name in ("reward/ocr/mean", "alpha/geneval", "cosine/worst", "consistency/clipscore", "held_out/worst", "time/sample"):
         assert [m.step for m in client.get_metric_history(found.info.run_id, name)] == [1, 2], name
     assert {a.path for a in client.list_artifacts(found.info.run_id)} >= {"report.html", "history.jsonl"}
-    assert as_markdown() in found.data.tags["mlflow.note.content"] and as_markdown() in (ROOT / "docs/logged_numbers.md").read_text()
+    assert (
+        as_markdown() in found.data.tags["mlflow.note.content"]
+        and as_markdown() in (ROOT / "docs/logged_numbers.md").read_text()
+    )
 
 
 def test_s3_has_a_checkpoint_of_each_step_with_its_manifest_and_how_good_the_last_is(done, services):
