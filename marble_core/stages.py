@@ -7,7 +7,6 @@ prepare finds nothing new to train on, the stages behind it end at once and say 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marble_core.config.formats import check_pipeline
 from marble_core.config.loading import load_config, read_config
-from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import (
     CONFIG,
     DATA_REPORT,
@@ -36,15 +34,15 @@ from marble_core.config.stage_files import (
     nothing_new,
     read_prepared,
 )
-from marble_core.rewards.applies import check_heard, check_named, check_prompts, unplaced
+from marble_core.rewards.applies import check_prompts, unplaced
 from marble_core.rewards.cards import cards_of
 from marble_core.runtime import progress
+from marble_core.runtime.again import Again, keep_at_it
 from marble_core.runtime.environment import PIPELINE_FORMAT
 from marble_core.runtime.files import atomic_directory
-from marble_core.tracking.step_history import trained_steps
+from marble_core.tracking.step_history import last_metrics, trained_steps
 
 if TYPE_CHECKING:
-    from marble_core.prompts.dataset import Data
     from marble_core.tracking.outcome import Outcome
     from marble_core.tracking.tracker import Tracker
 
@@ -55,25 +53,6 @@ def _stage(name: str) -> Iterator[dict[str, Any]]:
     with progress.stage(name) as result:
         check_pipeline(os.environ.get(PIPELINE_FORMAT, ""))
         yield result
-
-
-def checked_data(config: RunConfig) -> Data:
-    """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
-    from marble_core.estimate import check_fits
-    from marble_core.prompts.dataset import prepare_data
-    from marble_core.rewards.own_classes import check_own_classes
-    from marble_core.storage.artifacts import Part
-    from marble_core.storage.catalogue import few_steps
-    from marble_core.storage.uri import check_access
-
-    check_fits(config, cards := cards_of(config.measured))
-    said = (check_access(config.model.path, Part.PIPELINE, config.model.revision), *check_own_classes(config))
-    check_named(config.measured)
-    data = prepare_data(config)
-    data.warnings.extend(filter(None, (*said, few_steps(config.model))))
-    check_heard(config, data.train, data.evaluation, cards)
-    data.warnings.extend(check_prompts(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}, cards))
-    return data
 
 
 class Wanted(NamedTuple):
@@ -104,6 +83,7 @@ def prepare(
         from marble_core.storage.s3 import S3
         from marble_core.tracking.provenance import code_tags, datasets
         from marble_core.tracking.tracker import run_params
+        from marble_core.training.data_check import checked_data
         from marble_core.training.retraining import plan_retraining, store_prompts
 
         gpus, evaluation_gpus = gpus_of(form or {})
@@ -148,6 +128,11 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
     Where there is nothing to train on, ``out`` is empty and so are the metrics.
     """
+    if wanted := Again.wanted():
+        from marble_core.training.launch import newest_checkpoint
+
+        keep_at_it("train", [str(prepared), str(out)], wanted, lambda: newest_checkpoint(prepared))
+        return last_metrics(out)
     with _stage("train") as result:
         if said := nothing_new(prepared):
             out.mkdir(parents=True, exist_ok=True)
@@ -155,7 +140,6 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
             progress.emit("train", note=said)
             return {}
         from marble_core.prompts import read_prompts, read_watched
-        from marble_core.tracking.step_history import read_history
         from marble_core.training.launch import processes_wanted, train_on
         from marble_core.training.loop import run_training
         from marble_core.training.trainjob import train_on_nodes
@@ -169,10 +153,8 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
             else:
                 watched = read_watched(prepared / WATCHED_PROMPTS)
                 run_training(config, run_id, read_prompts(prepared / TRAIN_PROMPTS), out, watched)
-        history = read_history(out)
-        metrics = history[-1]["metrics"] if history else {}
         result |= {"adapter": str(out)}
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return last_metrics(out)
 
 
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
@@ -180,6 +162,9 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
 
     Returns what was measured: nothing where nothing was trained, since nothing is new.
     """
+    if wanted := Again.wanted():
+        keep_at_it("evaluate", [str(path) for path in (prepared, adapter, out, report)], wanted, lambda: "")
+        return _measured(out)
     with _stage("evaluate") as result:
         if said := nothing_new(prepared):
             _evaluate_nothing(prepared, out, report, said)
@@ -204,7 +189,6 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     from marble_core.report import shown_files, write_pages
     from marble_core.runtime.housekeeping import housekeeping
     from marble_core.storage.s3 import S3
-    from marble_core.tracking.past_runs import evaluation_metrics
     from marble_core.tracking.registry import fetch_champion
     from marble_core.training.promotion import decided
 
@@ -220,13 +204,20 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     shutil.copyfile(out / REPORT, report)
     own, step, gain = RunCheckpoints(S3(config.storage.bucket), run_id), trained_steps(adapter), evaluation.mean_gain.mean
     housekeeping("the hint for retention", lambda: own.record_gain(step, gain))
-    metrics = evaluation_metrics(evaluation)
+    metrics = _measured(out)
     tracker.log_metrics(metrics, step)
     for path in (*pages, out / EVALUATION, out / DECISION_FILE):
         tracker.log_artifact(path)
     for path in shown_files(out / IMAGES):
         tracker.log_artifact(path, "evaluation")
     return metrics
+
+
+def _measured(out: Path) -> dict[str, float]:
+    from marble_core.evaluation.results import Evaluation
+    from marble_core.tracking.past_runs import evaluation_metrics
+
+    return evaluation_metrics(Evaluation.load(out / EVALUATION)) if (out / EVALUATION).exists() else {}
 
 
 def _evaluate_nothing(prepared: Path, out: Path, report: Path, said: str) -> None:

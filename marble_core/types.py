@@ -56,6 +56,10 @@ class MarbleError(Exception):
         super().__init__(without_secrets(str(text)))
 
 
+class Outage(MarbleError):
+    """One whose cause lies outside and may pass: the same work, started again, may succeed."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One prompt: its text, the name of its source, and ``metadata``, whatever else its file says of it, for rewards to read.

@@ -37,9 +37,9 @@ CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MLFLOW_
 
 
 def settings_of(images: Images) -> Settings:
-    """A stage whose container is killed is started again, twice and soon; one that fails says so at once (see run_container)."""
+    """What ends a stage's work is tried again twice and soon, and so is a container that is killed; a refusal is not (run_container)."""
     settings = Settings(images=images)
-    again = {stage: pod.model_copy(update={"retries": 2}) for stage, pod in settings.pods.items()}
+    again = {stage: pod.model_copy(update={"retries": 2, "pods": 2}) for stage, pod in settings.pods.items()}
     return settings.model_copy(update={"pods": again, "backoff": settings.backoff.model_copy(update={"seconds": 1})})
 
 

@@ -11,7 +11,7 @@ from kfp.dsl import PipelineTask
 
 from marble_core import __version__
 from marble_core.config.formats import PIPELINE
-from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES, PIPELINE_FORMAT, PIPELINE_VERSION
+from marble_core.runtime.environment import AGAIN, IMAGE, KFP_RUN, NODES, PIPELINE_FORMAT, PIPELINE_VERSION
 from marble_kubeflow.pipelines.settings import MODELS, Settings
 
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
@@ -40,9 +40,14 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
     ):
         if value is not None:
             limit(value)
-    if pod.retries:
-        wait = settings.backoff
-        task.set_retry(pod.retries, f"{wait.seconds}s", wait.factor, f"{wait.max_seconds}s")
+    wait = settings.backoff
+    if pod.pods:
+        # Kubeflow's last number is no limit of a wait: it is the window from the first pod's start in which another may begin and end.
+        window = round((pod.pods + 1) * pod.timeout_hours * 3600) + sum(wait.seconds * wait.factor**n for n in range(pod.pods))
+        task.set_retry(pod.pods, f"{wait.seconds}s", wait.factor, f"{window}s")
+    if pod.retries and stage in ("train", "evaluate"):
+        again = {"retries": pod.retries, "seconds": wait.seconds, "factor": wait.factor, "longest": wait.max_seconds}
+        task.set_env_variable(AGAIN, json.dumps(again))
     kubernetes.set_timeout(task, round(pod.timeout_hours * 3600))
     kubernetes.set_image_pull_policy(task, settings.images.pull_policy)
     # The rest of the standard `restricted` is KFP's own; which user it is says the image, or OpenShift.

@@ -70,20 +70,23 @@ class Pod(Section):
     memory_request: Quantity | None = None
     memory_limit: Quantity | None = None
     timeout_hours: float = Field(1, gt=0)
-    retries: int = Field(2, ge=0)
+    retries: int = Field(2, ge=0)  # of train's and evaluate's work, by the stage's own parent process, in the same pod
+    pods: int = Field(2, ge=0)  # further pods, which Kubeflow makes where Kubernetes took one
 
 
 PODS: dict[Stage, Pod] = {
     "prepare": Pod(cpu_request="1", memory_request="2Gi", timeout_hours=6),
-    "train": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=168, retries=8),  # a retry goes on from the checkpoint
+    "train": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=168, retries=8),  # it goes on from its newest checkpoint
     "evaluate": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=24),
     "register": Pod(cpu_request="250m", memory_request="512Mi"),
 }
 
 
 class Backoff(Section):
+    """The wait before another attempt: ``seconds``, then ``factor`` times as long each time, at most ``max_seconds``."""
+
     seconds: int = Field(30, ge=0)
-    factor: float = Field(2, ge=1)
+    factor: int = Field(2, ge=1)  # whole: Argo reads no other
     max_seconds: int = Field(600, ge=0)
 
 
@@ -147,7 +150,7 @@ class Settings(Section):
 
 def without_retries(settings: Settings) -> Settings:
     """For a run that someone watches: a stage that fails says so at once."""
-    pods = {stage: pod.model_copy(update={"retries": 0}) for stage, pod in settings.pods.items()}
+    pods = {stage: pod.model_copy(update={"retries": 0, "pods": 0}) for stage, pod in settings.pods.items()}
     return settings.model_copy(update={"pods": pods})
 
 

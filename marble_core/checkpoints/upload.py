@@ -11,13 +11,13 @@ from pathlib import Path
 
 from marble_core.checkpoints.lease import Taken
 from marble_core.storage.s3_errors import Refused
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Outage
 
 LONGEST_PAUSE = 15.0  # seconds between attempts, each of which has boto3's own retries within it
 _log = logging.getLogger(__name__)
 
 
-class Away(MarbleError):
+class Away(Outage):
     """S3 has taken nothing for longer than the configured limit."""
 
 

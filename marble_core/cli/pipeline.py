@@ -108,7 +108,7 @@ def check(
     from marble_core.cli.step_cost import lines
     from marble_core.estimate import check_fits
     from marble_core.rewards.cards import cards_of
-    from marble_core.stages import checked_data
+    from marble_core.training.data_check import checked_data
 
     check_fits(settings, cards_of(settings.measured))
     data = None if estimate else checked_data(settings)

@@ -102,6 +102,7 @@ class TrainConfig(Section):
     nodes: int = Field(1, ge=1)  # more than one: a TrainJob on a cluster with Kubeflow Trainer
     processes: int = Field(1, ge=0)  # on each; 0: one a GPU of the one machine. Without GPUs: one a core is faster than threads
     checkpoint_every: int = Field(10, ge=1)
+    checkpoint_minutes: float = Field(15, gt=0)  # [O] and after so many: a cancelled pod has no time to save
     samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
     max_bad_steps: int = Field(3, ge=1)  # steps in a row with a fault (not finite, values missing) that stop the run
     max_silent_steps: int = Field(10, ge=1)  # [O] steps without signal from the beginning that stop the run

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from marble_core.types import MarbleError, PromptBatch, RewardTable
+from marble_core.types import MarbleError, Outage, PromptBatch, RewardTable
 
 T = TypeVar("T")
 SILENCE = 60.0  # seconds without a sign of life after which a process counts as dead
@@ -194,7 +194,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise MarbleError(
+        raise Outage(
             f"Process {rank()} of {world()} stopped because another one ended or hung; that one's own log says why. ({error})"
         ) from error
 

@@ -8,4 +8,7 @@ KFP_RUN = "MARBLE_KFP_RUN"  # the id of the run in Kubeflow Pipelines; as a labe
 GIT_COMMIT = "MARBLE_GIT_COMMIT"  # the commit that an image was built from
 S3_DIRECTORY = "MARBLE_S3_DIRECTORY"  # where the S3 server that a marble command started on this machine keeps its data
 MLFLOW_DIRECTORY = "MARBLE_MLFLOW_DIRECTORY"  # and where the MLflow server does
+AGAIN = "MARBLE_AGAIN"  # JSON, which pipelines/pods.py writes: how often a stage's work is started again, see runtime/again.py
+ATTEMPT = "MARBLE_ATTEMPT"  # of the work: which attempt it is, and why the one before ended
+FAILURE = "MARBLE_FAILURE"  # the file in which the work says why it ends
 IMAGE = "MARBLE_IMAGE"  # a stage's image with its digest

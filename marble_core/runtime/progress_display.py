@@ -74,6 +74,8 @@ class Display:
 
     def _take(self, event: dict[str, Any]) -> None:
         name = event["stage"]
+        if event.get("state") == "started":  # another attempt: what ended the one before is no end of the run
+            self.error = self.traceback = None
         if "result" in event:
             self.results[name] = event["result"]
         self.error = event.get("error", self.error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError, SSLError
 
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Outage
 
 MISSING = {"404", "NoSuchBucket", "NoSuchKey", "NotFound"}
 TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
@@ -85,7 +85,7 @@ def sentence(error: Exception, endpoint: str, place: str, bucket: str, done: str
         return Refused(
             f"The certificate of {endpoint} is not trusted ({reason}): set AWS_CA_BUNDLE to the file of its authority."
         )
-    return MarbleError(
+    return Outage(
         f"The S3 bucket {bucket!r} on {endpoint} cannot be {done} ({reason}): "
         "check AWS_ENDPOINT_URL and storage.bucket, and that the server answers."
     )

@@ -4,6 +4,7 @@ The environment names what a container cannot find out by itself:
 
 - ``MARBLE_GIT_COMMIT``: the commit that the image was built from; without it, that of the checkout this file lies in.
 - ``MARBLE_IMAGE``: the stage's image with its digest, ``registry/marble-train@sha256:...``.
+- ``MARBLE_ATTEMPT``: which attempt at the stage this is, and why the one before ended.
 - ``MARBLE_PIPELINE_VERSION``: the version of the pipeline that the cluster runs.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core import __version__
-from marble_core.runtime.environment import GIT_COMMIT, IMAGE, PIPELINE_VERSION
+from marble_core.runtime.environment import ATTEMPT, GIT_COMMIT, IMAGE, PIPELINE_VERSION
 from marble_core.types import without_secrets
 
 if TYPE_CHECKING:
@@ -45,8 +46,12 @@ def code_tags() -> dict[str, str]:
 
 
 def stage_tags() -> dict[str, str]:
-    """Of one stage: the image and the machine that it runs on."""
-    tags = {"marble.image": os.environ.get(IMAGE, ""), "marble.host": platform.node()}
+    """Of one stage: the image and the machine that it runs on, and which attempt at it this is, if not the first."""
+    tags = {
+        "marble.image": os.environ.get(IMAGE, ""),
+        "marble.host": platform.node(),
+        "marble.attempt": os.environ.get(ATTEMPT, ""),
+    }
     return {name: value for name, value in tags.items() if value}
 
 

@@ -29,7 +29,7 @@ from marble_core.tracking.connection import client_of
 from marble_core.tracking.metric_queue import Batch, MetricQueue
 from marble_core.tracking.past_runs import PastRun, past_runs
 from marble_core.tracking.provenance import pages, stage_tags
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Outage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 RUN_ID_TAG = "marble.run_id"
 STAGE_TAG = "marble.stage"
 PARENT_TAG = "mlflow.parentRunId"
+_PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # no answer, or one that says later
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +95,8 @@ class Tracker:
             stage_run = _find(client, experiment_id, own)
             stage_run = _opened(client, stage_run, experiment_id, stage, {**stage_tags(), **own})
         except MlflowException as error:
-            raise full_disk(os.environ.get(MLFLOW_DIRECTORY)) or MarbleError(
+            kind = Outage if error.error_code in _PASSING else MarbleError
+            raise full_disk(os.environ.get(MLFLOW_DIRECTORY)) or kind(
                 f"MLflow at {where} cannot be used ({' '.join(str(error).split())[:200]}): check MLFLOW_TRACKING_URI and the server."
             ) from None
         return cls(client, run, stage_run)

@@ -8,22 +8,21 @@ On several machines (marble_core.training.trainjob, or torchrun by hand) PREPARE
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import TRAIN_PROMPTS, WATCHED_PROMPTS
 from marble_core.runtime import cpus
 from marble_core.runtime.child_process import ChildProcess, end_with_the_parent
-from marble_core.training.process_errors import ERRORS, in_s3, record_error
+from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
 from marble_core.training.watched import Listener
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Outage
 
 GRACE = 12.0  # seconds: a checkpoint, between the end of the stage and that of its processes
 
@@ -46,6 +45,18 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+def newest_checkpoint(prepared: Path) -> str:
+    """Of the run, on S3; empty where there is none, or S3 is away."""
+    from marble_core.checkpoints.run_checkpoints import RunCheckpoints
+    from marble_core.config.stage_files import read_prepared
+    from marble_core.storage.s3 import S3
+
+    config, run_id = read_prepared(prepared)
+    with suppress(MarbleError):
+        return RunCheckpoints(S3(config.storage.bucket), run_id).latest() or ""
+    return ""
+
+
 def train_on(count: int, prepared: Path, out: Path) -> None:
     """Train on ``count`` processes, which end with this one's SIGTERM as a single process does: after a checkpoint; and with this
     one, whatever ends it.
@@ -64,14 +75,12 @@ def train_on(count: int, prepared: Path, out: Path) -> None:
         code = child.wait()
     if code == 0:
         return
-    lines = errors.read_text(encoding="utf-8").splitlines() if errors.exists() else []
-    said = [each for each in map(json.loads, lines) if each["error"]]
-    if said:
-        raise MarbleError(said[0]["error"])
-    if lines:
+    if error := first_error_here(out):
+        raise error
+    if errors.exists():
         raise RuntimeError(f"training on {count} processes ended with exit code {code}")
     who = f"torchrun, by signal {-code}" if code < 0 else "one of them, for memory perhaps"
-    raise MarbleError(
+    raise Outage(
         f"Training on {count} processes ended because something killed {who}: see the log and the memory of this machine, and "
         "start the run again; it goes on from its last checkpoint."
     )
@@ -113,11 +122,11 @@ def main(prepared: str, out: str) -> None:
     except MarbleError as error:
         if listener and listener.silent.is_set():  # of a process that has ended
             os._exit(0)
-        record_error(str(error), out)
+        record_error(error, out)
         print(error, file=sys.stderr)
         sys.exit(2)
     except Exception:
-        record_error("", out)  # so that the stage knows: it was a bug, and no kill
+        record_error(None, out)  # so that the stage knows: it was a bug, and no kill
         raise
 
 

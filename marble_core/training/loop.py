@@ -29,7 +29,7 @@ from marble_core.training.saving import Checkpoints, Saving
 from marble_core.training.state import load_state, load_weights
 from marble_core.training.termination import Terminated, terminable
 from marble_core.training.watching import Watch
-from marble_core.types import MarbleError, Prompt, StepReport
+from marble_core.types import MarbleError, Outage, Prompt, StepReport
 
 if TYPE_CHECKING:
     from marble_core.tracking.tracker import Tracker
@@ -95,7 +95,7 @@ def train(
                     if first:
                         checkpoints.check()  # before anybody hears of a step that is another process's by now
                         report(done)
-                wanted = saving.look() or learner.step % limits.checkpoint_every == 0 or learner.step == limits.steps
+                wanted = saving.look() or saving.due()
                 with termination.deferred():
                     if wanted and not saving.bad:
                         saving.save()
@@ -113,7 +113,7 @@ def train(
                 saving.end()
         except Away as error:
             step = learner.step - saving.bad
-            raise MarbleError(f"{error}; the state after step {step} is saved as {saving.save()}.") from None
+            raise Outage(f"{error}; the state after step {step} is saved as {saving.save()}.") from None
         except Terminated:
             learner.policy.put_back()
             saving.save()
@@ -232,7 +232,7 @@ def _tracked_training(
         watch.save(out)
         tracker.log_history(learner.history)
         if unsent := tracker.flush(60 * config.storage.max_unsaved_minutes):
-            raise MarbleError(
+            raise Outage(
                 f"MLflow has not taken the metrics of {unsent} steps; they are in the run's checkpoint: "
                 f"start the run {run_id} again when MLflow answers."
             )

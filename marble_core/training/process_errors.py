@@ -6,7 +6,9 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from marble_core.types import MarbleError, Outage
 
 if TYPE_CHECKING:
     from marble_core.storage.s3 import S3
@@ -15,9 +17,14 @@ if TYPE_CHECKING:
 ERRORS = "train_errors.jsonl"  # beside OUT: the sentence of each process that stopped, the first one's first
 
 
-def record_error(error: str, out: str) -> None:
-    """Where the stage finds it: beside ``out``. Without words where it was a bug, whose traceback is in the log."""
-    said = {"time": time.time(), "rank": os.environ.get("RANK"), "error": error}
+def record_error(error: MarbleError | None, out: str) -> None:
+    """Where the stage finds it: beside ``out``. None where it was a bug, whose traceback is in the log."""
+    said = {
+        "time": time.time(),
+        "rank": os.environ.get("RANK"),
+        "error": str(error or ""),
+        "passes": isinstance(error, Outage),
+    }
     if out.startswith("s3://"):
         s3, prefix = in_s3(out)
         s3.put_json(f"{prefix.rpartition('/')[0]}/errors/{said['rank']}.json", said)
@@ -26,10 +33,25 @@ def record_error(error: str, out: str) -> None:
         file.write(json.dumps(said) + "\n")
 
 
-def first_error(s3: S3, place: str) -> str:
-    """The sentence of the process that stopped first, of those whose ``out`` is below this prefix; empty where there is none."""
-    said = [each for key in s3.keys(f"{place}/errors") if (each := s3.get_json(key))["error"]]
-    return str(min(said, key=lambda each: each["time"])["error"]) if said else ""
+def first_error(s3: S3, place: str) -> MarbleError | None:
+    """Of the process that stopped first, of those whose ``out`` is below this prefix."""
+    return _first([s3.get_json(key) for key in s3.keys(f"{place}/errors")])
+
+
+def first_error_here(out: Path) -> MarbleError | None:
+    """The same of processes of this machine."""
+    file = out.parent / ERRORS
+    return _first([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]) if file.exists() else None
+
+
+def _first(said: list[Any]) -> MarbleError | None:
+    """A refusal, where there is one: that a process stopped for another's sake is no news."""
+    said = [each for each in said if each["error"]]
+    refusals = [each for each in said if not each.get("passes")]
+    if not said:
+        return None
+    error = min(refusals or said, key=lambda each: each["time"])["error"]
+    return MarbleError(error) if refusals else Outage(error)
 
 
 def in_s3(uri: str) -> tuple[S3, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +41,7 @@ class Saving:
     checkpoints: Checkpoints
     watch: Watch
     bad: int = 0
+    saved: float = field(default_factory=lambda: time.monotonic())
 
     def save(self) -> Path | None:
         """The state before the bad steps at its end, which changed nothing: they are tried again when the run goes on."""
@@ -52,7 +54,14 @@ class Saving:
             save_state(state, directory)
             self.watch.save(directory)
 
+        self.saved = time.monotonic()
         return self.checkpoints.save(state.step, write)
+
+    def due(self) -> bool:
+        """Whether a checkpoint is: by steps, at the end, and by time, since a pod that is cancelled has none to save."""
+        limits, step = self.learner.config.train, self.learner.step
+        late = time.monotonic() - self.saved > 60 * limits.checkpoint_minutes
+        return late or step % limits.checkpoint_every == 0 or step == limits.steps
 
     def look(self) -> bool:
         """A look, where one is due. Whether the checkpoint of this step is one that the end may need, and is not there."""

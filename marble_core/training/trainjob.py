@@ -28,7 +28,7 @@ from marble_core.storage.s3 import S3
 from marble_core.training.process_errors import first_error
 from marble_core.training.trainer_api import CONTAINER, RUNTIME, Log, answer, client, first_log, last_event, sentences
 from marble_core.training.watched import forget_silence, heartbeat
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Outage
 
 LABEL = "marble/kfp-run"
 _JOBS = ("trainer.kubeflow.org", "v1alpha1")
@@ -62,23 +62,27 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
     with heartbeat(s3, place), job.ended_with_us():
         for _ in range(ANEW):
             job.create(_body(config, pods, s3.uri(place), name), lambda: forget_silence(s3, place))
-            status = job.follow(pods["seconds"], lambda: first_error(s3, place))
+            status = job.follow(pods["seconds"], lambda: _refused(s3, place))
             if status == FAILED or s3.exists(f"{place}/adapter/{ADAPTER_FILE}"):
                 break
             job.remove()  # it ended because nobody watched it, before this attempt of the stage did
         else:
             raise MarbleError(f"The TrainJob {name} ended {ANEW} times without an adapter: see the lines of its log above.")
         if status == FAILED:
-            said = first_error(s3, place)
-            if said:  # Kubernetes would start its processes again
+            error = first_error(s3, place)
+            if error:  # Kubernetes would start its processes again
                 job.remove()
     if status == FAILED:
-        raise MarbleError(
-            said
-            or f"The TrainJob {name} failed without a word of ours: the last lines above are of its first pod, and "
+        raise error or Outage(
+            f"The TrainJob {name} failed without a word of ours: the last lines above are of its first pod, and "
             f"kubectl -n {job.namespace} describe trainjob {name} says what Kubernetes knows."
         )
     s3.download_dir(f"{place}/adapter", out)
+
+
+def _refused(s3: S3, place: str) -> bool:
+    error = first_error(s3, place)
+    return error is not None and not isinstance(error, Outage)
 
 
 def _name_of(run_id: str, prepared: Path) -> str:
@@ -172,11 +176,11 @@ class TrainJob:
                 return ""
             raise
 
-    def follow(self, seconds: float, refused: Callable[[], str]) -> str:
+    def follow(self, seconds: float, refused: Callable[[], bool]) -> str:
         """Forward its log until it has ended, and return Complete or Failed. Raises MarbleError after ``seconds``.
 
-        ``refused`` is the sentence with which a process stopped, empty where none did: the job is over then, though Kubernetes
-        would start the process again and again.
+        ``refused`` says whether a process stopped for what no repetition heals: the job is over then, though Kubernetes would
+        start the process again and again.
         """
         self._over.clear()
         log = threading.Thread(target=self._forward, daemon=True)
@@ -189,7 +193,7 @@ class TrainJob:
             if sys.exc_info()[0] is None:  # else whoever asked us to end does not wait for the last lines
                 log.join(LAST_LINES)
 
-    def _ended_within(self, seconds: float, refused: Callable[[], str]) -> str:
+    def _ended_within(self, seconds: float, refused: Callable[[], bool]) -> str:
         begun = answered = time.monotonic()
         while True:
             try:

@@ -1,5 +1,6 @@
 """The pipeline's graph as a cluster reads it, and its components as a folder each."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from kfp import components as kfp_components
 from marble_core import __version__, stages
 from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
-from marble_core.runtime.environment import PIPELINE_VERSION
+from marble_core.runtime.environment import AGAIN, PIPELINE_VERSION
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.marble import PACKAGE, compile_to
 from marble_kubeflow.pipelines.settings import read_settings
@@ -90,13 +91,20 @@ def test_a_stage_gets_the_secrets_that_it_needs_and_no_others(pods: dict[str, di
     assert all(pod["configMapAsEnv"][0]["configMapName"] == "marble-defaults" for pod in pods.values())
 
 
+def variables(spec: dict) -> dict[str, dict[str, str]]:
+    return {stage: {v["name"]: v["value"] for v in c["env"]} for stage, c in executors(spec).items()}
+
+
 def test_every_pod_has_timeout_retries_labels_and_the_workers_shared_memory(spec: dict, pods: dict[str, dict]) -> None:
     tasks = spec["root"]["dag"]["tasks"]
-    retries = {stage: tasks[stage]["retryPolicy"] for stage in STAGES}
-    assert retries["train"] == {
-        "maxRetryCount": 8, "backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": "600s"
+    week = 7 * 24 * 3600
+    # backoffMaxDuration is the window for all pods from the first one's start, and the next one's deadline: no limit of the wait.
+    assert {stage: tasks[stage]["retryPolicy"]["maxRetryCount"] for stage in STAGES} == dict.fromkeys(STAGES, 2), "no storm"
+    assert tasks["train"]["retryPolicy"] == {
+        "maxRetryCount": 2, "backoffDuration": "30s", "backoffFactor": 2.0, "backoffMaxDuration": f"{3 * week + 30 + 60}s"
     }  # fmt: skip
-    assert all(policy["maxRetryCount"] for policy in retries.values())
+    assert json.loads(variables(spec)["train"][AGAIN]) == {"retries": 8, "seconds": 30, "factor": 2, "longest": 600}
+    assert {stage for stage, own in variables(spec).items() if AGAIN in own} == {"train", "evaluate"}
     assert pods["train"]["activeDeadlineSeconds"] == str(7 * 24 * 3600) and all(
         "activeDeadlineSeconds" in p for p in pods.values()
     )
@@ -112,7 +120,7 @@ def test_a_settings_file_moves_images_pods_and_secrets(tmp_path: Path) -> None:
 images: {{registry: registry.example/team, digests: {{train: "{digest}"}}, pull_secrets: [pull]}}
 secrets: [{{name: mine, keys: [AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY], stages: [train], optional: false}}]
 authority: {{config_map: company-ca}}
-pods: {{train: {{retries: 1, memory_limit: 400Gi}}}}
+pods: {{train: {{retries: 1, pods: 0, memory_limit: 400Gi}}}}
 gpu: {{node_selector: {{nvidia.com/gpu.product: H100}}, tolerations: [{{key: gpu, value: "yes", effect: NoExecute}}]}}
 volumes: {{cache_claim: models}}
 labels: {{team: vision}}
@@ -124,7 +132,8 @@ labels: {{team: vision}}
     assert containers["train"]["resources"]["resourceMemoryLimit"] == "400Gi"
     assert containers["train"]["resources"]["resourceMemoryRequest"] == "6Gi", "the rest of a pod's settings stays"
     train = pods["exec-train"]
-    assert spec["root"]["dag"]["tasks"]["train"]["retryPolicy"]["maxRetryCount"] == 1
+    assert json.loads(variables(spec)["train"][AGAIN])["retries"] == 1
+    assert "retryPolicy" not in spec["root"]["dag"]["tasks"]["train"]
     assert secrets_of(train) == {"mine": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}} and not secrets_of(
         pods["exec-register"]
     )
@@ -143,6 +152,7 @@ labels: {{team: vision}}
         ("pods: {training: {retries: 4}}", "pods.training"),
         ("image: {}", "'image'.*did you mean 'images'"),
         ("gpu: {tolerations: [{key: gpu}]}", "operator Equal needs key and value"),
+        ("backoff: {factor: 1.5}", "backoff.factor"),  # Argo: "value '1.5' cannot be resolved to an int"
         ("volumes: {shared_memory: plenty}", "volumes.shared_memory"),
         ("- a", "must be a mapping"),
     ],

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from marble_core.config.loading import load_config
 from marble_core.rewards.ocr import Ocr
 from marble_core.rewards.ocr_alphabet import OCR_LANGUAGES, alphabet
-from marble_core.stages import checked_data
 from marble_core.storage.downloads import WebFile
+from marble_core.training.data_check import checked_data
 from marble_core.types import MarbleError, Prompt
 
 

@@ -5,11 +5,11 @@ from huggingface_hub import constants
 
 from commands import sentence_of
 from marble_core.config.loading import load_config
-from marble_core.stages import checked_data
 from marble_core.storage import uri as assets
 from marble_core.storage.artifacts import Part
 from marble_core.storage.catalogue import Base, base_of
 from marble_core.storage.uri import portable, resolve
+from marble_core.training.data_check import checked_data
 from marble_core.types import MarbleError
 from paths import names_under, write_files
 from stub_hub import COMMIT

@@ -1,6 +1,7 @@
 """A run that stopped goes on to the same bits, and only as the run that it was."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,3 +51,28 @@ def test_a_setting_that_makes_another_run_of_it_is_one_sentence_and_one_that_doe
     free = learner("train.steps=2", "loss.micro_batch=6", "storage.keep_last=1", "registry.margin=0.2")
     loop.train(free, prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
     assert [line["step"] for line in free.history] == [1, 2]
+
+
+def test_a_checkpoint_is_due_by_time_as_well_as_by_steps(tmp_path, monkeypatch):
+    """A pod that is cancelled has no time to save: what is lost must not depend on how long a step takes."""
+    seconds, saved = [0.0], []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+
+    class Kept:
+        def newest(self):
+            return None
+
+        def save(self, step, write):
+            saved.append(step)
+
+        def check(self):
+            pass
+
+        def flush(self, seconds=None):
+            return True
+
+    def report(done):
+        seconds[0] += 100
+
+    loop.train(learner("train.steps=7", "train.checkpoint_every=99", "train.checkpoint_minutes=5"), prompts(), Kept(), report)
+    assert saved == [4, 7]

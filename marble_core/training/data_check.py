@@ -1,0 +1,31 @@
+"""What prepare and marble check do before anything is asked of a GPU. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from marble_core.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from marble_core.prompts.dataset import Data
+
+
+def checked_data(config: RunConfig) -> Data:
+    """The run's prompts, and everything of a configuration that can be checked without a GPU. Raises MarbleError."""
+    from marble_core.estimate import check_fits
+    from marble_core.prompts.dataset import prepare_data
+    from marble_core.rewards.applies import check_heard, check_named, check_prompts
+    from marble_core.rewards.cards import cards_of
+    from marble_core.rewards.own_classes import check_own_classes
+    from marble_core.storage.artifacts import Part
+    from marble_core.storage.catalogue import few_steps
+    from marble_core.storage.uri import check_access
+
+    check_fits(config, cards := cards_of(config.measured))
+    said = (check_access(config.model.path, Part.PIPELINE, config.model.revision), *check_own_classes(config))
+    check_named(config.measured)
+    data = prepare_data(config)
+    data.warnings.extend(filter(None, (*said, few_steps(config.model))))
+    check_heard(config, data.train, data.evaluation, cards)
+    data.warnings.extend(check_prompts(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}, cards))
+    return data
