@@ -40,7 +40,7 @@ def pod(prepared: Path, dies: list[Any], script: str = STAGE, **again: float) ->
 
 def trained(directory: Path, dies: list[Any]) -> tuple[bytes, str, str]:
     """The adapter's file, what the pod said, and the run's name."""
-    prepared, run_id = prepared_run(directory, "train.steps=4", "train.checkpoint_every=1")
+    prepared, run_id = prepared_run(directory, "train.steps=4", "train.checkpoint_every=1", "train.processes=1")
     process = pod(prepared, dies)
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
