@@ -17,8 +17,7 @@ def main(stage: str, *arguments: str) -> None:
     try:
         work(*paths)
     except MarbleError as error:
-        record_failure(error)
-        print(error, file=sys.stderr, flush=True)
+        record_failure(error)  # whose parent says it
         sys.exit(2)
     except Exception as error:
         record_failure(error)

@@ -1,7 +1,8 @@
 """What a stage is doing, for whoever watches: JSON lines in the file named by MARBLE_PROGRESS.
 
 A local runner pipes a stage's output, so the stages write events and the parent draws them (docs/architecture.md, section 6). Without
-the variable, on a cluster, nothing is written. Keys of an event: time, stage, and of the rest what there is: done, total,
+the variable, on a cluster, an event is a line of the stage's log (progress_lines.py), and where Argo asks for it the count goes to
+its own file. Keys of an event: time, stage, and of the rest what there is: done, total,
 note, metrics, state ("started" or "finished"), error (a sentence for the user) or traceback, result (what the stage found).
 """
 
@@ -10,15 +11,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from marble_core import __version__
 from marble_core.runtime.environment import PIPELINE_VERSION, PROGRESS
 from marble_core.runtime.files import disk_error
+from marble_core.runtime.noise import quieten
+from marble_core.runtime.progress_lines import PAUSE, Lines
 from marble_core.types import MarbleError, without_secrets
+
+ARGO = "ARGO_PROGRESS_FILE"
+_LINES = Lines(PAUSE)
 
 
 class StageFailed(Exception):
@@ -34,9 +43,6 @@ def emit(
     **more: Any,
 ) -> None:
     """Appends one event. Never raises: who watches must not disturb the work."""
-    path = os.environ.get(PROGRESS)
-    if not path:
-        return
     event = {
         "time": round(time.time(), 3),
         "stage": stage,
@@ -46,8 +52,14 @@ def emit(
         "metrics": metrics,
         **more,
     }
-    line = without_secrets(json.dumps({k: v for k, v in event.items() if v not in (None, "")}, default=str)) + "\n"
+    event = {key: value for key, value in event.items() if value not in (None, "")}
     with contextlib.suppress(OSError):
+        _to_argo(event)
+        if not (path := os.environ.get(PROGRESS)):
+            if text := _LINES.line(event):
+                print(without_secrets(text), flush=True)
+            return
+        line = without_secrets(json.dumps(event, default=str)) + "\n"
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())  # one write, so that lines of two processes do not mix
@@ -55,9 +67,25 @@ def emit(
             os.close(descriptor)
 
 
+def _to_argo(event: Mapping[str, Any]) -> None:
+    """Argo shows "12/100" as the node's progress."""
+    if (file := os.environ.get(ARGO)) and event.get("total"):
+        Path(file).write_text(f"{event.get('done', 0)}/{event['total']}\n", encoding="utf-8")
+
+
+def _ends_with_its_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of a MarbleError the last line of the log is its sentence, and where it was raised is nobody's business."""
+    if issubclass(kind, MarbleError):
+        print(error, file=sys.stderr, flush=True)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[dict[str, Any]]:
     """Frames a stage's work with events; what is put into the dictionary becomes the stage's ``result``."""
+    sys.excepthook = _ends_with_its_sentence
+    quieten()
     emit(name, state="started")
     result: dict[str, Any] = {}
     try:

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from marble_core.runtime.progress_lines import Lines, counted, spoken
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
-
-
-def describe_step(metrics: Mapping[str, float]) -> str:
-    """Reward means with their alpha, and the worst cosine, on one line: "ocr 0.61 (.20)  ...  worst cosine +0.03 (held out -0.01)".
-
-    The cosine is that of the update with the reward's gradient that it helps least; held out, that of a direction found on
-    one half of the prompts with gradients of the other half, which is what says something of the next batch.
-    """
-    parts = []
-    for key, value in metrics.items():
-        kind, _, rest = key.partition("/")
-        name, _, what = rest.rpartition("/")
-        if kind == "reward" and what == "mean":
-            alpha = metrics.get(f"alpha/{name}")
-            parts.append(f"{name} {value:.3g}" + ("" if alpha is None else f" ({alpha:.2f})"))
-    if "cosine/worst" in metrics:
-        held_out = metrics.get("held_out/worst")
-        parts.append(
-            f"worst cosine {metrics['cosine/worst']:+.3f}" + ("" if held_out is None else f" (held out {held_out:+.3f})")
-        )
-    return "  ".join(parts)
 
 
 class Display:
@@ -47,7 +27,7 @@ class Display:
         self.error: str | None = None
         self.traceback: str | None = None
         self._path, self._console, self._offset = path, console, 0
-        self._first: dict[str, tuple[float, int]] = {}  # of each stage: when its first count came, and the count
+        self._lines = Lines()
         self._tasks: dict[str, TaskID] = {}
         columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         # Steps take seconds to minutes: a short window would hold too few of them for an estimate.
@@ -82,7 +62,7 @@ class Display:
         self.traceback = event.get("traceback", self.traceback)
         if self._console.is_terminal:
             self._draw(name, event)
-        self._print(name, event)
+        self._print(event)
 
     def _draw(self, name: str, event: dict[str, Any]) -> None:
         if name not in self._tasks:
@@ -95,22 +75,9 @@ class Display:
             self._bars.update(task, completed=total, total=total)
             self._bars.stop_task(task)
 
-    def _print(self, name: str, event: dict[str, Any]) -> None:
-        said = "  ".join(filter(None, [describe_step(event.get("metrics", {})), event.get("note", "")]))
-        count = f" {event['done']}/{event.get('total', '?')}" if "done" in event else ""
+    def _print(self, event: dict[str, Any]) -> None:
         if self._console.is_terminal:
-            if said:
-                self._console.print(f"{name}{count}  {said}", markup=False, highlight=False)
-        elif "done" in event or "state" in event or said:
-            words = filter(None, [event.get("state", ""), said, self._left(name, event)])
-            self._console.print(f"{name}{count}  {'  '.join(words)}", markup=False, highlight=False, soft_wrap=True)
-
-    def _left(self, name: str, event: dict[str, Any]) -> str:
-        """The time left, from the pace since the stage's first count."""
-        if "done" not in event or "total" not in event:
-            return ""
-        began, at = self._first.setdefault(name, (event["time"], event["done"]))
-        if event["done"] <= at:
-            return ""
-        seconds = (event["time"] - began) / (event["done"] - at) * (event["total"] - event["done"])
-        return f"[{seconds / 60:.0f} min left]" if seconds >= 90 else f"[{seconds:.0f} s left]"
+            if said := spoken(event):
+                self._console.print(f"{counted(event)}  {said}", markup=False, highlight=False)
+        elif line := self._lines.line(event):
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)

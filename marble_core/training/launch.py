@@ -102,10 +102,13 @@ def main(prepared: str, out: str) -> None:
     from marble_core.config.stage_files import read_prepared
     from marble_core.prompts import read_prompts, read_watched
     from marble_core.runtime import distributed
+    from marble_core.runtime.noise import quieten
     from marble_core.training.loop import run_training
     from marble_core.training.termination import Terminated
 
     end_with_the_parent()
+    quieten()
+
     listener = _listener(prepared)
     if listener and listener.ended_before():
         return

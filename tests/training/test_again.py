@@ -51,7 +51,10 @@ def trained(directory: Path, dies: list[Any]) -> tuple[bytes, str, str]:
 def test_a_training_killed_by_signals_and_by_a_lost_s3_goes_on_by_itself_to_the_same_bits(
     services: dict[str, str], tmp_path: Path
 ) -> None:
-    whole, _, _ = trained(tmp_path / "undisturbed", [])
+    whole, log, _ = trained(tmp_path / "undisturbed", [])
+    assert all(line.startswith("train ") for line in log.splitlines()) and "train 4/4  clipscore" in log, (
+        "nothing of third parties"
+    )
     dies = [["SIGKILL", 2], ["SIGSEGV", 3], ["Outage", 4], ["RuntimeError", 4]]
     adapter, said, run_id = trained(tmp_path / "killed", dies)
     assert adapter == whole

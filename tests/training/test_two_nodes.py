@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from safetensors.torch import load_file
 
 from builders import prepared_run
 from marble_core import stages
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.runtime import environment
+from marble_core.storage.s3 import S3
 from oracles import relative_error
 from paths import TESTS
 from stub_kube import StubKube
 from train_pod import PODS
+from waiting import eventually
 
 
 @contextmanager
@@ -57,10 +61,11 @@ class Controller:
 
     def __init__(self, kube: StubKube, machines: list[list[str]], values: dict[str, str], directory: Path) -> None:
         self.kube, self.machines, self.values, self.directory = kube, machines, values, directory
+        self.codes: list[int] = []
 
     def __call__(self, job: dict[str, Any]) -> None:
         trainer = job["spec"]["trainer"]
-        running = []
+        nodes: list[tuple[list[str], dict[str, str], Path]] = []
         for rank, machine in enumerate(self.machines):
             home = self.directory / f"node-{rank}"
             home.mkdir()
@@ -70,12 +75,22 @@ class Controller:
             }  # fmt: skip
             given = {name: os.environ[name] for name in ("PATH", "PYTHONPATH")} | {"OMP_NUM_THREADS": "1"}
             environment = {**given, **self._environment(job), **rendezvous, "HOME": str(home), "HF_HOME": str(home)}
-            log = (home / "log").open("wb")
-            command = [*machine, *trainer["command"], *trainer["args"]]
-            running.append(subprocess.Popen(command, env=environment, cwd=home, stdout=log, stderr=log))
-        codes = [process.wait() for process in running]
+            nodes.append(([*machine, *trainer["command"], *trainer["args"]], environment, home))
+        with ThreadPoolExecutor() as kubelets:
+            self.codes = codes = list(kubelets.map(self._kept_running, nodes))
         self.kube.log = (self.directory / "node-0" / "log").read_text(errors="replace").splitlines()
         self.kube.end(job["metadata"]["name"], "Complete" if codes == [0, 0] else "Failed")
+
+    @staticmethod
+    def _kept_running(node: tuple[list[str], dict[str, str], Path]) -> int:
+        """A container that fails is started again in place, six times (restartPolicy OnFailure)."""
+        command, environment, home = node
+        for _ in range(7):
+            with (home / "log").open("ab") as log:
+                code = subprocess.run(command, env=environment, cwd=home, stdout=log, stderr=log, check=False).returncode
+            if code == 0:
+                break
+        return code
 
     def _environment(self, job: dict[str, Any]) -> dict[str, str]:
         wanted = {e["name"]: e.get("value", self.values.get(e["name"])) for e in job["spec"]["trainer"]["env"]}
@@ -98,3 +113,41 @@ def test_two_nodes_train_the_model_that_one_process_trains(
             assert "reward/geneval/mean" in stages.train(where, directory / "adapter"), kube.log
             adapters.append(load_file(directory / "adapter" / ADAPTER_FILE))
     assert relative_error(*adapters) < 1e-3
+
+
+WATCHES = """
+import sys; from pathlib import Path
+from marble_core import stages
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
+from marble_core.training import watched
+watched.BEAT = 1.0
+stages.train(*map(Path, sys.argv[1:]))
+"""
+IMPATIENT = "from marble_core.training import watched\nwatched.PATIENCE, watched.LOOK, watched.LAST_SECONDS = 8.0, 1.0, 10.0\n"
+
+
+@pytest.mark.slow
+def test_two_nodes_whose_watcher_is_killed_save_a_checkpoint_and_end_by_themselves(
+    services: dict[str, str], kube: StubKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody deletes the job: Kubeflow leaves a cancelled pod no time to."""
+    monkeypatch.setenv(environment.NODES, json.dumps(json.loads(PODS) | {"gpu": ""}))
+    (tmp_path / "impatient").mkdir()
+    (tmp_path / "impatient" / "sitecustomize.py").write_text(IMPATIENT)
+    ports = [urlsplit(services[name]).port or 0 for name in ("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI")]
+    where, run_id = prepared_run(
+        tmp_path, "train.nodes=2", "train.processes=1", "train.steps=500", "train.checkpoint_every=400"
+    )
+    log = tmp_path / "node-0" / "log"
+    with two_machines(tmp_path, ports) as machines:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "impatient"), os.environ["PYTHONPATH"]]))
+        kube.start = controller = Controller(kube, machines, services, tmp_path)
+        stage = subprocess.Popen([sys.executable, "-c", WATCHES, str(where), str(tmp_path / "adapter")])
+        try:
+            assert eventually(lambda: log.exists() and "train 1/500" in log.read_text(), 300), log.read_text()
+        finally:
+            stage.kill()
+            stage.wait()
+        assert eventually(lambda: controller.codes != [], 120), log.read_text()[-3000:]
+    assert controller.codes == [0, 0], "its GPUs are free, and Kubernetes starts nothing again"
+    assert RunCheckpoints(S3("marble"), run_id).latest() is not None, "no checkpoint was due yet"
