@@ -20,11 +20,9 @@ from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import TRAIN_PROMPTS, WATCHED_PROMPTS
 from marble_core.runtime import cpus
 from marble_core.runtime.child_process import ChildProcess, end_with_the_parent
+from marble_core.training.heartbeat import Listener
 from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
-from marble_core.training.watched import Listener
 from marble_core.types import MarbleError, Outage
-
-GRACE = 12.0  # seconds: a checkpoint, between the end of the stage and that of its processes
 
 
 def processes_wanted(config: RunConfig) -> int:

@@ -25,9 +25,9 @@ from marble_core.config.stage_files import ADAPTER_FILE, SHARED
 from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3
+from marble_core.training.heartbeat import beating, forget_silence
 from marble_core.training.process_errors import first_error
 from marble_core.training.trainer_api import CONTAINER, RUNTIME, Log, answer, client, first_log, last_event, sentences
-from marble_core.training.watched import forget_silence, heartbeat
 from marble_core.types import MarbleError, Outage
 
 LABEL = "marble/kfp-run"
@@ -44,7 +44,7 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
 
     Raises MarbleError where a process stopped with one, where the job fails or is not done in time, and where Kubernetes does
     not let us. SIGTERM deletes the job, whose pods save a checkpoint then; where this process has no time for that, they miss
-    its heartbeat (marble_core.training.watched) and do the same.
+    its heartbeat (marble_core.training.heartbeat) and do the same.
     """
     if NODES not in os.environ:
         raise MarbleError(
@@ -59,7 +59,7 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
     for file in SHARED:
         s3.upload_file(prepared / file, f"{place}/prepared/{file}")
     job = TrainJob(name)
-    with heartbeat(s3, place), job.ended_with_us():
+    with beating(s3, place), job.ended_with_us():
         for _ in range(ANEW):
             job.create(_body(config, pods, s3.uri(place), name), lambda: forget_silence(s3, place))
             status = job.follow(pods["seconds"], lambda: _refused(s3, place))

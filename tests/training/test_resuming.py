@@ -9,7 +9,7 @@ import torch
 
 from builders import learner, prompts, weights
 from marble_core.checkpoints import CheckpointStore
-from marble_core.training import loop
+from marble_core.training import loop, saving
 from marble_core.types import MarbleError
 
 
@@ -56,7 +56,7 @@ def test_a_setting_that_makes_another_run_of_it_is_one_sentence_and_one_that_doe
 def test_a_checkpoint_is_due_by_time_as_well_as_by_steps(tmp_path, monkeypatch):
     """A pod that is cancelled has no time to save: what is lost must not depend on how long a step takes."""
     seconds, saved = [0.0], []
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
 
     class Kept:
         def newest(self):
@@ -70,6 +70,9 @@ def test_a_checkpoint_is_due_by_time_as_well_as_by_steps(tmp_path, monkeypatch):
 
         def flush(self, seconds=None):
             return True
+
+        def hold(self, steps):
+            pass
 
     def report(done):
         seconds[0] += 100

@@ -119,11 +119,13 @@ WATCHES = """
 import sys; from pathlib import Path
 from marble_core import stages
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
-from marble_core.training import watched
-watched.BEAT = 1.0
+from marble_core.training import heartbeat
+heartbeat.BEAT = 1.0
 stages.train(*map(Path, sys.argv[1:]))
 """
-IMPATIENT = "from marble_core.training import watched\nwatched.PATIENCE, watched.LOOK, watched.LAST_SECONDS = 8.0, 1.0, 10.0\n"
+IMPATIENT = (
+    "from marble_core.training import heartbeat\nwatched.PATIENCE, heartbeat.LOOK, heartbeat.LAST_SECONDS = 8.0, 1.0, 10.0\n"
+)
 
 
 @pytest.mark.slow

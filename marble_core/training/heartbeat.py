@@ -26,7 +26,7 @@ LAST_SECONDS = 30.0  # for a process that waits for one which has ended; the fir
 
 
 @contextmanager
-def heartbeat(s3: S3, place: str) -> Iterator[None]:
+def beating(s3: S3, place: str) -> Iterator[None]:
     """Beats within the block, for the processes whose files lie below ``place``."""
     over = threading.Event()
 

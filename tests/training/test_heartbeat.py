@@ -9,21 +9,21 @@ from contextlib import contextmanager
 import pytest
 
 from marble_core.storage.s3 import S3
-from marble_core.training import watched
+from marble_core.training import heartbeat
 from waiting import eventually
 
 LISTENS = """
 import signal, sys
 from marble_core.storage.s3 import S3
-from marble_core.training import watched
-watched.PATIENCE, watched.LOOK = 1.5, 0.1
+from marble_core.training import heartbeat
+heartbeat.PATIENCE, heartbeat.LOOK = 1.5, 0.1
 
 def ends(*_):
     print("saved", listener.silent.is_set(), flush=True)
     sys.exit(7)
 
 signal.signal(signal.SIGTERM, ends)
-listener = watched.Listener(S3(sys.argv[1]), "place")
+listener = heartbeat.Listener(S3(sys.argv[1]), "place")
 listener.listen(first=True)
 print("listens", flush=True)
 while True:
@@ -45,16 +45,16 @@ def listening(bucket: str) -> Iterator[subprocess.Popen[str]]:
 def test_a_process_goes_on_while_its_watcher_lives_and_saves_and_ends_once_it_is_gone(
     bucket: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watched, "BEAT", 0.3)
-    with watched.heartbeat(bucket, "place"), listening(bucket.bucket) as process:
+    monkeypatch.setattr(heartbeat, "BEAT", 0.3)
+    with heartbeat.beating(bucket, "place"), listening(bucket.bucket) as process:
         begun = time.monotonic()
         assert eventually(lambda: time.monotonic() - begun > 5) and process.poll() is None, "three times its patience"
-        assert not watched.Listener(bucket, "place").ended_before()
+        assert not heartbeat.Listener(bucket, "place").ended_before()
         # What a pod that is killed does: nothing more.
         monkeypatch.setattr(S3, "put_json", lambda *_: None)
         said, _ = process.communicate(timeout=20)
     assert process.returncode == 7 and said.splitlines()[-1] == "saved True"
     assert "Nobody watches this training any more" in said
-    assert watched.Listener(bucket, "place").ended_before(), "a container that is started again in place ends at once"
-    watched.forget_silence(bucket, "place")
-    assert not watched.Listener(bucket, "place").ended_before()
+    assert heartbeat.Listener(bucket, "place").ended_before(), "a container that is started again in place ends at once"
+    heartbeat.forget_silence(bucket, "place")
+    assert not heartbeat.Listener(bucket, "place").ended_before()
