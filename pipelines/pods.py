@@ -12,9 +12,10 @@ from kfp.dsl import PipelineTask
 from marble_core import __version__
 from marble_core.config.formats import PIPELINE
 from marble_core.runtime.environment import AGAIN, IMAGE, KFP_RUN, NODES, PIPELINE_FORMAT, PIPELINE_VERSION
-from marble_kubeflow.pipelines.settings import MODELS, Settings
+from marble_core.runtime.mlflow_server import NAMES as MLFLOW
+from marble_core.runtime.mlflow_server import OWN
+from marble_kubeflow.pipelines.settings import CERTIFICATES, MODELS, Settings
 
-CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
 OWN_POD = {  # what a stage must know of its pod and its run to make, own and find a TrainJob
     "POD_NAME": "metadata.name",
     "POD_UID": "metadata.uid",
@@ -64,6 +65,11 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
         task.set_env_variable(NODES, json.dumps(_of_several_nodes(settings)))
 
 
+def variable_of(key: str) -> str:
+    """The variable that a key of a secret or config map becomes. MLflow's have names of our own: Kubeflow's plugin sets the usual ones."""
+    return f"{OWN}{key}" if key in MLFLOW else key
+
+
 def _of_several_nodes(settings: Settings) -> dict[str, Any]:
     """What the pods of a TrainJob get (marble_core.training.trainjob): the same secrets, volumes and tolerations as the train stage's own."""
     pod, volumes = settings.pods["train"], settings.volumes
@@ -72,7 +78,7 @@ def _of_several_nodes(settings: Settings) -> dict[str, Any]:
         for source in sources:
             if "train" in source.stages:
                 refer = [{"name": source.name, "key": key, "optional": source.optional} for key in source.keys]
-                env += [{"name": each["key"], "valueFrom": {kind: each}} for each in refer]
+                env += [{"name": variable_of(str(each["key"])), "valueFrom": {kind: each}} for each in refer]
     mounts = {"scratch": SCRATCH, "shared-memory": "/dev/shm"}
     made: list[dict[str, Any]] = [
         {"name": "scratch", "emptyDir": {"sizeLimit": volumes.scratch}},
@@ -117,7 +123,7 @@ def _environment(task: PipelineTask, stage: str, settings: Settings) -> None:
     ):
         for source in sources:
             if stage in source.stages:
-                use(task, source.name, {key: key for key in source.keys}, optional=source.optional)
+                use(task, source.name, {key: variable_of(key) for key in source.keys}, optional=source.optional)
     if settings.authority:
         kubernetes.use_config_map_as_volume(task, settings.authority.config_map, AUTHORITY)
         for variable in CERTIFICATES:

@@ -22,6 +22,9 @@ from marble_core.types import MarbleError
 Stage = Literal["prepare", "train", "evaluate", "register"]  # and so is its image called
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
+OURS = ("HF_HOME", "POD_NAME", "POD_UID", "POD_NAMESPACE", "POD_SERVICE_ACCOUNT")  # which pods.py sets, beside MARBLE_*
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]  # of a Kubernetes object
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -146,6 +149,21 @@ class Settings(Section):
     gpu: Gpu = Gpu()
     volumes: Volumes = Volumes()
     labels: dict[str, str] = Field({})
+
+    @model_validator(mode="after")
+    def _each_variable_once(self) -> Settings:
+        """A pod in which a variable has a value and a source, or two, is none to Kubernetes, which says so again and again."""
+        for stage in STAGES:
+            names = [key for source in (*self.secrets, *self.config_maps) if stage in source.stages for key in source.keys]
+            ours = OURS + (CERTIFICATES if self.authority else ())
+            for name in names:
+                if name.startswith("MARBLE_") or name in ours:
+                    raise ValueError(
+                        f"the pods of {stage} have {name} from MARBLE itself: take it out of secrets and config_maps"
+                    )
+                if names.count(name) > 1:
+                    raise ValueError(f"the pods of {stage} would have {name} twice: leave it to one of secrets and config_maps")
+        return self
 
 
 def without_retries(settings: Settings) -> Settings:

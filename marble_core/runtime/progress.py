@@ -22,6 +22,7 @@ from typing import Any
 from marble_core import __version__
 from marble_core.runtime.environment import PIPELINE_VERSION, PROGRESS
 from marble_core.runtime.files import disk_error
+from marble_core.runtime.mlflow_server import settle
 from marble_core.runtime.noise import quieten
 from marble_core.runtime.progress_lines import PAUSE, Lines
 from marble_core.types import MarbleError, without_secrets
@@ -87,6 +88,8 @@ def stage(name: str) -> Iterator[dict[str, Any]]:
     sys.excepthook = _ends_with_its_sentence
     quieten()
     emit(name, state="started")
+    if said := settle():
+        emit(name, note=said)
     result: dict[str, Any] = {}
     try:
         if (compiled := os.environ.get(PIPELINE_VERSION, __version__)) != __version__:

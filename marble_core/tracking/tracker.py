@@ -5,8 +5,7 @@ parameters, prompt sets, the curves of training, the results, the report, the mo
 pipeline, and its compare view draws the curves of two pipelines over each other, whatever stages there are. A child has what
 is the stage's alone: its duration and status, image, machine, and the load of CPU and GPU (``system/...``).
 
-The parent is found again by its tag ``marble.run_id``, and a child by its parent and ``marble.stage``, so a stage that is
-restarted, and the next stage, go on in the same ones. Nothing here stops a training or holds it up: after ``start`` every
+Both are found again by their tags (run_tree.py), so a stage that is restarted, and the next stage, go on in the same ones. Nothing here stops a training or holds it up: after ``start`` every
 failure is counted and logged, and metrics and pictures are sent in the background, metrics in order and as often as it takes.
 """
 
@@ -28,7 +27,8 @@ from marble_core.runtime.files import full_disk
 from marble_core.tracking.connection import client_of
 from marble_core.tracking.metric_queue import Batch, MetricQueue
 from marble_core.tracking.past_runs import PastRun, past_runs
-from marble_core.tracking.provenance import pages, stage_tags
+from marble_core.tracking.provenance import pages
+from marble_core.tracking.run_tree import log_params, open_runs
 from marble_core.types import MarbleError, Outage
 
 if TYPE_CHECKING:
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
     from marble_core.config.schema import RunConfig
 
-RUN_ID_TAG = "marble.run_id"
-STAGE_TAG = "marble.stage"
-PARENT_TAG = "mlflow.parentRunId"
 _PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # no answer, or one that says later
 _log = logging.getLogger(__name__)
 
@@ -87,13 +84,8 @@ class Tracker:
             raise MarbleError("MLFLOW_TRACKING_URI is not set: give the address of an MLflow server.")
         try:
             client = client_of(where)
-            experiment_id = _experiment_id(client, experiment)
-            run = find_run(client, experiment_id, run_id_tag)
-            run = _opened(client, run, experiment_id, run_name, {**(tags or {}), RUN_ID_TAG: run_id_tag})
-            _log_params(client, run, params or {})
-            own = {STAGE_TAG: stage, PARENT_TAG: run.info.run_id}
-            stage_run = _find(client, experiment_id, own)
-            stage_run = _opened(client, stage_run, experiment_id, stage, {**stage_tags(), **own})
+            run, stage_run = open_runs(client, experiment, run_name, run_id_tag, stage, tags or {})
+            log_params(client, run, params or {})
         except MlflowException as error:
             kind = Outage if error.error_code in _PASSING else MarbleError
             raise full_disk(os.environ.get(MLFLOW_DIRECTORY)) or kind(
@@ -225,57 +217,9 @@ class Tracker:
         return True
 
 
-def find_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
-    """The MLflow run that carries the tag ``marble.run_id``; the newest, should there be several."""
-    return _find(client, experiment_id, {RUN_ID_TAG: run_id})
-
-
 def run_params(config: RunConfig) -> dict[str, str]:
     """The configuration as MLflow parameters."""
     return {_name(key): value for key, value in settings_without_secrets(config.flat()).items()}
-
-
-def _find(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> Run | None:
-    wanted = " and ".join(f"tags.`{key}` = '{value.replace(chr(39), '')}'" for key, value in tags.items())
-    runs = client.search_runs([experiment_id], wanted, max_results=1, order_by=["start_time DESC"])
-    return runs[0] if runs else None
-
-
-def _opened(client: MlflowClient, run: Run | None, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
-    """The run, running; made where there is none. Its tags say where its newest part comes from."""
-    from mlflow.entities import RunTag
-
-    if run is None:
-        return client.create_run(experiment_id, run_name=name, tags=dict(tags))
-    client.update_run(run.info.run_id, status="RUNNING")
-    client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    return run
-
-
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
-def _log_params(client: MlflowClient, run: Run, params: Mapping[str, str]) -> None:
-    from mlflow.entities import Param, RunTag
-
-    known = run.data.params
-    new = [Param(key, value) for key, value in params.items() if key not in known]
-    changed = [RunTag(f"changed.{key}", value) for key, value in params.items() if known.get(key, value) != value]
-    for first in range(0, len(new), 100):  # MLflow's limit on one request
-        client.log_batch(run.info.run_id, params=new[first : first + 100])
-    if changed:
-        client.log_batch(run.info.run_id, tags=changed)
 
 
 def _name(name: str) -> str:

@@ -24,6 +24,8 @@ from marble_core.training.heartbeat import Listener
 from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
 from marble_core.types import MarbleError, Outage
 
+GRACE = 12.0  # seconds: a checkpoint, between the end of the stage and that of its processes
+
 
 def processes_wanted(config: RunConfig) -> int:
     """``train.processes``, where 0 means one a GPU; 1 inside a process that was itself started so.
@@ -100,12 +102,14 @@ def main(prepared: str, out: str) -> None:
     from marble_core.config.stage_files import read_prepared
     from marble_core.prompts import read_prompts, read_watched
     from marble_core.runtime import distributed
+    from marble_core.runtime.mlflow_server import settle
     from marble_core.runtime.noise import quieten
     from marble_core.training.loop import run_training
     from marble_core.training.termination import Terminated
 
     end_with_the_parent()
     quieten()
+    settle()
 
     listener = _listener(prepared)
     if listener and listener.ended_before():

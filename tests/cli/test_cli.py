@@ -23,7 +23,7 @@ from marble_core import cli
 from marble_core.cli.examples import EXAMPLES
 from marble_core.config.loading import load_config, presets
 from marble_core.services.local import addresses
-from marble_core.tracking.tracker import RUN_ID_TAG
+from marble_core.tracking.run_tree import RUN_ID_TAG
 from paths import ROOT
 from waiting import eventually, is_alive
 

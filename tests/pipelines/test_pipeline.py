@@ -11,7 +11,7 @@ from kfp import components as kfp_components
 from marble_core import __version__, stages
 from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
-from marble_core.runtime.environment import AGAIN, PIPELINE_VERSION
+from marble_core.runtime.environment import AGAIN, NODES, PIPELINE_VERSION
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.marble import PACKAGE, compile_to
 from marble_kubeflow.pipelines.settings import read_settings
@@ -95,6 +95,19 @@ def variables(spec: dict) -> dict[str, dict[str, str]]:
     return {stage: {v["name"]: v["value"] for v in c["env"]} for stage, c in executors(spec).items()}
 
 
+def test_no_variable_is_set_that_kubeflows_mlflow_plugin_sets(spec: dict, pods: dict[str, dict]) -> None:
+    """Kubernetes refuses a pod in which one has a value and a source: with the plugin on, no stage would start."""
+    nodes = json.loads(variables(spec)["train"][NODES])["env"]
+    for stage, pod in pods.items():
+        sources = [
+            pair for kind in ("secretAsEnv", "configMapAsEnv") for each in pod.get(kind, []) for pair in each["keyToEnv"]
+        ]
+        named = {pair["envVar"] for pair in sources} | set(variables(spec)[stage]) | {each["name"] for each in nodes}
+        assert not {name for name in named if name.startswith("MLFLOW_")}, stage
+        assert {"secretKey": "MLFLOW_TRACKING_TOKEN", "envVar": "MARBLE_MLFLOW_TRACKING_TOKEN"} in sources
+        assert "MARBLE_MLFLOW_TRACKING_URI" in named
+
+
 def test_every_pod_has_timeout_retries_labels_and_the_workers_shared_memory(spec: dict, pods: dict[str, dict]) -> None:
     tasks = spec["root"]["dag"]["tasks"]
     week = 7 * 24 * 3600
@@ -152,6 +165,15 @@ labels: {{team: vision}}
         ("pods: {training: {retries: 4}}", "pods.training"),
         ("image: {}", "'image'.*did you mean 'images'"),
         ("gpu: {tolerations: [{key: gpu}]}", "operator Equal needs key and value"),
+        ("config_maps: [{name: a, keys: [HF_HOME], stages: [train]}]", "pods of train have HF_HOME from MARBLE itself"),
+        (
+            "secrets: [{name: a, keys: [AWS_ENDPOINT_URL], stages: [prepare]}]",
+            "pods of prepare would have AWS_ENDPOINT_URL twice",
+        ),
+        (
+            "authority: {config_map: a}\nsecrets: [{name: a, keys: [SSL_CERT_FILE], stages: [train]}]",
+            "have SSL_CERT_FILE from MARBLE",
+        ),
         ("backoff: {factor: 1.5}", "backoff.factor"),  # Argo: "value '1.5' cannot be resolved to an int"
         ("volumes: {shared_memory: plenty}", "volumes.shared_memory"),
         ("- a", "must be a mapping"),

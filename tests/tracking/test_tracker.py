@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 from marble_core.config.loading import load_config
 from marble_core.storage.s3 import S3
 from marble_core.tracking.provenance import code_tags, datasets
-from marble_core.tracking.tracker import RUN_ID_TAG, Tracker, run_params
+from marble_core.tracking.run_tree import RUN_ID_TAG
+from marble_core.tracking.tracker import Tracker, run_params
 from marble_core.types import MarbleError, Prompt
 from paths import ROOT
 from waiting import eventually

@@ -15,7 +15,7 @@ from builders import prepared_run
 from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.runtime.again import Again
 from marble_core.runtime.environment import AGAIN
-from marble_core.tracking.tracker import STAGE_TAG
+from marble_core.tracking.run_tree import STAGE_TAG
 from paths import TESTS
 from waiting import eventually
 

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from marble_core import stages
-from marble_core.tracking.tracker import RUN_ID_TAG
+from marble_core.tracking.run_tree import RUN_ID_TAG
 from marble_core.training.retraining import choose
 from marble_core.types import Prompt
 

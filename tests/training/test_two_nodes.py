@@ -92,8 +92,12 @@ class Controller:
                 break
         return code
 
+    def _of(self, source: dict[str, dict[str, Any]]) -> str | None:
+        (refer,) = source.values()
+        return self.values.get(refer["key"])
+
     def _environment(self, job: dict[str, Any]) -> dict[str, str]:
-        wanted = {e["name"]: e.get("value", self.values.get(e["name"])) for e in job["spec"]["trainer"]["env"]}
+        wanted = {e["name"]: e["value"] if "value" in e else self._of(e["valueFrom"]) for e in job["spec"]["trainer"]["env"]}
         return {name: value for name, value in wanted.items() if value is not None}
 
 
