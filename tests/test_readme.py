@@ -38,7 +38,7 @@ import sys
 from collections import Counter
 from marble_core.config.loading import load_config
 from marble_core.prompts import mix
-from marble_core.stages import checked_data
+from marble_core.training.data_check import checked_data
 from marble_core.step import optimizer_step
 from marble_core.training import loop
 
