@@ -167,8 +167,8 @@ labels: {{team: vision}}
         ("gpu: {tolerations: [{key: gpu}]}", "operator Equal needs key and value"),
         ("config_maps: [{name: a, keys: [HF_HOME], stages: [train]}]", "pods of train have HF_HOME from MARBLE itself"),
         (
-            "secrets: [{name: a, keys: [AWS_ENDPOINT_URL], stages: [prepare]}]",
-            "pods of prepare would have AWS_ENDPOINT_URL twice",
+            "secrets: [{name: a, keys: [KEY], stages: [prepare]}, {name: b, keys: [KEY], stages: [prepare]}]",
+            "pods of prepare would have KEY twice",
         ),
         (
             "authority: {config_map: a}\nsecrets: [{name: a, keys: [SSL_CERT_FILE], stages: [train]}]",
