@@ -128,11 +128,11 @@ heartbeat.BEAT = 1.0
 stages.train(*map(Path, sys.argv[1:]))
 """
 IMPATIENT = (
-    "from marble_core.training import heartbeat\nwatched.PATIENCE, heartbeat.LOOK, heartbeat.LAST_SECONDS = 8.0, 1.0, 10.0\n"
+    "from marble_core.training import heartbeat\nheartbeat.PATIENCE, heartbeat.LOOK, heartbeat.LAST_SECONDS = 8.0, 1.0, 10.0\n"
 )
 
 
-@pytest.mark.slow
+@pytest.mark.deep  # two nodes that load torch and the model, and wait for their patience: a minute; test_heartbeat.py has one process
 def test_two_nodes_whose_watcher_is_killed_save_a_checkpoint_and_end_by_themselves(
     services: dict[str, str], kube: StubKube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
