@@ -15,6 +15,7 @@ from marble_kubeflow.components.evaluate.component import evaluate
 from marble_kubeflow.components.prepare.component import prepare
 from marble_kubeflow.components.register.component import register
 from marble_kubeflow.components.train.component import train
+from marble_kubeflow.pipelines.form import complete
 from marble_kubeflow.pipelines.pods import give_gpus, place
 from marble_kubeflow.pipelines.settings import Settings
 
@@ -32,18 +33,18 @@ def build(settings: Settings) -> Any:
         held_out: str = "",
         rewards: str = "",
         method: str = "",
-        steps: int = 0,
-        gpus: str = "0",
-        evaluation_gpus: str = "0",
+        steps: str = "",
+        gpus: str = "",
+        evaluation_gpus: str = "",
         accelerator: str = "nvidia.com/gpu",
-        seed: int = -1,
+        seed: str = "",
         run_id: str = "",
         start_from: str = "",
         new_prompts: str = "",
-        gate_margin: float = -1.0,
+        gate_margin: str = "",
         bucket: str = "",
         registered_model: str = "",
-        config: str = "[]",
+        config: str = "",
     ) -> None:
         """From prompts to a registered model.
 
@@ -54,15 +55,15 @@ def build(settings: Settings) -> Any:
             held_out: Prompt files to evaluate on, in the same form.
             rewards: Names, such as "pickscore,hpsv2,ocr". Those that the preset has keep their options.
             method: How the rewards are balanced: marble, mgda, weighted_sum, equal, gdpo or single:NAME.
-            steps: Optimizer steps; 0 for the preset's.
-            gpus: GPUs of the training pod, one process each; 0 trains on its CPUs. (A text: KFP reads no number here.)
+            steps: Optimizer steps.
+            gpus: GPUs of the training pod, one process each; empty or 0 trains on its CPUs.
             evaluation_gpus: GPUs of the evaluation's pod, 0 or 1.
             accelerator: The resource that these are, such as nvidia.com/gpu or amd.com/gpu.
-            seed: Of prompts, noise and timesteps; -1 for the preset's.
+            seed: Of prompts, noise and timesteps, a whole number.
             run_id: The name of the run; empty for a new one. A run that exists goes on from its newest checkpoint.
             start_from: What to begin with: champion (where there is none yet, the base) or s3://bucket/runs/RUN.
             new_prompts: From champion, train on "mix" (new ones, filled up with its own), "only" (new ones) or "all".
-            gate_margin: Harm that is still accepted, in standard deviations of the base; -1 for the preset's.
+            gate_margin: Harm that is still accepted, in standard deviations of the base, such as 0.02.
             bucket: The S3 bucket of checkpoints.
             registered_model: The name in MLflow's model registry.
             config: Any other override as JSON, {"optimizer": {"lr": 1e-4}} or ["optimizer.lr=1e-4"]. The fields above win.
@@ -100,7 +101,9 @@ def build(settings: Settings) -> Any:
 
 
 def compile_to(path: Path = PACKAGE, settings: Settings | None = None) -> Path:
-    compiler.Compiler().compile(build(settings or Settings()), str(path))
+    settings = settings or Settings()
+    compiler.Compiler().compile(build(settings), str(path))
+    complete(path, settings)
     return path
 
 

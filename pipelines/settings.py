@@ -111,6 +111,7 @@ class Gpu(Section):
 
     tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),)
     node_selector: dict[str, str] = Field({})
+    resources: tuple[str, ...] = ()  # further ones that the form offers, such as nvidia.com/mig-1g.10gb
     resource: str = "nvidia.com/gpu"  # of the pods of several nodes (train.nodes); empty: they train on their CPUs
 
 

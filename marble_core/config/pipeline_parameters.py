@@ -1,6 +1,7 @@
 """The form of the pipeline, which Kubeflow's page shows, as overrides of the configuration.
 
-An empty text, a 0 or a negative number leaves what the preset says: KFP's parameters know no null.
+Every field is a text, and an empty one leaves what the preset says: KFP's parameters know no null, and its page blocks Start where a
+field has no default.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ KEYS = {
     "bucket": "storage.bucket",
     "registered_model": "registry.model",
 }
-FROM_ZERO = ("seed", "gate_margin")  # here 0 is a value, and -1 says nothing
+NUMBERS: dict[str, tuple[type[int | float], str]] = {
+    "steps": (int, "a whole number, such as 300"),
+    "seed": (int, "a whole number, such as 0"),
+    "gate_margin": (float, "a number, such as 0.02"),
+}
 
 
 def overrides_of(
-    preset: str, config: str = "[]", prompts: str = "", held_out: str = "", rewards: str = "", gpus: str = "0", **fields: Any
+    preset: str, config: str = "", prompts: str = "", held_out: str = "", rewards: str = "", gpus: str = "", **fields: str
 ) -> list[str]:
     """Overrides ``section.key=value``: those of ``config`` first, then the form's own fields (see KEYS).
 
@@ -43,9 +48,9 @@ def overrides_of(
     if count := _count("gpus", gpus):
         made += [_override("train.processes", count), _override("hardware.gpus", count)]
     _count("evaluation_gpus", fields.pop("evaluation_gpus", ""))  # of a pod, and nothing of the configuration
-    for field, value in fields.items():
-        if value >= 0 if field in FROM_ZERO else value:
-            made.append(_override(KEYS[field], value.strip() if isinstance(value, str) else value))
+    for field, text in fields.items():
+        if text.strip():
+            made.append(_override(KEYS[field], _number(field, text) if field in NUMBERS else text.strip()))
     return made
 
 
@@ -59,6 +64,16 @@ def _count(name: str, text: str) -> int:
     if not (text.strip() or "0").isdecimal():
         raise MarbleError(f"The pipeline's parameter {name} is {text!r}: give a number of GPUs, such as 8, or 0 for none.")
     return int(text.strip() or 0)
+
+
+def _number(field: str, text: str) -> int | float:
+    read, what = NUMBERS[field]
+    try:
+        return read(text)
+    except ValueError:
+        raise MarbleError(
+            f"The pipeline's parameter {field} is {text[:60]!r}: give {what}, or nothing for the preset's."
+        ) from None
 
 
 def _override(key: str, value: Any) -> str:

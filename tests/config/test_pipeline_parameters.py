@@ -15,9 +15,9 @@ def test_a_filled_form_is_the_configuration_that_it_says() -> None:
         rewards=" ocr, hpsv2",
         gpus="8",
         method="equal",
-        steps=7,
-        seed=0,
-        gate_margin=0.0,
+        steps="7",
+        seed="0",
+        gate_margin="0.0",
         base_model="org/model: one # two",
     )
     config = load_config("demo", overrides=made)
@@ -40,6 +40,8 @@ def test_overrides_of_the_command_line_pass_through_as_they_are() -> None:
         ({"config": "[1]"}, "config must be like"),
         ({"gpus": "two"}, "gpus is 'two'"),
         ({"gpus": "-1"}, "gpus is '-1'"),
+        ({"steps": "many"}, "steps is 'many': give a whole number"),
+        ({"gate_margin": "x"}, "gate_margin is 'x': give a number"),
         ({"prompts": "s3://bucket/file"}, "general=URI"),
     ],
 )

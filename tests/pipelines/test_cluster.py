@@ -26,7 +26,7 @@ def test_a_submitted_run_is_what_was_ordered_and_the_same_file_is_uploaded_once(
     said = marble("submit", "--json", "--run-id", "second").json  # the same pipeline in another file
     first, second = server.posted("runs")
     assert first["display_name"] == "first" and second["display_name"] == said["display_name"] == "second"
-    parameters = {"preset": "demo", "config": '["train.steps=7"]', "seed": 3, "gate_margin": 0.2, "run_id": "first"}
+    parameters = {"preset": "demo", "config": '["train.steps=7"]', "seed": "3", "gate_margin": "0.2", "run_id": "first"}
     assert first["runtime_config"]["parameters"] == parameters
     assert first["pipeline_version_reference"] == second["pipeline_version_reference"]
     assert "pipeline_spec" not in said

@@ -9,7 +9,7 @@ import yaml
 from kfp import components as kfp_components
 
 from marble_core import __version__, stages
-from marble_core.config.loading import load_config
+from marble_core.config.loading import load_config, presets
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
 from marble_core.runtime.environment import AGAIN, NODES, PIPELINE_VERSION
 from marble_core.types import MarbleError
@@ -41,6 +41,21 @@ def test_kfp_loads_the_pipeline_and_every_parameter_has_a_description_and_a_defa
     defaults = {name: p["defaultValue"] for name, p in parameters.items()}
     form = {name: defaults[name] for name in (*KEYS, "prompts", "held_out", "rewards", "gpus", "config")}
     assert load_config("demo", overrides=overrides_of("demo", **form)) == load_config("demo")
+
+
+def test_the_form_has_no_sentinels_and_a_drop_down_where_there_is_a_choice(spec: dict) -> None:
+    fields = spec["root"]["inputDefinitions"]["parameters"]
+    filled = {name: field["defaultValue"] for name, field in fields.items() if field["defaultValue"]}
+    assert filled == {"preset": "demo", "accelerator": "nvidia.com/gpu"}, "what is empty is the preset's"
+    assert {field["parameterType"] for field in fields.values()} == {"STRING"}
+    choices = {name: field["literals"] for name, field in fields.items() if "literals" in field}
+    assert set(choices) == {"preset", "new_prompts", "accelerator"} and set(choices["preset"]) == set(presets())
+    assert choices["new_prompts"] == ["", "mix", "only", "all"]
+    assert all(fields[name]["defaultValue"] in choice for name, choice in choices.items())
+    shown = spec["pipelineInfo"]["description"].splitlines()
+    assert [line.partition(":")[0] for line in shown[2:]] == sorted(fields), (
+        "the page shows the description, and of a field its name"
+    )
 
 
 def executors(spec: dict) -> dict[str, dict]:

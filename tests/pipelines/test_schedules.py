@@ -28,7 +28,7 @@ def test_a_schedule_is_made_paused_resumed_changed_and_deleted(server: StubKfp, 
     marble("schedule", "update", "nightly", "--cron", "0 5 * * 1-5", "--param", "steps=80")
     ((_, changed),) = server.tables["recurring"].items()
     assert changed["trigger"]["cron_schedule"]["cron"] == "0 0 5 * * 1-5" and changed["status"] == "DISABLED"
-    assert changed["runtime_config"]["parameters"] == {"config": '["train.steps=7"]', "steps": 80}
+    assert changed["runtime_config"]["parameters"] == {"config": '["train.steps=7"]', "steps": "80"}
     assert changed["service_account"] == "trainer" and changed["max_concurrency"] == 1
     assert changed["pipeline_version_reference"] == sent["pipeline_version_reference"]
 
