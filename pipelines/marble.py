@@ -101,9 +101,9 @@ def build(settings: Settings) -> Any:
 
 
 def compile_to(path: Path = PACKAGE, settings: Settings | None = None) -> Path:
-    settings = settings or Settings()
-    compiler.Compiler().compile(build(settings), str(path))
-    complete(path, settings)
+    pipeline = build(settings := settings or Settings())
+    complete(pipeline, settings)
+    compiler.Compiler().compile(pipeline, str(path))
     return path
 
 
