@@ -42,7 +42,7 @@ def trained(directory: Path, dies: list[Any]) -> tuple[bytes, str, str]:
     """The adapter's file, what the pod said, and the run's name."""
     prepared, run_id = prepared_run(directory, "train.steps=4", "train.checkpoint_every=1", "train.processes=1")
     process = pod(prepared, dies)
-    said, _ = process.communicate(timeout=400)
+    said, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, said
     return (directory / "adapter" / ADAPTER_FILE).read_bytes(), said, run_id
 
