@@ -44,7 +44,7 @@ lock:  ## constraints.hashes.txt anew, after a change of pyproject.toml or const
 	echo '# constraints.txt with the hash of every file that PyPI has of each package, but for torch, whose build is the user'"'"'s choice. Made by: make lock' > constraints.hashes.txt
 	$(BIN)/uv pip compile --quiet --generate-hashes --all-extras --no-emit-package torch --no-annotate --no-header \
 		--python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) --constraint constraints.txt pyproject.toml >> constraints.hashes.txt
-	for stage in prepare train evaluate register; do \
+	for stage in prepare train evaluate register cli; do \
 		$(BIN)/uv pip compile --quiet $$(test $$stage = register || echo --extra $$stage) \
 			$$(test $$stage != train || echo --extra cluster) --no-emit-package torch --no-emit-package marble-core \
 			--no-annotate --no-header --python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) --constraint constraints.txt \
@@ -67,9 +67,14 @@ test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers,
 test-deep: $(READY)  ## what is too slow for every day, by hand (ARGS="-k name")
 	$(BIN)/python -m pytest -m deep tests $(ARGS)
 
-images: $(READY)  ## the stages' container images on this machine's engine (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=... EXTRA=your/package)
-	$(BIN)/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' --torch '$(TORCH)' \
-		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)' $(if $(EXTRA),--extra '$(EXTRA)')
+# Of Python it takes pip and setuptools, so that nobody installs torch here to install it in an image.
+build/tools/bin/python:
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet $$(grep -i '^setuptools==' constraints.txt || echo 'setuptools>=77')
+
+images: build/tools/bin/python  ## the container images on this machine's engine (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=... EXTRA=your/package ONLY=cli)
+	build/tools/bin/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' --torch '$(TORCH)' \
+		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)' $(if $(EXTRA),--extra '$(EXTRA)') $(if $(ONLY),--only $(ONLY))
 
 test-containers: $(READY)  ## the images, and the whole pipeline in them; starts the engine itself, some twelve minutes (as root, ARGS="-k size")
 	TORCH="$(TORCH)" $(BIN)/python -m pytest -m "containers and not deep" tests/containers $(ARGS)

@@ -18,7 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "helm" / "marble"
-STAGES = ("prepare", "train", "evaluate", "register")
+sys.path.insert(0, str(ROOT))
+from marble_kubeflow.pipelines.image_names import IMAGES, reference
+
 VERSIONS = {  # where the version stands, and how
     "marble_core/__init__.py": r'^__version__ = "(.+)"$',
     "CITATION.cff": r"^version: (.+)$",
@@ -44,7 +46,7 @@ def main() -> None:
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in sorted(options.out.iterdir())]
     (options.out / "SHA256SUMS").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(*lines, sep="\n")
-    images = [f"{options.registry.rstrip('/')}/".lstrip("/") + f"marble-{stage}:{version}" for stage in STAGES]
+    images = [reference(image, options.registry, version) for image in IMAGES]
     for image in images:
         print(f"{image}  {digest(options.engine, image)}")
     print("\nNothing was published. What would publish it:")

@@ -1,4 +1,4 @@
-"""Build the images of the stages, marble-prepare, -train, -evaluate and -register: what `make images` runs.
+"""Build the images of the stages, marble-prepare, -train, -evaluate and -register, and the command line's: what `make images` runs.
 
     python images/build.py --registry registry.example/team --base-image python:3.11-slim --torch "torch==2.13.0"
 
@@ -18,7 +18,9 @@ import extra
 import pip
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("prepare", "register", "train", "evaluate")
+sys.path.insert(0, str(ROOT))
+from marble_kubeflow.pipelines.image_names import IMAGES, reference
+
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "marble_core", "marble_kubeflow")
 OWN_BASE = "marble-base:bookworm"
 # Of a Debian with python3: what no stage needs. Without perl and apt nothing can be installed; which is what a base is chosen for.
@@ -44,19 +46,15 @@ def main() -> None:
         context = Path(scratch) / "context"
         torch = fill(context, options.torch)
         may_run = extra.bring(options.extra, context / "extra")
-        for stage in STAGES:
-            name = image(options.registry, stage, options.tag)
+        for image in options.only or IMAGES:
+            name = reference(image, options.registry, options.tag)
             settings = {"BASE_IMAGE": base, "TORCH": torch, "VERSION": version(), "REVISION": revision()}
             settings["MAY_RUN"] = ",".join(may_run)
             arguments = [f"--build-arg={key}={value}" for key, value in settings.items()]
-            _run(options.engine, "build", *arguments, *options.flags.split(), "--tag", name, "--file", str(context / stage / "Dockerfile"), str(context))  # fmt: skip
-    for stage in STAGES:
-        name = image(options.registry, stage, options.tag)
+            _run(options.engine, "build", *arguments, *options.flags.split(), "--tag", name, "--file", str(context / image / "Dockerfile"), str(context))  # fmt: skip
+    for image in options.only or IMAGES:
+        name = reference(image, options.registry, options.tag)
         print(f"{name}  {size(options.engine, name) / 1e6:.0f} MB")
-
-
-def image(registry: str, stage: str, tag: str) -> str:
-    return "/".join(filter(None, [registry.rstrip("/"), f"marble-{stage}:{tag}"]))
 
 
 def version() -> str:
@@ -158,11 +156,12 @@ def _run(*command: str, env: dict[str, str] | None = None) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Build the images of the stages.")
+    parser = argparse.ArgumentParser(description="Build the images of the stages, and the command line's.")
     parser.add_argument("--registry", default="", help="prefix of the names: registry.example/team")
     parser.add_argument("--tag", default=version())
     parser.add_argument("--base-image", default="", help="an image with python3 (default: a small Debian, made here)")
     parser.add_argument("--torch", default="torch==2.13.0", help="what pip installs as torch, with options, or a wheel's path")
+    parser.add_argument("--only", nargs="+", choices=IMAGES, help="these alone (default: all)")
     parser.add_argument("--engine", default="docker", help="docker or podman")
     parser.add_argument("--extra", type=Path, help="the directory of a package of your own, for prepare, train and evaluate")
     parser.add_argument("--flags", default="", help="further options of `docker build`")

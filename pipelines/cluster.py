@@ -20,44 +20,14 @@ from kfp_server_api import ApiClient, ApiException, V2beta1Pipeline, V2beta1Recu
 
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.connection import Target, Unreachable, connect, spoken
+from marble_kubeflow.pipelines.order import POLICY, Order
 from marble_kubeflow.pipelines.package import Package, Parameters
-from marble_kubeflow.pipelines.run_state import stages_of, state_of
+from marble_kubeflow.pipelines.run_state import FINAL, stages_of, state_of, waits
 
 PAGE = 100
 EQUALS = 1  # kfp's number for it in a filter
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 OUTAGE = 300.0  # seconds for which a server that has answered before may be away while a run is waited for
-
-
-@dataclass(frozen=True)
-class Order:
-    """A run, or with ``cron`` (six fields) a recurring one. ``parameters`` are of the types that the package gives them."""
-
-    name: str
-    package: Package
-    parameters: Mapping[str, Any]
-    experiment: str = "marble"
-    service_account: str | None = None
-    cron: str | None = None
-    enabled: bool = True
-
-    def as_json(self, target: Target) -> dict[str, Any]:
-        """What would be sent. Identities that the server gives are not in it."""
-        order = {
-            "host": target.shown,
-            "namespace": target.namespace or None,
-            "experiment": self.experiment,
-            "pipeline": self.package.name,
-            "pipeline_version": self.package.version,
-            "name": self.name,
-            "parameters": dict(self.parameters),
-            "service_account": self.service_account,
-        }
-        return order | ({"cron": self.cron, "enabled": self.enabled, **POLICY} if self.cron else {})
-
-
-POLICY = {"max_concurrency": 1, "no_catchup": True}  # of a schedule: no two runs at a time, none for a time that has passed
 
 
 @dataclass(frozen=True)
@@ -168,11 +138,12 @@ class Cluster:
         return run
 
     def wait(self, name: str, seconds: float | None, every: float, report: Callable[[V2beta1Run], None]) -> V2beta1Run | None:
-        """The run when it has ended, whatever its end is; None after ``seconds``. ``report`` sees it when its state or that of a stage changes."""
-        run, said = self.run(name), ("", dict[str, str]())
+        """The run when it has ended, whatever its end is; None after ``seconds``. ``report`` sees it when its state or that of a stage changes, and when a pod
+        has waited for a minute."""
+        run, said = self.run(name), ("", dict[str, str](), "")
         begun = answered = time.monotonic()
         while True:
-            if (now := (state_of(run), stages_of(run))) != said:
+            if (now := (state_of(run), stages_of(run), waits(run))) != said:
                 said = now
                 report(run)
             if run.state in FINAL:
@@ -201,16 +172,24 @@ class Cluster:
             raise MarbleError(f"There is no schedule {name!r}: marble schedule list says which there are.")
         return found
 
-    def create_schedule(self, order: Order) -> tuple[V2beta1RecurringRun, bool]:
-        """And whether it is new. Raises MarbleError where one of that name does something else."""
-        if others := [each for each in self.schedules() if each.display_name == order.name]:
-            if len(others) == 1 and self._is_as_ordered(others[0], order):
-                return others[0], False
+    def create_schedule(self, order: Order, replace: bool = False) -> tuple[V2beta1RecurringRun, bool]:
+        """And whether it is new. One of that name that does something else is replaced, paused or not as it was; without
+        ``replace`` MarbleError is raised there."""
+        others = sorted(
+            (each for each in self.schedules() if each.display_name == order.name), key=lambda each: each.created_at
+        )
+        if len(others) == 1 and self._is_as_ordered(others[0], order):
+            return others[0], False
+        if others and not replace:
             raise MarbleError(
                 f"There is a schedule {order.name!r} already that does something else: change it by marble schedule update "
                 f"{order.name}, or choose another name."
             )
-        return self._create(self._ordered(order), order.cron, order.enabled), True
+        enabled = others[-1].status == "ENABLED" if others else order.enabled
+        new = self._create(self._ordered(order), order.cron, enabled)
+        if others:
+            self.delete_schedule(order.name, but=new.recurring_run_id)
+        return new, True
 
     def update_schedule(
         self, name: str, cron: str | None, package: Package | None, given: Mapping[str, str], service_account: str | None

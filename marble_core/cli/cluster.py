@@ -13,8 +13,8 @@ from marble_core.cli.options import File, Preset, Set
 from marble_core.cli.runs import wait_for
 
 if TYPE_CHECKING:
-    from marble_kubeflow.pipelines.cluster import Order
     from marble_kubeflow.pipelines.connection import Target
+    from marble_kubeflow.pipelines.order import Order
     from marble_kubeflow.pipelines.package import Package
 
 Pipeline = Annotated[Path, typer.Argument(metavar="[PACKAGE]", help="The pipeline, as marble compile writes it.")]
@@ -87,6 +87,7 @@ def create(
     set_: Set = None,
     param: Param = None,
     paused: Annotated[bool, typer.Option("--paused", help="Create it paused.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of one that does something else.")] = False,
     experiment: Experiment = "marble",
     service_account: Account = "",
     dry_run: DryRun = False,
@@ -104,7 +105,7 @@ def create(
     order = _order(name, compiled, given, experiment, service_account, cron=when, enabled=not paused)
     if dry_run:
         return print_json(order.as_json(target))
-    there, is_new = cluster_at(target).create_schedule(order)
+    there, is_new = cluster_at(target).create_schedule(order, replace)
     if json_:
         return print_json(said(there))
     typer.echo(f"Schedule {name}: {when}" if is_new else f"Schedule {name} was there already, and is as it should be")
@@ -202,7 +203,7 @@ def _pairs(params: list[str] | None) -> dict[str, str]:
 
 
 def _order(name: str, package: Package, given: dict[str, str], experiment: str, account: str, **schedule: Any) -> Order:
-    from marble_kubeflow.pipelines.cluster import Order
+    from marble_kubeflow.pipelines.order import Order
 
     return Order(name, package, package.parameters.values(given), experiment, account or None, **schedule)
 

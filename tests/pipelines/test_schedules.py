@@ -58,6 +58,17 @@ def test_a_run_in_progress_outlives_its_schedule_and_one_without_parameters_can_
     assert server.killed == [] and server.tables["recurring"] == {}
 
 
+def test_a_schedule_is_replaced_by_what_is_declared_and_stays_paused(server: StubKfp, marble: Marble) -> None:
+    """What the chart's hook does with each upgrade."""
+    order = ("schedule", "create", "--replace", "--cron", "0 3 * * *", "--param", "steps=80", "--", "nightly")
+    assert "there already" not in marble(*order) and "there already" in marble(*order)
+    marble("schedule", "pause", "nightly")
+    marble("schedule", "create", "--replace", "--cron", "0 5 * * *", "--", "nightly")
+    ((_, kept),) = server.tables["recurring"].items()
+    assert kept["trigger"]["cron_schedule"]["cron"] == "0 0 5 * * *" and kept["status"] == "DISABLED"
+    assert "runtime_config" not in kept and len(server.posted("recurringruns")) == 2 and server.killed == []
+
+
 def test_a_schedule_whose_version_is_gone_says_what_to_give(server: StubKfp, marble: Marble) -> None:
     marble("schedule", "create", "nightly", "--cron", "0 3 * * *")
     server.tables["versions"].clear()
