@@ -64,10 +64,11 @@ class Wanted(NamedTuple):
 
 
 def prepare(
-    preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None
+    preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None, name: str = ""
 ) -> Wanted:
     """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
-    as HTML. ``form`` has the fields of marble_core.config.pipeline_parameters, laid over the overrides.
+    as HTML. ``form`` has the fields of marble_core.config.pipeline_parameters, laid over the overrides. ``name`` is that of the
+    run in MLflow where no run id is given.
 
     Returns the run id and the GPUs of train and evaluate: "0" where a retraining has nothing to train on, and for train where
     the pods of other nodes do the work.
@@ -81,6 +82,7 @@ def prepare(
         from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
         from marble_core.storage.s3 import S3
+        from marble_core.tracking.kubeflow_page import kubeflow_tags
         from marble_core.tracking.provenance import code_tags, datasets
         from marble_core.tracking.tracker import run_params
         from marble_core.training.data_check import checked_data
@@ -89,7 +91,7 @@ def prepare(
         gpus, evaluation_gpus = gpus_of(form or {})
         config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
         config = resolve_batch_sizes(config, cards := cards_of(config.measured))
-        run_id = check_run_id(run_id or new_run_id())
+        name, run_id = "" if run_id else name, check_run_id(run_id or new_run_id())
         s3 = S3(config.storage.bucket)
         answers = require_servers(config, s3, run_id)
         config, beginning = plan_retraining(config, s3, run_id)
@@ -110,7 +112,7 @@ def prepare(
             shutil.copyfile(out / "data_report.html", page)
         if prompts and not beginning.own:
             store_prompts(s3, run_id, prompts, beginning.known(data.train))
-        with _tracked(out, "prepare", "RUNNING", run_params(config), code_tags()) as tracker:
+        with _tracked(out, "prepare", "RUNNING", run_params(config), code_tags() | kubeflow_tags(), name) as tracker:
             sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
             tracker.log_text(json_without_secrets(config.to_json()), "config.json")
@@ -238,6 +240,7 @@ def register(prepared: Path, adapter: Path, evaluation: Path, page: Path) -> Out
     with _stage("register") as result:
         from marble_core.evaluation.decision_file import read_decision
         from marble_core.tracking import registry
+        from marble_core.tracking.kubeflow_page import described
         from marble_core.tracking.outcome import Outcome
         from marble_core.training.retraining import successor_tags
 
@@ -247,14 +250,17 @@ def register(prepared: Path, adapter: Path, evaluation: Path, page: Path) -> Out
         with _tracked(prepared, "register") as tracker:
             mlflow_run, images = tracker.mlflow_run_id, evaluation / IMAGES
             if numbers is None:
-                tracker.set_tags({"marble.decision": decision.summary, "mlflow.note.content": " ".join(decision.reasons)})
+                tracker.set_tags(
+                    {"marble.decision": decision.summary, "mlflow.note.content": described(" ".join(decision.reasons))}
+                )
             elif decision.promote:
                 more, cards = successor_tags(config, run_id), cards_of(config.measured)
                 version, alias = registry.register_version(config, numbers, decision, images, mlflow_run, more, cards=cards)
             else:
                 registry.record_refusal(numbers, decision, mlflow_run)
             notes = [anew] if anew else []
-            outcome = Outcome(run_id, config.registry.model, decision, numbers, version, alias, notes)
+            links = tracker.links(config.registry.model)
+            outcome = Outcome(run_id, config.registry.model, decision, numbers, version, alias, notes, links)
             outcome.write_page(page)
             tracker.log_artifact(page)
         result |= {"model": config.registry.model, "version": version, "alias": alias, "promoted": decision.promote}
@@ -272,12 +278,13 @@ def _tracked(
     status: str = "FINISHED",
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
+    name: str = "",
 ) -> Iterator[Tracker]:
     """The run's MLflow run, which has this status after the block, and the stage's own below it."""
     from marble_core.tracking.tracker import Tracker
 
     config, run_id = read_prepared(prepared)
-    tracker = Tracker.start(config.storage.experiment, run_id, run_id, stage, params, tags)
+    tracker = Tracker.start(config.storage.experiment, name or run_id, run_id, stage, params, tags)
     try:
         yield tracker
     except BaseException:

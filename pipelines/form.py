@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from marble_core.config.data import DataConfig
 from marble_core.config.loading import presets
+from marble_core.config.pipeline_parameters import AS_THE_PRESET
 from marble_kubeflow.pipelines.settings import Settings
 
 
@@ -18,7 +19,7 @@ def literals(settings: Settings) -> dict[str, list[str]]:
     usual = ("nvidia.com/gpu", "amd.com/gpu")
     return {
         "preset": list(presets()),
-        "new_prompts": ["", *get_args(DataConfig.model_fields["new_prompts"].annotation)],
+        "new_prompts": [AS_THE_PRESET, *get_args(DataConfig.model_fields["new_prompts"].annotation)],
         "accelerator": list(dict.fromkeys(filter(None, (*usual, settings.gpu.resource, *settings.gpu.resources)))),
     }
 

@@ -16,7 +16,7 @@ from marble_kubeflow.components.prepare.component import prepare
 from marble_kubeflow.components.register.component import register
 from marble_kubeflow.components.train.component import train
 from marble_kubeflow.pipelines.form import complete
-from marble_kubeflow.pipelines.pods import give_gpus, place
+from marble_kubeflow.pipelines.pods import give_gpus, place, workflow
 from marble_kubeflow.pipelines.settings import Settings
 
 PACKAGE = Path(__file__).with_suffix(".yaml")
@@ -24,8 +24,9 @@ PACKAGE = Path(__file__).with_suffix(".yaml")
 
 def build(settings: Settings) -> Any:
     """The pipeline with these settings; over 60 lines because KFP compiles one function, whose parameters are the form."""
+    about = "Fine-tune a model on several rewards at once; register it if none was lost."
 
-    @dsl.pipeline(name="marble", description="Fine-tune a model on several rewards at once; register it if none was lost.")
+    @dsl.pipeline(name="marble", description=about, pipeline_config=workflow(settings))
     def marble(
         preset: str = "demo",
         base_model: str = "",
@@ -40,7 +41,7 @@ def build(settings: Settings) -> Any:
         seed: str = "",
         run_id: str = "",
         start_from: str = "",
-        new_prompts: str = "",
+        new_prompts: str = "preset",
         gate_margin: str = "",
         bucket: str = "",
         registered_model: str = "",
@@ -62,7 +63,7 @@ def build(settings: Settings) -> Any:
             seed: Of prompts, noise and timesteps, a whole number.
             run_id: The name of the run; empty for a new one. A run that exists goes on from its newest checkpoint.
             start_from: What to begin with: champion (where there is none yet, the base) or s3://bucket/runs/RUN.
-            new_prompts: From champion, train on "mix" (new ones, filled up with its own), "only" (new ones) or "all".
+            new_prompts: From champion, train on "mix" (new ones, filled up with its own), "only" (new ones) or "all"; or as the preset says.
             gate_margin: Harm that is still accepted, in standard deviations of the base, such as 0.02.
             bucket: The S3 bucket of checkpoints.
             registered_model: The name in MLflow's model registry.
@@ -86,6 +87,7 @@ def build(settings: Settings) -> Any:
             bucket=bucket,
             registered_model=registered_model,
             config=config,
+            name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
         )
         data, wanted = prepared.outputs["prepared"], [prepared.outputs[name] for name in ("gpus", "evaluation_gpus")]
         trained = train(gpus=wanted[0], accelerator=accelerator, prepared=data)

@@ -6,23 +6,32 @@ kfp.local ignores all but image, environment and retries, so tests/pipelines/tes
 import json
 from typing import Any
 
-from kfp import kubernetes
+from kfp import dsl, kubernetes
 from kfp.dsl import PipelineTask
 
 from marble_core import __version__
 from marble_core.config.formats import PIPELINE
-from marble_core.runtime.environment import AGAIN, IMAGE, KFP_RUN, NODES, PIPELINE_FORMAT, PIPELINE_VERSION
+from marble_core.runtime.environment import (
+    AGAIN,
+    IMAGE,
+    KFP_RUN,
+    KUBEFLOW_PAGE,
+    MLFLOW_PAGE,
+    NODES,
+    PIPELINE_FORMAT,
+    PIPELINE_VERSION,
+)
 from marble_core.runtime.mlflow_server import NAMES as MLFLOW
 from marble_core.runtime.mlflow_server import OWN
 from marble_kubeflow.pipelines.settings import CERTIFICATES, MODELS, Settings
 
-OWN_POD = {  # what a stage must know of its pod and its run to make, own and find a TrainJob
+OWN_POD = {  # what a stage must know of its pod to make and own a TrainJob
     "POD_NAME": "metadata.name",
     "POD_UID": "metadata.uid",
     "POD_NAMESPACE": "metadata.namespace",
     "POD_SERVICE_ACCOUNT": "spec.serviceAccountName",
-    KFP_RUN: "metadata.labels['pipeline/runid']",
 }
+RUN_OF_POD = "metadata.labels['pipeline/runid']"
 SCRATCH, CACHE, AUTHORITY = "/scratch", "/cache", "/etc/marble-ca"  # where the images look for a place to write, see images/
 
 
@@ -57,6 +66,10 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
         kubernetes.set_image_pull_secrets(task, list(settings.images.pull_secrets))
     for label, text in {"app.kubernetes.io/part-of": "marble", "marble/stage": stage, **settings.labels}.items():
         kubernetes.add_pod_label(task, label, text)
+    kubernetes.use_field_path_as_env(task, KFP_RUN, RUN_OF_POD)
+    for variable, page in ((KUBEFLOW_PAGE, settings.pages.kubeflow), (MLFLOW_PAGE, settings.pages.mlflow)):
+        if page:
+            task.set_env_variable(variable, page)
     _environment(task, stage, settings)
     _volumes(task, stage, settings)
     if stage == "train":
@@ -102,9 +115,19 @@ def _of_several_nodes(settings: Settings) -> dict[str, Any]:
         "labels": {"app.kubernetes.io/part-of": "marble", "marble/stage": "train", **settings.labels},
         "annotations": {"sidecar.istio.io/inject": "false"},  # as of the pipeline's own pods; a sidecar would not let it end
         "gpu": settings.gpu.resource,
-        "resources": {k: v for k, v in (("cpu", pod.cpu_limit), ("memory", pod.memory_limit)) if v},
+        "requests": {k: v for k, v in (("cpu", pod.cpu_request), ("memory", pod.memory_request)) if v},
+        "limits": {k: v for k, v in (("cpu", pod.cpu_limit), ("memory", pod.memory_limit)) if v},
         "seconds": round(pod.timeout_hours * 3600),
     }
+
+
+def workflow(settings: Settings) -> dsl.PipelineConfig:
+    """What holds for the run as a whole."""
+    keep, deadline = (
+        None if hours is None else round(3600 * hours)
+        for hours in (settings.workflow.keep_hours, settings.workflow.deadline_hours)
+    )
+    return dsl.PipelineConfig(ttl_seconds_after_finished=keep, active_deadline_seconds=deadline)
 
 
 def give_gpus(task: PipelineTask, count: object, resource: object, settings: Settings) -> None:

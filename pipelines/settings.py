@@ -18,6 +18,7 @@ from marble_core.config.loading import merged
 from marble_core.config.section import Section
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.types import MarbleError
+from marble_kubeflow.pipelines.image_names import reference
 
 Stage = Literal["prepare", "train", "evaluate", "register"]  # and so is its image called
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -44,9 +45,7 @@ class Images(Section):
 
     def of(self, stage: str) -> str:
         """The reference of a stage's image."""
-        name = "/".join(filter(None, (self.registry.rstrip("/"), f"marble-{stage}")))
-        digest = self.digests.get(stage)  # type: ignore[call-overload]
-        return f"{name}@{digest}" if digest else f"{name}:{self.tag}"
+        return reference(stage, self.registry, self.tag, self.digests.get(stage, ""))  # type: ignore[call-overload]
 
 
 class Source(Section):
@@ -140,6 +139,22 @@ CONFIG_MAPS = (
 )
 
 
+class Workflow(Section):
+    """Of a run as a whole, in Kubernetes. Empty: what the cluster's own settings say."""
+
+    deadline_hours: float | None = Field(None, gt=0)  # from its start; then it is ended, and goes on with --run-id
+    keep_hours: float | None = Field(None, ge=0)  # its pods' objects and their logs, once it has ended
+
+
+class Pages(Section):
+    """Where people open Kubeflow's and MLflow's pages: then each leads to the other's page of a run. Empty: no link."""
+
+    kubeflow: str = Field(
+        "", pattern=r"^(https?://[^\s#@]+)?$"
+    )  # up to the #: https://kubeflow.example.org/_/pipeline/?ns=team
+    mlflow: str = Field("", pattern=r"^(https?://[^\s#@]+)?$")
+
+
 class Settings(Section):
     images: Images = Images()
     secrets: tuple[Source, ...] = SECRETS
@@ -149,6 +164,8 @@ class Settings(Section):
     backoff: Backoff = Backoff()
     gpu: Gpu = Gpu()
     volumes: Volumes = Volumes()
+    pages: Pages = Pages()
+    workflow: Workflow = Workflow()
     labels: dict[str, str] = Field({})
 
     @model_validator(mode="after")

@@ -26,12 +26,14 @@ def prepare(
     bucket: str,
     registered_model: str,
     config: str,
+    name: str,
     prepared: dsl.Output[dsl.Dataset],
     data_report: dsl.Output[dsl.HTML],
 ) -> NamedTuple("Wanted", [("run", str), ("gpus", str), ("evaluation_gpus", str)]):  # type: ignore[valid-type]
     """Check everything that can be checked without a GPU. The parameters are the pipeline's own.
 
     Args:
+        name: Of the run in Kubeflow, which the run in MLflow gets where no run id is given.
         prepared: config.json, run.json, train.jsonl, evaluation.jsonl, watched.jsonl and data_report.json.
         data_report: One HTML page on the prompts: counts, lengths, tags, examples, what was dropped and what is cut.
 
@@ -59,4 +61,4 @@ def prepare(
         "registered_model": registered_model,
         "config": config,
     }
-    return stages.prepare(preset, [], run_id, Path(prepared.path), Path(data_report.path), form)
+    return stages.prepare(preset, [], run_id, Path(prepared.path), Path(data_report.path), form, name)

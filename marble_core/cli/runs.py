@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +38,9 @@ def list_runs(
     json_: AsJson = False,
 ) -> None:
     """The newest runs, with their state."""
-    found = [said(run) for run in cluster_at(target).runs(limit=limit)]
+    runs = cluster_at(target).runs(limit=limit)
+    _end_orphans(runs)
+    found = [said(run) for run in runs]
     if json_:
         return print_json(found)
     print_table(
@@ -56,6 +59,7 @@ def show(
     found = cluster_at(target).run(run)
     if json_:
         return print_json(said(found))
+    _end_orphans([found])
     typer.echo(_state(found))
     for key, value in ((found.runtime_config and found.runtime_config.parameters) or {}).items():
         typer.echo(f"  {key}={value}")
@@ -95,10 +99,24 @@ def wait_for(cluster: Cluster, name: str, timeout: float | None, every: float, j
     if run is None:
         typer.echo(f"Run {name} has not ended within {timeout:g} s; it goes on.", err=True)
         raise typer.Exit(STILL_RUNNING)
+    _end_orphans([run])
     if run.state != "SUCCEEDED":
         from marble_kubeflow.pipelines.run_state import state_of
 
         raise typer.Exit(CANCELED if state_of(run) == "CANCELED" else FAILED)
+
+
+def _end_orphans(runs: Sequence[Any]) -> None:
+    """A run that was cancelled or killed could not tell MLflow, so whoever sees its end here does."""
+    from marble_core.tracking.orphans import end_orphans
+    from marble_core.types import MarbleError
+    from marble_kubeflow.pipelines.run_state import FINAL
+
+    try:
+        for name in end_orphans({run.run_id for run in runs if run.state in FINAL}):
+            typer.echo(f"Run {name} was RUNNING in MLflow, though it has ended: it is KILLED there now.", err=True)
+    except MarbleError as error:
+        typer.echo(f"MLflow was not asked: {error}", err=True)
 
 
 def _state(run: Any) -> str:

@@ -24,6 +24,7 @@ KEYS = {
     "bucket": "storage.bucket",
     "registered_model": "registry.model",
 }
+AS_THE_PRESET = "preset"  # of a drop-down, from which the page wants a choice: it might not take an empty one
 NUMBERS: dict[str, tuple[type[int | float], str]] = {
     "steps": (int, "a whole number, such as 300"),
     "seed": (int, "a whole number, such as 0"),
@@ -49,7 +50,7 @@ def overrides_of(
         made += [_override("train.processes", count), _override("hardware.gpus", count)]
     _count("evaluation_gpus", fields.pop("evaluation_gpus", ""))  # of a pod, and nothing of the configuration
     for field, text in fields.items():
-        if text.strip():
+        if text.strip() and (field, text) != ("new_prompts", AS_THE_PRESET):
             made.append(_override(KEYS[field], _number(field, text) if field in NUMBERS else text.strip()))
     return made
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core import __version__
-from marble_core.runtime.environment import ATTEMPT, GIT_COMMIT, IMAGE, PIPELINE_VERSION
+from marble_core.runtime.environment import ATTEMPT, GIT_COMMIT, IMAGE, MLFLOW_PAGE, PIPELINE_VERSION
+from marble_core.tracking.kubeflow_page import kubeflow_page
 from marble_core.types import without_secrets
 
 if TYPE_CHECKING:
@@ -78,14 +79,14 @@ def datasets(prompts: Mapping[str, Sequence[Prompt]], places: Mapping[str, Mappi
 
 
 def pages(server: str, experiment_id: str, run_id: str, model: str) -> dict[str, str]:
-    """MLflow's pages of a run and of a registered model, by what they are; none where the server is a file."""
-    where = without_secrets(server).rstrip("/")
-    if not where.startswith("http"):
-        return {}
-    return {
+    """The pages of a run and of a registered model in MLflow, and the run's in Kubeflow, by what they are. MLflow has none where the
+    server is a file."""
+    where = without_secrets(os.environ.get(MLFLOW_PAGE) or server).rstrip("/")
+    found = {
         "Run in MLflow": f"{where}/#/experiments/{experiment_id}/runs/{run_id}",
         "Model and its card": f"{where}/#/models/{model}",
     }
+    return (found if where.startswith("http") else {}) | ({"Run in Kubeflow": page} if (page := kubeflow_page()) else {})
 
 
 def _commit() -> str:

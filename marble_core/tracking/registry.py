@@ -32,6 +32,7 @@ from marble_core.tracking.champion import (
     quoted,
 )
 from marble_core.tracking.connection import mlflow_client
+from marble_core.tracking.kubeflow_page import described
 from marble_core.tracking.model_card import describe, write_card
 from marble_core.types import Cards, MarbleError
 
@@ -223,7 +224,7 @@ def roll_back(name: str, to: str | None = None) -> tuple[str, str]:
 
 def _describe_run(client: MlflowClient, run_id: str, said: str) -> None:
     """The run's own page begins with what came of it; what the logged numbers mean stands below."""
-    client.set_tag(run_id, "mlflow.note.content", f"{said}\n\n{metric_glossary.as_markdown()}")
+    client.set_tag(run_id, "mlflow.note.content", described(said, metric_glossary.as_markdown()))
 
 
 def _tags(evaluation: Evaluation, decision: Decision) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One tree in MLflow per pipeline's run: the run, and one for each stage below it, whoever made them.
 
-The run is found again by its tag ``marble.run_id``, and a stage's by its parent and ``marble.stage``. Where Kubeflow's own MLflow plugin
+The run is found again by its tag ``marble.run_id``, or by that of Kubeflow's run, where prepare was tried again and gave it another
+id; a stage's by its parent and ``marble.stage``. Where Kubeflow's own MLflow plugin
 is switched on, it makes a run for the pipeline and one below it for each task, whose id it gives the task as MLFLOW_RUN_ID: these are
 ours then. A pipeline that goes on with a run (``--run-id``) hangs its own run below the one that is there.
 """
@@ -11,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from marble_core.tracking.kubeflow_page import RUN_TAG
 from marble_core.tracking.provenance import stage_tags
 
 if TYPE_CHECKING:
@@ -31,7 +33,10 @@ def open_runs(
     experiment_id = given.info.experiment_id if given else _experiment_id(client, experiment)
     # The plugin has an experiment of its own choice, and another one for another pipeline.
     places = [each.experiment_id for each in client.search_experiments()] if given else [experiment_id]
-    run = _find(client, places, {RUN_ID_TAG: run_id}) or given
+    run = _find(client, places, {RUN_ID_TAG: run_id})
+    if run is None and (of_kubeflow := tags.get(RUN_TAG)):
+        run = _find(client, places, {RUN_TAG: of_kubeflow})
+    run = run or given
     if given and run and given.info.run_id != run.info.run_id:
         client.set_tag(given.info.run_id, PARENT_TAG, run.info.run_id)
     run = _opened(client, run, experiment_id, run_name, {**tags, RUN_ID_TAG: run_id})

@@ -203,9 +203,10 @@ def _tracked_training(
 ) -> None:
     from marble_core.runtime import progress
     from marble_core.tracking import metric_glossary, registry
+    from marble_core.tracking.kubeflow_page import described
     from marble_core.tracking.tracker import Tracker, run_params
 
-    said = {"mlflow.note.content": metric_glossary.as_markdown()}
+    said = {"mlflow.note.content": described("", metric_glossary.as_markdown())}
     tracker = Tracker.start(config.storage.experiment, run_id, run_id, "train", run_params(config), said)
     tracker.send_only_if(checkpoints.confirm)
     tracker.watch_machine()

@@ -22,7 +22,8 @@ from typing import Any
 
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import ADAPTER_FILE, SHARED
-from marble_core.runtime.environment import IMAGE, KFP_RUN, NODES
+from marble_core.runtime import mlflow_server
+from marble_core.runtime.environment import IMAGE, KFP_RUN, KUBEFLOW_PAGE, NODES
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3
 from marble_core.training.heartbeat import beating, forget_silence
@@ -31,6 +32,8 @@ from marble_core.training.trainer_api import CONTAINER, RUNTIME, Log, answer, cl
 from marble_core.types import MarbleError, Outage
 
 LABEL = "marble/kfp-run"
+# With the pod's own this is all that the standard `restricted` asks for.
+CONFINED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 _JOBS = ("trainer.kubeflow.org", "v1alpha1")
 COMPLETE, FAILED = "Complete", "Failed"
 ANEW = 3  # times that a job is made
@@ -99,15 +102,16 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
     trainer's and not in the patch, since Kubeflow Trainer refuses a patch that has some for this container.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={config.train.processes}"]
-    each = {**pods["resources"], **({pods["gpu"]: config.train.processes} if pods["gpu"] else {})}
+    gpus = {pods["gpu"]: config.train.processes} if pods["gpu"] else {}
     owner = {"apiVersion": "v1", "kind": "Pod", "name": os.environ["POD_NAME"], "uid": os.environ["POD_UID"]}
     run = {LABEL: os.environ[KFP_RUN]} if os.environ.get(KFP_RUN) else {}
     pod = {
         "metadata": {"labels": pods["labels"], "annotations": pods["annotations"]},
         "spec": {
             "serviceAccountName": os.environ["POD_SERVICE_ACCOUNT"],
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             "volumes": pods["volumes"],
-            "containers": [{"name": CONTAINER, "volumeMounts": pods["volume_mounts"]}],
+            "containers": [{"name": CONTAINER, "volumeMounts": pods["volume_mounts"], "securityContext": CONFINED}],
             "imagePullSecrets": pods["image_pull_secrets"],
             "nodeSelector": pods["node_selector"],
             "tolerations": pods["tolerations"],
@@ -124,14 +128,25 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
                 "image": os.environ[IMAGE],
                 "command": [*torchrun, "-m", "marble_core.training.launch"],
                 "args": [f"{place}/prepared", f"{place}/adapter"],
-                "env": pods["env"],
+                "env": [*pods["env"], *_handed_on()],
                 "numNodes": config.train.nodes,
-                "resourcesPerNode": {"requests": each, "limits": each},
+                "resourcesPerNode": {kind: {**pods[kind], **gpus} for kind in ("requests", "limits")},
             },
             "runtimePatches": [{"manager": "marble/train", "trainingRuntimeSpec": runtime}],
             "activeDeadlineSeconds": pods["seconds"] + round(OUTAGE),  # for a job that nobody follows any more
         },
     }
+
+
+def _handed_on() -> list[dict[str, str]]:
+    """What the nodes know of the run from the stage's pod alone: its page, and of Kubeflow's MLflow plugin the server and the run. The
+    plugin's credentials are no values of a TrainJob, which any reader of the namespace sees; ours come from their Secret."""
+    names = (
+        KFP_RUN,
+        KUBEFLOW_PAGE,
+        *((mlflow_server.URI, *mlflow_server.PLUGIN) if mlflow_server.PLUGIN[0] in os.environ else ()),
+    )
+    return [{"name": name, "value": value} for name in names if (value := os.environ.get(name)) and "@" not in value]
 
 
 class TrainJob:

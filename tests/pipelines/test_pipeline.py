@@ -11,7 +11,7 @@ from kfp import components as kfp_components
 from marble_core import __version__, stages
 from marble_core.config.loading import load_config, presets
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
-from marble_core.runtime.environment import AGAIN, NODES, PIPELINE_VERSION
+from marble_core.runtime.environment import AGAIN, KFP_RUN, KUBEFLOW_PAGE, MLFLOW_PAGE, NODES, PIPELINE_VERSION
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.marble import PACKAGE, compile_to
 from marble_kubeflow.pipelines.settings import read_settings
@@ -46,11 +46,15 @@ def test_kfp_loads_the_pipeline_and_every_parameter_has_a_description_and_a_defa
 def test_the_form_has_no_sentinels_and_a_drop_down_where_there_is_a_choice(spec: dict) -> None:
     fields = spec["root"]["inputDefinitions"]["parameters"]
     filled = {name: field["defaultValue"] for name, field in fields.items() if field["defaultValue"]}
-    assert filled == {"preset": "demo", "accelerator": "nvidia.com/gpu"}, "what is empty is the preset's"
+    assert filled == {"preset": "demo", "accelerator": "nvidia.com/gpu", "new_prompts": "preset"}, (
+        "what is empty is the preset's"
+    )
     assert {field["parameterType"] for field in fields.values()} == {"STRING"}
     choices = {name: field["literals"] for name, field in fields.items() if "literals" in field}
     assert set(choices) == {"preset", "new_prompts", "accelerator"} and set(choices["preset"]) == set(presets())
-    assert choices["new_prompts"] == ["", "mix", "only", "all"]
+    assert choices["new_prompts"] == ["preset", "mix", "only", "all"] and all(map(all, choices.values())), (
+        "nothing blocks Start"
+    )
     assert all(fields[name]["defaultValue"] in choice for name, choice in choices.items())
     shown = spec["pipelineInfo"]["description"].splitlines()
     assert [line.partition(":")[0] for line in shown[2:]] == sorted(fields), (
@@ -141,6 +145,13 @@ def test_every_pod_has_timeout_retries_labels_and_the_workers_shared_memory(spec
     assert {s for s, mount in shared.items() if mount} == {"train", "evaluate"} and shared["train"]["medium"] == "Memory"
 
 
+def test_every_stage_knows_its_run_in_kubeflow_and_prepare_its_name(spec: dict, pods: dict[str, dict]) -> None:
+    label = {"name": KFP_RUN, "fieldPath": "metadata.labels['pipeline/runid']"}
+    assert all(label in pod["fieldPathAsEnv"] for pod in pods.values())
+    name = spec["root"]["dag"]["tasks"]["prepare"]["inputs"]["parameters"]["name"]
+    assert name == {"runtimeValue": {"constant": "{{$.pipeline_job_name}}"}}
+
+
 def test_a_settings_file_moves_images_pods_and_secrets(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     digest = "sha256:" + "a" * 64
@@ -152,6 +163,8 @@ pods: {{train: {{retries: 1, pods: 0, memory_limit: 400Gi}}}}
 gpu: {{node_selector: {{nvidia.com/gpu.product: H100}}, tolerations: [{{key: gpu, value: "yes", effect: NoExecute}}]}}
 volumes: {{cache_claim: models}}
 labels: {{team: vision}}
+workflow: {{keep_hours: 48, deadline_hours: 200}}
+pages: {{kubeflow: "https://kubeflow.example/_/pipeline/?ns=team", mlflow: "https://mlflow.example"}}
 """)
     spec, platform = yaml.safe_load_all(compile_to(tmp_path / "p.yaml", read_settings(file, tag="7")).read_text())
     containers, pods = executors(spec), platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -170,6 +183,10 @@ labels: {{team: vision}}
         train["pvcMount"][0]["mountPath"] == "/cache" and {"name": "HF_HOME", "value": "/cache"} in containers["train"]["env"]
     )
     assert {"name": "AWS_CA_BUNDLE", "value": "/etc/marble-ca/ca.crt"} in containers["register"]["env"]
+    own = variables(spec)["evaluate"]
+    assert (own[KUBEFLOW_PAGE], own[MLFLOW_PAGE]) == ("https://kubeflow.example/_/pipeline/?ns=team", "https://mlflow.example")
+    workflow = platform["platforms"]["kubernetes"]["pipelineConfig"]
+    assert workflow == {"resourceTtlOnCompletion": 48 * 3600, "activeDeadlineSeconds": 200 * 3600}
     assert train["podMetadata"]["labels"]["team"] == "vision" and train["imagePullSecret"][0]["secretName"] == "pull"
 
 

@@ -26,6 +26,8 @@ from waiting import eventually
 def test_the_job_has_what_the_stages_own_pod_has_and_its_log_and_adapter_come_back(
     kube: StubKube, stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in {"MLFLOW_RUN_ID": "of-the-plugin", "MARBLE_KUBEFLOW_PAGE": "https://kubeflow.example/p"}.items():
+        monkeypatch.setenv(name, value)
     kube.start = stage.trained(kube)
     stage()
     assert (stage.out / ADAPTER_FILE).read_bytes() == b"trained"
@@ -37,7 +39,9 @@ def test_the_job_has_what_the_stages_own_pod_has_and_its_log_and_adapter_come_ba
     ]
     trainer = job["spec"]["trainer"]
     assert trainer["numNodes"] == 2 and trainer["image"] == "marble-train:1"
-    assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": 4}
+    assert trainer["resourcesPerNode"] == {
+        "limits": {"nvidia.com/gpu": 4}, "requests": {"nvidia.com/gpu": 4, "cpu": "2", "memory": "6Gi"}
+    }, "without requests they are the first to be evicted"  # fmt: skip
     assert trainer["command"][1:] == ["-m", "torch.distributed.run", "--nproc-per-node=4", "-m", "marble_core.training.launch"]
     assert job["spec"]["runtimeRef"]["name"] == "torch-distributed" and job["spec"]["activeDeadlineSeconds"] > 7 * 24 * 3600
     (patch,) = job["spec"]["runtimePatches"]
@@ -45,6 +49,11 @@ def test_the_job_has_what_the_stages_own_pod_has_and_its_log_and_adapter_come_ba
     template = replicated["template"]["spec"]["template"]
     assert template["metadata"]["annotations"] == {"sidecar.istio.io/inject": "false"}
     pod, (container,) = template["spec"], template["spec"]["containers"]
+    confined = pod["securityContext"] | container["securityContext"]
+    assert confined["runAsNonRoot"] and confined["seccompProfile"] == {"type": "RuntimeDefault"}  # Pod Security: restricted
+    assert confined["allowPrivilegeEscalation"] is False and confined["capabilities"] == {"drop": ["ALL"]}
+    plain = {e["name"]: e["value"] for e in trainer["env"] if "value" in e}
+    assert plain["MLFLOW_RUN_ID"] == "of-the-plugin" and plain["MARBLE_KFP_RUN"] == "kfp-run", "one tree of runs"
     assert pod["serviceAccountName"] == "default-editor" and pod["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert {m["mountPath"] for m in container["volumeMounts"]} >= {"/dev/shm", "/scratch"}
     assert {"medium": "Memory", "sizeLimit": "8Gi"} in [volume["emptyDir"] for volume in pod["volumes"]]
@@ -219,7 +228,5 @@ volumes: {cache_claim: models}
     volumes, mounts = ({each["name"]: each for each in pods[key]} for key in ("volumes", "volume_mounts"))
     assert volumes.keys() == mounts.keys() == {"scratch", "shared-memory", "cache", "authority"}
     assert volumes["cache"]["persistentVolumeClaim"] == {"claimName": "models"} and mounts["cache"]["mountPath"] == "/cache"
-    assert (
-        pods["gpu"] == "amd.com/gpu" and pods["resources"] == {"memory": "400Gi"} and pods["node_selector"] == {"gpu": "H100"}
-    )
+    assert pods["gpu"] == "amd.com/gpu" and pods["limits"] == {"memory": "400Gi"} and pods["node_selector"] == {"gpu": "H100"}
     assert pods["image_pull_secrets"] == [{"name": "pull"}]
