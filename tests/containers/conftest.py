@@ -56,7 +56,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The images' names by stage, as `make images` builds them, with torch in the build that this machine's pip finds."""
+    """The images' names by stage, and the command line's, as `make images` builds them, with torch in the build that this machine's pip finds."""
     wheels = tmp_path_factory.mktemp("torch")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels)]
     subprocess.run([*pip, *os.environ.get("TORCH", "torch==2.13.0").split()], check=True)
@@ -64,4 +64,4 @@ def images(engine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     build = [sys.executable, str(ROOT / "images" / "build.py"), "--tag", TAG, "--torch", str(torch), "--flags=--network=host"]
     done = subprocess.run(build, env=os.environ | MARKS, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:]
-    return {stage: f"marble-{stage}:{TAG}" for stage in STAGES}
+    return {image: f"marble-{image}:{TAG}" for image in (*STAGES, "cli")}

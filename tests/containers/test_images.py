@@ -12,7 +12,7 @@ from paths import ROOT
 
 pytestmark = pytest.mark.containers
 
-LIMITS = {"prepare": 300e6, "register": 400e6}
+LIMITS = {"prepare": 300e6, "register": 400e6, "cli": 350e6}
 INSTALLED = """
 import importlib.metadata, json
 print(json.dumps([[d.metadata["Name"], d.version] for d in importlib.metadata.distributions()]))
@@ -42,6 +42,14 @@ except OSError as error:
 """
 
 
+COMMANDS = """
+import importlib.util, subprocess
+for order in (["compile", "--output", "/scratch/p.yaml"], ["schedule", "create", "--dry-run", "--cron=0 3 * * *", "nightly", "/scratch/p.yaml"]):
+    print(subprocess.run(["marble", *order], capture_output=True, text=True, check=True).stdout)
+print("found:", [name for name in ("torch", "docker", "pandas") if importlib.util.find_spec(name)])
+"""
+
+
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -66,6 +74,11 @@ def test_an_image_holds_its_own_stages_packages_and_no_other(images: dict[str, s
     assert wanted <= found and extra == {"marble-core", "kfp"}
     here = {name for name, _ in found}
     assert here.isdisjoint({"prepare": {"torch", "diffusers"}, "register": {"torch", "tokenizers"}, "train": {"matplotlib"}, "evaluate": {"cvxpy"}}[stage])  # fmt: skip
+
+
+def test_the_command_lines_image_compiles_and_orders_and_holds_nothing_of_a_stage(images: dict[str, str]) -> None:
+    said = in_image(images["cli"], COMMANDS)
+    assert '"cron": "0 0 3 * * *"' in said and said.endswith("found: []")
 
 
 def test_marble_core_is_the_same_wheel_in_all(images: dict[str, str]) -> None:
