@@ -144,12 +144,14 @@ def test_plain_diffusers_loads_the_registered_lora_and_gives_the_evaluations_pic
     assert levels["base as trained"] > 1, "the LoRA must do something for this test to say something"
 
 
+@pytest.mark.deep  # as tests/faults and tests/training/test_state.py show of every part
 def test_a_run_that_is_started_again_goes_on_from_its_checkpoint(done, services, servers, tmp_path):
     again = run(tmp_path, servers, "tiny", "optimizer.lr=1e-3", "train.steps=3")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "train 3/3" in again.stdout and "train 2/3" not in again.stdout
 
 
+@pytest.mark.deep  # the methods themselves are run by tests/test_step.py
 def test_weighted_sum_is_one_key_on_the_same_command_line(services, servers, tmp_path):
     finished = run(tmp_path, servers, "sum", "balance.method=weighted_sum", "balance.observe=1")
     assert finished.returncode == 0, finished.stdout + finished.stderr

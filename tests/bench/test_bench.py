@@ -92,7 +92,7 @@ def test_the_bench_writes_json_and_says_which_targets_are_missed(tmp_path, monke
     assert {t["name"] for t in found["targets"]} >= {"exact, dearest K / cheapest K"}
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_peak_memory_grows_with_the_accumulators_and_not_with_the_setup_of_the_model():
     lora_bytes = 4 * Probe(SD35_MEDIUM_CUT, "meta").lora_size
     few, many = peak_memory(17), peak_memory(65)

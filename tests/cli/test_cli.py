@@ -174,7 +174,10 @@ def test_a_stage_that_breaks_fails_the_command_with_its_traceback_and_the_logs_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signal_number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.deep), signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.deep)],
+)
 def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_no_server(
     tmp_path: Path,
     servers: dict[str, str],
@@ -194,7 +197,7 @@ def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_n
     stage = int(next(note for note in notes if note.startswith("pid ")).split()[1])
     assert is_alive(stage) and addresses(tmp_path / ".marble")
     parent.send_signal(signal_number)
-    assert parent.wait(30) != 0
+    assert parent.wait(90) != 0
     assert eventually(lambda: not is_alive(stage))
     assert eventually(lambda: addresses(tmp_path / ".marble") == {})  # nobody holds the lock
     if signal_number != signal.SIGKILL:  # which leaves nobody to keep the server for the stage

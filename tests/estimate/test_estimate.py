@@ -168,6 +168,7 @@ def test_the_memory_of_the_demos_step_is_within_15_percent_of_its_measured_peak(
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_the_memory_of_sd35_mediums_real_shape_is_within_15_percent_of_its_measured_peak(medium_step):
     """In bf16 at 32 x 32 pixels on the CPU (real_shape.py): 16 image and 9 text tokens; encoders and VAE are tiny."""
     config = load_config("demo", overrides=real_shape.OVERRIDES)

@@ -115,6 +115,7 @@ def test_the_lora_sits_on_the_joint_attention_of_every_block_and_nowhere_else():
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_a_step_of_sd35_mediums_real_shape_fits_a_cpu_with_24_gib(medium_step):
     step = medium_step
     assert step["parameters"] == 2_243_171_520 and step["dtypes"] == ["torch.bfloat16"]

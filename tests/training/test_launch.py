@@ -24,16 +24,17 @@ from waiting import eventually
 pytestmark = pytest.mark.slow
 
 
-def test_two_and_four_processes_train_the_model_that_one_trains_and_track_it_once(services, tmp_path):
+@pytest.mark.parametrize("several", [(2,), pytest.param((2, 4), marks=pytest.mark.deep)])
+def test_several_processes_train_the_model_that_one_trains_and_track_it_once(services, tmp_path, several):
     adapters = []
-    for count in (1, 2, 4):
+    for count in (1, *several):
         directory = tmp_path / str(count)
         where, run_id = prepared_run(directory, f"train.processes={count}", "rollout.prompts=6", "rollout.images_per_prompt=2")
         assert "reward/geneval/mean" in stages.train(where, directory / "adapter")
         adapters.append(load_file(directory / "adapter" / ADAPTER_FILE))
     # AdamW's first steps go by the signs of the gradient, so what is rounded otherwise near 0 shows in single weights.
-    one, *several = adapters
-    assert [relative_error(other, one) < 1e-3 for other in several] == [True, True]
+    one, *others = adapters
+    assert [relative_error(other, one) < 1e-3 for other in others] == [True] * len(several)
     client = MlflowClient()
     (found,) = client.search_runs([client.get_experiment_by_name("marble").experiment_id], f"tags.`marble.run_id` = '{run_id}'")
     assert [m.step for m in client.get_metric_history(found.info.run_id, "alpha/geneval")] == [1, 2]

@@ -49,9 +49,9 @@ def running(mark: str) -> dict[str, list[int]]:
 @pytest.mark.parametrize(
     ("whom", "when", "said"),
     [
-        ("torchrun", "in a step", "something killed torchrun, by signal 9"),
+        pytest.param("torchrun", "in a step", "something killed torchrun, by signal 9", marks=pytest.mark.deep),
         ("worker", "at loading", "something killed one of them, for memory perhaps"),
-        ("stage", "in a step", ""),
+        pytest.param("stage", "in a step", "", marks=pytest.mark.deep),
     ],
 )
 def test_nothing_is_left_running_and_a_sentence_says_what_was_killed(
