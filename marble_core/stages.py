@@ -6,10 +6,10 @@ prepare finds nothing new to train on, the stages behind it end at once and say 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +19,12 @@ from marble_core.config.formats import check_pipeline
 from marble_core.config.loading import load_config, read_config
 from marble_core.config.stage_files import (
     CONFIG,
-    DATA_REPORT,
     DECISION_FILE,
     EVALUATION,
     HELD_OUT_PROMPTS,
     HISTORY,
     IMAGES,
     REPORT,
-    RUN,
     TRAIN_PROMPTS,
     WATCHED_PROMPTS,
     check_run_id,
@@ -41,6 +39,7 @@ from marble_core.runtime.again import Again, keep_at_it
 from marble_core.runtime.environment import PIPELINE_FORMAT
 from marble_core.runtime.files import atomic_directory
 from marble_core.tracking.step_history import last_metrics, trained_steps
+from marble_core.training.rehearsal import begin, foretold, rehearses, tags_of, timed
 
 if TYPE_CHECKING:
     from marble_core.tracking.outcome import Outcome
@@ -73,19 +72,20 @@ def prepare(
     Returns the run id and the GPUs of train and evaluate: "0" where a retraining has nothing to train on, and for train where
     the pods of other nodes do the work.
     """
-    with _stage("prepare") as result:
+    with _stage("prepare") as result, timed(out, out):
         from marble_core.checkpoints.start_from import check_beginning
-        from marble_core.config.pipeline_parameters import gpus_of, overrides_of
+        from marble_core.config.pipeline_parameters import gpus_of, is_rehearsal, overrides_of
         from marble_core.config.redaction import json_without_secrets
+        from marble_core.config.rehearsal import rehearsed
         from marble_core.estimate import resolve_batch_sizes
         from marble_core.preflight.servers import require_servers
-        from marble_core.prompts import write_jsonl
         from marble_core.prompts.data_report import write_page
         from marble_core.storage.s3 import S3
         from marble_core.tracking.kubeflow_page import kubeflow_tags
         from marble_core.tracking.provenance import code_tags, datasets
         from marble_core.tracking.tracker import run_params
         from marble_core.training.data_check import checked_data
+        from marble_core.training.prepared import write_prepared
         from marble_core.training.retraining import plan_retraining, store_prompts
 
         gpus, evaluation_gpus = gpus_of(form or {})
@@ -95,24 +95,23 @@ def prepare(
         s3 = S3(config.storage.bucket)
         answers = require_servers(config, s3, run_id)
         config, beginning = plan_retraining(config, s3, run_id)
+        full, config = config, rehearsed(config) if is_rehearsal(form or {}) else config
         check_beginning(config, s3, run_id)
-        data = checked_data(config)
+        data = checked_data(full)
         prompts, said = beginning.prompts(data.train, [*data.evaluation, *data.watched])
         check_prompts(config, {"train": unplaced(prompts)}, cards)  # the champion's too
         with atomic_directory(out):
             out.mkdir(parents=True, exist_ok=True)
-            (out / CONFIG).write_text(config.to_json(), encoding="utf-8")
-            run = {"run_id": run_id, "notes": said, "nothing_new": "" if prompts else " ".join(said)}
-            (out / RUN).write_text(json.dumps(run), encoding="utf-8")
-            for name, own in {TRAIN_PROMPTS: prompts, HELD_OUT_PROMPTS: data.evaluation, WATCHED_PROMPTS: data.watched}.items():
-                write_jsonl(out / name, own)
-            (out / DATA_REPORT).write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
+            data = data if config is full else begin(out, full, config, data)
+            write_prepared(out, config, run_id, said, prompts, data)
             write_page(out / "data_report.html", data.report, [(each.asked, each.answer) for each in answers])
             page.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "data_report.html", page)
         if prompts and not beginning.own:
             store_prompts(s3, run_id, prompts, beginning.known(data.train))
-        with _tracked(out, "prepare", "RUNNING", run_params(config), code_tags() | kubeflow_tags(), name) as tracker:
+        with _tracked(
+            out, "prepare", "RUNNING", run_params(config), code_tags() | kubeflow_tags() | tags_of(out), name
+        ) as tracker:
             sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
             tracker.log_text(json_without_secrets(config.to_json()), "config.json")
@@ -135,7 +134,7 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
 
         keep_at_it("train", [str(prepared), str(out)], wanted, lambda: newest_checkpoint(prepared))
         return last_metrics(out)
-    with _stage("train") as result:
+    with _stage("train") as result, timed(prepared, out):
         if said := nothing_new(prepared):
             out.mkdir(parents=True, exist_ok=True)
             result |= {"reason": said}
@@ -167,7 +166,7 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
     if wanted := Again.wanted():
         keep_at_it("evaluate", [str(path) for path in (prepared, adapter, out, report)], wanted, lambda: "")
         return _measured(out)
-    with _stage("evaluate") as result:
+    with _stage("evaluate") as result, timed(prepared, out):
         if said := nothing_new(prepared):
             _evaluate_nothing(prepared, out, report, said)
             result |= {"reason": said, "report": str(report)}
@@ -197,9 +196,10 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     config, run_id = read_prepared(prepared)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(prepared / CONFIG, out / CONFIG)  # for whoever reads the decision
-    incumbent = fetch_champion(config, adapter, scratch)
+    full = rehearses(prepared)
+    incumbent = fetch_champion(full or config, adapter, scratch)
     run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
-    evaluation, decision = decided(config, adapter, out, scratch, tracker.mlflow_run_id)
+    evaluation, decision = decided(config, adapter, out, scratch, tracker.mlflow_run_id, rehearsal=full is not None)
     past, links = tracker.past_runs(config.registry.model), tracker.links(config.registry.model)
     pages = write_pages(out, evaluation, decision, adapter / HISTORY, config, past, run_id, links)
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +238,9 @@ def _evaluate_nothing(prepared: Path, out: Path, report: Path, said: str) -> Non
 def register(prepared: Path, adapter: Path, evaluation: Path, page: Path) -> Outcome:
     """Do what evaluate decided: make the adapter the next version of the model, or record why not. ``page`` becomes its HTML page."""
     with _stage("register") as result:
+        began = time.monotonic()
         from marble_core.evaluation.decision_file import read_decision
+        from marble_core.evaluation.gate import REHEARSED
         from marble_core.tracking import registry
         from marble_core.tracking.kubeflow_page import described
         from marble_core.tracking.outcome import Outcome
@@ -253,18 +255,19 @@ def register(prepared: Path, adapter: Path, evaluation: Path, page: Path) -> Out
                 tracker.set_tags(
                     {"marble.decision": decision.summary, "mlflow.note.content": described(" ".join(decision.reasons))}
                 )
-            elif decision.promote:
+            elif decision.promote or decision.verdict == REHEARSED:
                 more, cards = successor_tags(config, run_id), cards_of(config.measured)
                 version, alias = registry.register_version(config, numbers, decision, images, mlflow_run, more, cards=cards)
             else:
                 registry.record_refusal(numbers, decision, mlflow_run)
-            notes = [anew] if anew else []
+            told = foretold(prepared, adapter, evaluation, time.monotonic() - began) if numbers else []
+            notes = [*([anew] if anew else []), *told]
             links = tracker.links(config.registry.model)
             outcome = Outcome(run_id, config.registry.model, decision, numbers, version, alias, notes, links)
             outcome.write_page(page)
             tracker.log_artifact(page)
         result |= {"model": config.registry.model, "version": version, "alias": alias, "promoted": decision.promote}
-        result |= {"verdict": decision.verdict, "reasons": [*decision.reasons, *notes]}
+        result |= {"verdict": decision.verdict, "reasons": [*decision.reasons, *notes], "foretold": told}
         progress.emit("register", note=outcome.sentence)
         for note in notes:
             progress.emit("register", note=note)

@@ -19,6 +19,7 @@ def literals(settings: Settings) -> dict[str, list[str]]:
     usual = ("nvidia.com/gpu", "amd.com/gpu")
     return {
         "preset": list(presets()),
+        "rehearse": ["no", "yes"],
         "new_prompts": [AS_THE_PRESET, *get_args(DataConfig.model_fields["new_prompts"].annotation)],
         "accelerator": list(dict.fromkeys(filter(None, (*usual, settings.gpu.resource, *settings.gpu.resources)))),
     }

@@ -38,7 +38,13 @@ class Outcome:
 
 
 def run(
-    preset: str, overrides: Sequence[str], run_id: str, directory: Path, console: Console, images: Images | None = None
+    preset: str,
+    overrides: Sequence[str],
+    run_id: str,
+    directory: Path,
+    console: Console,
+    images: Images | None = None,
+    rehearse: bool = False,
 ) -> Outcome:
     """Run the pipeline with its files under ``directory``, on the services that the environment names.
 
@@ -55,7 +61,7 @@ def run(
     events, log = home / "progress.jsonl", directory / "pipeline.log"
     events.unlink(missing_ok=True)
     config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
-    parameters = {"preset": preset, "config": config, "run_id": run_id}
+    parameters = {"preset": preset, "config": config, "run_id": run_id, "rehearse": "yes" if rehearse else ""}
     command = [sys.executable, "-m", __name__, json.dumps(parameters), str(directory)]
     scratch = home / "tmp"  # kfp leaves a workspace and a directory for each stage behind
     if images:

@@ -29,6 +29,7 @@ def build(settings: Settings) -> Any:
     @dsl.pipeline(name="marble", description=about, pipeline_config=workflow(settings))
     def marble(
         preset: str = "demo",
+        rehearse: str = "no",
         base_model: str = "",
         prompts: str = "",
         held_out: str = "",
@@ -51,6 +52,7 @@ def build(settings: Settings) -> Any:
 
         Args:
             preset: What everything starts from: demo (minutes, no GPU) or one for SD3.5. Empty fields below leave its values.
+            rehearse: With yes, two steps and few prompts through every stage, to a scratch model; it says what a run will take.
             base_model: The model that is fine-tuned: a hub id, an s3:// prefix, or a directory of the image.
             prompts: Prompt files to train on, as "general=s3://bucket/file.jsonl ocr=... geneval=...".
             held_out: Prompt files to evaluate on, in the same form.
@@ -71,6 +73,7 @@ def build(settings: Settings) -> Any:
         """
         prepared = prepare(
             preset=preset,
+            rehearse=rehearse,
             base_model=base_model,
             prompts=prompts,
             held_out=held_out,

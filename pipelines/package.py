@@ -16,7 +16,7 @@ from marble_core.estimate import resolve_batch_sizes
 from marble_core.types import MarbleError
 
 LARGEST = 100_000  # bytes of a run's parameters: Argo makes a ConfigMap of larger ones, which Kubeflow does not let it
-FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus", "evaluation_gpus")
+FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus", "evaluation_gpus", "rehearse")
 
 
 def _boolean(text: str) -> bool:

@@ -10,6 +10,7 @@ from marble_kubeflow.components import image
 @dsl.component(base_image=image("prepare"), packages_to_install=[], install_kfp_package=False)
 def prepare(
     preset: str,
+    rehearse: str,
     base_model: str,
     prompts: str,
     held_out: str,
@@ -45,6 +46,7 @@ def prepare(
     from marble_core import stages
 
     form = {
+        "rehearse": rehearse,
         "base_model": base_model,
         "prompts": prompts,
         "held_out": held_out,

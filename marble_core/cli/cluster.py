@@ -54,12 +54,13 @@ def submit(
     json_: AsJson = False,
 ) -> None:
     """Start one run of the pipeline on a cluster. The same pipeline file is uploaded once."""
+    from marble_core.config.pipeline_parameters import is_rehearsal
     from marble_core.config.stage_files import check_run_id, new_run_id
     from marble_kubeflow.pipelines.package import Package
 
     compiled = Package.read(package)
     given = _given(compiled, preset, config, set_, param)
-    name = check_run_id(run_id or given.get("run_id") or new_run_id())
+    name = check_run_id(run_id or given.get("run_id") or new_run_id(is_rehearsal(given)))
     if "run_id" in compiled.parameters.definitions:
         given["run_id"] = name
     order = _order(name, compiled, given, experiment, service_account)

@@ -9,6 +9,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "marble run",
         "marble run --config marble.yaml --set train.steps=160 --set balance.method=weighted_sum",
         "marble run --run-id nightly-7    # again: goes on from its newest checkpoint",
+        "marble run --rehearse --config marble.yaml    # the first thing to do: what the run needs, and how long it takes",
         "marble run --containers    # each stage in its image, as on a cluster",
     ),
     "init": ("marble init", "marble init sd35.yaml --preset demo", "marble init marble.schema.json --schema"),

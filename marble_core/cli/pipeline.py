@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ def run(
     config: File = None,
     set_: Set = None,
     run_id: Annotated[str, typer.Option(help="The name of the run; a run that exists goes on. Default: a new one.")] = "",
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Two steps and a few prompts through every stage; says what the run will take.")
+    ] = False,
     containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
     registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
     tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
@@ -45,14 +48,15 @@ def run(
     from marble_core.config.stage_files import check_run_id, new_run_id
     from marble_core.services.local import embedded
 
-    name = check_run_id(run_id or new_run_id())
+    name = check_run_id(run_id or new_run_id(rehearse))
     console = Console(highlight=False)
-    console.print(f"Run {name}: {settings.train.steps} steps of {settings.balance.method}. Starting the services ...")
+    what = f"{settings.train.steps} steps of {settings.balance.method}"
+    console.print(f"{f'Rehearsal {name} of' if rehearse else f'Run {name}:'} {what}. Starting the services ...")
     with embedded(ROOT, settings.storage.bucket, ROOM) as environment:
         os.environ.update(environment)
         from marble_kubeflow.pipelines.local import run as run_pipeline
 
-        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images)
+        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images, rehearse)
     _summary(console, settings, outcome)
 
 
@@ -185,6 +189,8 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
 
     from rich.table import Table
 
+    from marble_core.config.rehearsal import SCRATCH
+    from marble_core.evaluation.gate import REHEARSED
     from marble_core.evaluation.results import Evaluation
     from marble_core.evaluation.statistics import interval
 
@@ -192,6 +198,10 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     decision = found["register"]
     if "evaluation" not in found["evaluate"]:
         console.print(" ".join(decision["reasons"]), markup=False)
+        return
+    if decision["verdict"] == REHEARSED:
+        _registered(console, settings.registry.model + SCRATCH, decision)
+        console.print(decision["foretold"][0], markup=False)
         return
     evaluation = Evaluation.load(found["evaluate"]["evaluation"])
     table = Table("reward", title="Held-out prompts, same noise for all models; 95 % intervals")
@@ -220,10 +230,14 @@ def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
     for reason in decision.get("reasons", ()):
         console.print(f"  {reason}", markup=False)
     if decision["version"]:
-        version = f"version {decision['version']} of {settings.registry.model}"
-        console.print(f"Registered: {version} as {decision['alias']} in MLflow (see it: marble ui)")
+        _registered(console, settings.registry.model, decision)
     if Path(found["evaluate"]["report"]).is_file():
         _show_pages(Path(found["evaluate"]["evaluation"]).parent, Path(found["evaluate"]["report"]), outcome.directory, console)
+
+
+def _registered(console: Console, model: str, decision: dict[str, Any]) -> None:
+    version = f"version {decision['version']} of {model}"
+    console.print(f"Registered: {version} as {decision['alias']} in MLflow (see it: marble ui)")
 
 
 def _show_pages(evaluated: Path, report: Path, directory: Path, console: Console) -> None:

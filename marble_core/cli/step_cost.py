@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 def lines(config: RunConfig) -> Iterator[str]:
     """The batch arithmetic, the memory by part and phase, and the hours."""
     from marble_core.estimate import GIB, checkpoint_of, memory_of, sizes_of, work_of
+    from marble_core.estimate.rehearsal import rehearsal_seconds
     from marble_core.rewards.cards import cards_of
+    from marble_core.types import duration
 
     sizes = sizes_of(config.model)
     yield from _arithmetic(config, work := work_of(config, sizes))
@@ -23,6 +25,9 @@ def lines(config: RunConfig) -> Iterator[str]:
     yield from _table(config, memory_of(config, sizes, cards_of(config.measured)))
     yield f"checkpoint   {checkpoint_of(config, sizes) / GIB:.2f} GiB"
     yield from _hours(config, work)
+    if work.hours is not None:
+        seconds = rehearsal_seconds(config, sizes)
+        yield f"rehearsal    about {duration(seconds)} of the same, without loading: marble run --rehearse measures, for a run's hours"
 
 
 def _arithmetic(config: RunConfig, work: Work) -> Iterator[str]:

@@ -49,6 +49,7 @@ def overrides_of(
     if count := _count("gpus", gpus):
         made += [_override("train.processes", count), _override("hardware.gpus", count)]
     _count("evaluation_gpus", fields.pop("evaluation_gpus", ""))  # of a pod, and nothing of the configuration
+    is_rehearsal({"rehearse": fields.pop("rehearse", "")})  # prepare shortens the configuration that the rest makes
     for field, text in fields.items():
         if text.strip() and (field, text) != ("new_prompts", AS_THE_PRESET):
             made.append(_override(KEYS[field], _number(field, text) if field in NUMBERS else text.strip()))
@@ -59,6 +60,14 @@ def gpus_of(form: Mapping[str, Any]) -> tuple[str, str]:
     """The GPUs of the pods of train and evaluate, as texts. Raises MarbleError, which names the field."""
     train, evaluate = (str(_count(name, form.get(name, ""))) for name in ("gpus", "evaluation_gpus"))
     return train, evaluate
+
+
+def is_rehearsal(form: Mapping[str, Any]) -> bool:
+    """Raises MarbleError for what is neither yes nor no."""
+    text = str(form.get("rehearse", "")).strip().lower()
+    if text not in ("", "no", "yes"):
+        raise MarbleError(f"The pipeline's parameter rehearse is {text[:60]!r}: give yes, or nothing for the run itself.")
+    return text == "yes"
 
 
 def _count(name: str, text: str) -> int:

@@ -19,3 +19,9 @@ class RolesConfig(Section):
     trained_guidance: tuple[Guidance, ...] = ()  # [O] the trained model under guidance, as people sample: [1.5, 3, 4.5]
     strengths: tuple[Strength, ...] = ()  # [O] the LoRA at these strengths: [0.5, 0.75, 1.25]
     pairs: bool = False  # [O] each strength with each guidance too
+
+    @property
+    def passes(self) -> int:
+        """What the models of an evaluation cost together, base and trained one too, in samplings without guidance."""
+        guided, strengths = 2 * len(self.trained_guidance), len(self.strengths)
+        return 2 + 2 * len(self.base_guidance) + guided + strengths * (1 + self.pairs * guided)

@@ -31,12 +31,17 @@ def check_divides(sources: Collection[str], shares: Mapping[str, float], count: 
     """Raises MarbleError where the shares do not divide ``count``, with the nearest number that they do."""
     if all(number.denominator == 1 for number in _exact(sources, shares, count).values()):
         return
-    unit = lcm(*(number.denominator for number in _exact(sources, shares, 1).values()))
+    unit = unit_of(sources, shares)
     near = max(unit, round(count / unit) * unit)
     ratio = ":".join(f"{float(shares.get(s, 1)):g}" for s in sources)
     raise MarbleError(
         f"rollout.prompts = {count} cannot be mixed {ratio} over {len(sources)} sources ({', '.join(sources)}), the nearest is {near}."
     )
+
+
+def unit_of(sources: Collection[str], shares: Mapping[str, float]) -> int:
+    """The least number of prompts that the shares divide; so do its multiples, and no others."""
+    return lcm(*(number.denominator for number in _exact(sources, shares, 1).values()))
 
 
 def _exact(sources: Collection[str], shares: Mapping[str, float], count: int) -> dict[str, Fraction]:

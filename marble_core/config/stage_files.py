@@ -19,7 +19,9 @@ TRAIN_PROMPTS = "train.jsonl"
 HELD_OUT_PROMPTS = "evaluation.jsonl"
 WATCHED_PROMPTS = "watched.jsonl"  # empty where nothing is watched
 DATA_REPORT = "data_report.json"  # and as a page, .html
+FULL = "full_config.json"  # of a rehearsal: the configuration of the run that it rehearses
 SHARED = (CONFIG, RUN, TRAIN_PROMPTS, WATCHED_PROMPTS)  # what each process of a training reads
+TIMING = "timing.json"  # of a rehearsal's stage: what it took, in seconds; of any evaluation: what its images took
 # Written by train.
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER_DIRECTORY = "adapter_weights"  # of a model that mlflow.diffusers logged
@@ -35,9 +37,9 @@ EXPLORER = "explorer.html"
 REPORT = "report.html"
 
 
-def new_run_id() -> str:
-    """A name for a run that sorts by time: 20261124-093000-3fa9c1."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+def new_run_id(rehearsal: bool = False) -> str:
+    """A name for a run that sorts by time: 20261124-093000-3fa9c1; that of a rehearsal says so."""
+    return f"{'rehearsal-' if rehearsal else ''}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
 
 
 def check_run_id(run_id: str) -> str:

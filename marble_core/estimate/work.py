@@ -47,8 +47,8 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
         math.ceil(share * every) if solves and share < 1 else 0
     )  # micro-batches that the QP sees, before the step's own pass
     step = flop_of_step(config, sizes, solves) if sizes else None
-    sources, looks = len(config.data.evaluation), looks_of(config)
-    images_per_look = config.watch.prompts * sources * config.watch.images if looks else 0
+    looks = looks_of(config)
+    images_per_look = images_of_look(config) if looks else 0
     look = images_per_look * config.evaluation.steps * flop_of_velocity(config, sizes) if sizes else 0.0
     watching = looks * look / (step * config.train.steps) if step else 0.0
     speed = 1e12 * hardware.tflops * hardware.utilisation * max(1, hardware.gpus)
@@ -74,6 +74,11 @@ def looks_of(config: RunConfig) -> int:
         return 0
     looks = train.steps // every + (train.keep_best and train.steps % every > 0)
     return looks + 1 if looks else 0
+
+
+def images_of_look(config: RunConfig) -> int:
+    """Where every source has as many held-out prompts as are wanted."""
+    return config.watch.prompts * len(config.data.evaluation) * config.watch.images
 
 
 def flop_of_step(config: RunConfig, sizes: Sizes, solves: bool) -> float:

@@ -21,6 +21,7 @@ from marble_core.evaluation.statistics import interval
 NOTHING_NEW: Literal["nothing new"] = (
     "nothing new"  # the verdict of a run that trained nothing, of which there is no evaluation
 )
+REHEARSED: Literal["rehearsed"] = "rehearsed"  # the verdict of a rehearsal, whatever its few images show
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Decision:
         "less diverse",
         "no better than guidance",
         "nothing new",
+        "rehearsed",
     ]
     reasons: tuple[str, ...]
 
@@ -44,7 +46,15 @@ class Decision:
     def summary(self) -> str:
         if self.verdict == NOTHING_NEW:
             return "nothing to train on"
+        if self.verdict == REHEARSED:
+            return "rehearsed"
         return "promoted" if self.promote else f"refused: {self.verdict}"
+
+
+def rehearsed(decision: Decision) -> Decision:
+    """What becomes of a decision on a rehearsal: its model is registered under a scratch name, and is never champion."""
+    said = f"This is a rehearsal, whose numbers say nothing of the whole run; by them the gate would say: {decision.summary}."
+    return Decision(False, REHEARSED, (said, *decision.reasons))
 
 
 def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import EVALUATION, IMAGES
+from marble_core.config.stage_files import EVALUATION, IMAGES, TIMING
 from marble_core.evaluation import lacking
 from marble_core.evaluation.evaluator import Evaluator
 from marble_core.evaluation.results import Evaluation, Incumbent
@@ -34,7 +36,7 @@ def run_evaluation(
     """Sample the models on the same prompts with the same noise, score them, and write the result under ``out``.
 
     The noise of prompt i depends on (evaluation.seed, i) alone. Written are ``evaluation.json`` and ``images/`` (see results.py),
-    with pictures of the first 48 prompts of each source; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
+    with pictures of the first 48 prompts of each source, and ``timing.json``; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
     base's, and for an image that is not finite; a reward that fails costs the values of its images; a champion that does not fit
     the base is left out, and the result says so. With ``shared`` base and guided base are sampled only where no evaluation has done
     it there before.
@@ -56,7 +58,11 @@ def run_evaluation(
         [BASE, *([CHAMPION] if incumbent.adapter else []), TRAINED],
         variants_of(config.evaluation.roles, reason),
     )
-    evaluation = work.evaluation({role.name: work.sampled(role, policy, shared) for role in work.all_roles})
+    began = time.monotonic()
+    sampled = {role.name: work.sampled(role, policy, shared) for role in work.all_roles}
+    took = {"seconds": time.monotonic() - began, "images": work.total, "roles": len(work.all_roles), "varied": len(work.varied)}
+    (Path(out) / TIMING).write_text(json.dumps(took), encoding="utf-8")
+    evaluation = work.evaluation(sampled)
     evaluation = replace(evaluation, champion_version=incumbent.version, no_champion=incumbent.absent, no_guidance=reason)
     if reason and asks_for_guidance(config.evaluation.roles):
         evaluation = replace(evaluation, notes=(*evaluation.notes, f"No model was evaluated under guidance: {reason}."))

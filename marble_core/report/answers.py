@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from marble_core.config.schema import RegistryConfig
-from marble_core.evaluation.gate import Decision
+from marble_core.evaluation.gate import REHEARSED, Decision
 from marble_core.evaluation.results import Estimate, Evaluation
 from marble_core.report.changes import change, changes
 from marble_core.report.words import effect, listed, number
@@ -51,6 +51,7 @@ def answers(evaluation: Evaluation, decision: Decision, lines: Sequence[Mapping[
     joint = "but" if gain.low > 0 else "and"
     catch = f"{joint} {catches[0][0]}" if catches else "with no catch found"
     outcome = "promoted" if decision.promote else f"refused ({decision.verdict})"
+    outcome = "a rehearsal" if decision.verdict == REHEARSED else outcome
     return Answers(
         headline=f"{said}, {catch}: {outcome}.",
         better=f"{ {'better': 'Yes', 'worse': 'No', 'same': 'Not shown'}[effect(gain)] }: {_moved(evaluation)}",
@@ -131,6 +132,8 @@ def _next(evaluation: Evaluation, decision: Decision, config: RegistryConfig) ->
         first = "Settle the alarm first. " if evaluation.alarms else ""
         model = config.model
         return f"{first}Register makes it the champion of {model}: load models:/{model}@champion; marble rollback {model} undoes it."
+    if decision.verdict == REHEARSED:
+        return "This was a rehearsal: register says how long the whole run will take; start that."
     todo = {
         "worse": "give the reward that got worse a larger share (balance.floor) or more prompts, and train again",
         "no gain": "train longer (train.steps), or evaluate on more held-out prompts, which narrows the interval",

@@ -24,10 +24,11 @@ from marble_core.report.pictures import galleries, large_pairs, scored
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import axis_of, conditions, rows
-from marble_core.report.words import duration, signed
+from marble_core.report.words import signed
 from marble_core.tracking.past_runs import PastRun
 from marble_core.tracking.provenance import code_tags
 from marble_core.tracking.step_history import History
+from marble_core.types import duration
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,6 @@ def listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def duration(seconds: float) -> str:
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
-
-
 def effect(difference: Estimate) -> str:
     """What the whole interval shows: better, worse, or the same as far as can be told."""
     return "better" if difference.low > 0 else "worse" if difference.high < 0 else "same"

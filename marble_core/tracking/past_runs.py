@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MOST = 12
+REHEARSAL_TAG = "marble.rehearsal"  # on the MLflow run of a rehearsal, which is no result
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,12 @@ def past_runs(client: MlflowClient, experiment_id: str, model: str, but: str) ->
         [experiment_id], "tags.`marble.decision` != ''", max_results=MOST + 1, order_by=["start_time DESC"]
     )
     versions = {v.run_id: str(v.version) for v in client.search_model_versions(named(model))}
-    runs = [run for run in found if run.info.run_id != but and "evaluation/mean_gain" in run.data.metrics][:MOST]
+    runs = [run for run in found if run.info.run_id != but and _counts(run)][:MOST]
     return [_past(run, versions.get(run.info.run_id, "")) for run in reversed(runs)]
+
+
+def _counts(run: Run) -> bool:
+    return "evaluation/mean_gain" in run.data.metrics and REHEARSAL_TAG not in run.data.tags
 
 
 def _past(run: Run, version: str) -> PastRun:

@@ -7,7 +7,7 @@ from pathlib import Path
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import EVALUATION
 from marble_core.evaluation.decision_file import write_decision
-from marble_core.evaluation.gate import Decision, decide
+from marble_core.evaluation.gate import Decision, decide, rehearsed
 from marble_core.evaluation.results import Evaluation
 from marble_core.models.adapter_file import fold
 from marble_core.storage.uri import portable
@@ -15,11 +15,14 @@ from marble_core.tracking.registry import log_adapter
 from marble_core.tracking.step_history import trained_steps
 
 
-def decided(config: RunConfig, adapter: Path, out: Path, scratch: Path, mlflow_run: str) -> tuple[Evaluation, Decision]:
+def decided(
+    config: RunConfig, adapter: Path, out: Path, scratch: Path, mlflow_run: str, rehearsal: bool = False
+) -> tuple[Evaluation, Decision]:
     """The evaluation in ``out`` and what the gate makes of it, which is written beside it for whoever acts on it."""
     evaluation = Evaluation.load(out / EVALUATION)
     log_at_strength(config, adapter, evaluation.strength, scratch, mlflow_run)
     decision = decide(evaluation, config.registry)
+    decision = rehearsed(decision) if rehearsal else decision
     write_decision(out, decision, config.registry)
     return evaluation, decision
 

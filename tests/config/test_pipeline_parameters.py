@@ -42,6 +42,7 @@ def test_overrides_of_the_command_line_pass_through_as_they_are() -> None:
         ({"gpus": "-1"}, "gpus is '-1'"),
         ({"steps": "many"}, "steps is 'many': give a whole number"),
         ({"gate_margin": "x"}, "gate_margin is 'x': give a number"),
+        ({"rehearse": "perhaps"}, "rehearse is 'perhaps'"),
         ({"prompts": "s3://bucket/file"}, "general=URI"),
     ],
 )

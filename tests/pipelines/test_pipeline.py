@@ -37,6 +37,7 @@ def test_kfp_loads_the_pipeline_and_every_parameter_has_a_description_and_a_defa
     assert {"preset", "base_model", "prompts", "rewards", "method", "steps", "gpus", "accelerator", "seed", "run_id"} < set(
         parameters
     )
+    assert spec["root"]["dag"]["tasks"]["prepare"]["inputs"]["parameters"]["rehearse"]["componentInputParameter"] == "rehearse"
     assert all(p["description"] and p["isOptional"] and p["defaultValue"] is not None for p in parameters.values())
     defaults = {name: p["defaultValue"] for name, p in parameters.items()}
     form = {name: defaults[name] for name in (*KEYS, "prompts", "held_out", "rewards", "gpus", "config")}
@@ -46,12 +47,11 @@ def test_kfp_loads_the_pipeline_and_every_parameter_has_a_description_and_a_defa
 def test_the_form_has_no_sentinels_and_a_drop_down_where_there_is_a_choice(spec: dict) -> None:
     fields = spec["root"]["inputDefinitions"]["parameters"]
     filled = {name: field["defaultValue"] for name, field in fields.items() if field["defaultValue"]}
-    assert filled == {"preset": "demo", "accelerator": "nvidia.com/gpu", "new_prompts": "preset"}, (
-        "what is empty is the preset's"
-    )
+    usual = {"preset": "demo", "accelerator": "nvidia.com/gpu", "new_prompts": "preset", "rehearse": "no"}
+    assert filled == usual, "what is empty is the preset's"
     assert {field["parameterType"] for field in fields.values()} == {"STRING"}
     choices = {name: field["literals"] for name, field in fields.items() if "literals" in field}
-    assert set(choices) == {"preset", "new_prompts", "accelerator"} and set(choices["preset"]) == set(presets())
+    assert set(choices) == {"preset", "rehearse", "new_prompts", "accelerator"} and set(choices["preset"]) == set(presets())
     assert choices["new_prompts"] == ["preset", "mix", "only", "all"] and all(map(all, choices.values())), (
         "nothing blocks Start"
     )

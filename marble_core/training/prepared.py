@@ -1,0 +1,28 @@
+"""The directory that prepare writes for the stages behind it. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import CONFIG, DATA_REPORT, HELD_OUT_PROMPTS, RUN, TRAIN_PROMPTS, WATCHED_PROMPTS
+from marble_core.prompts import write_jsonl
+from marble_core.types import Prompt
+
+if TYPE_CHECKING:
+    from marble_core.prompts.dataset import Data
+
+
+def write_prepared(
+    out: Path, config: RunConfig, run_id: str, said: Sequence[str], prompts: Sequence[Prompt], data: Data
+) -> None:
+    """``said`` is what the user should know of where the ``prompts`` to train on come from, or why there are none."""
+    (out / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    run = {"run_id": run_id, "notes": said, "nothing_new": "" if prompts else " ".join(said)}
+    (out / RUN).write_text(json.dumps(run), encoding="utf-8")
+    for name, own in {TRAIN_PROMPTS: prompts, HELD_OUT_PROMPTS: data.evaluation, WATCHED_PROMPTS: data.watched}.items():
+        write_jsonl(out / name, own)
+    (out / DATA_REPORT).write_text(json.dumps(data.report, indent=2, ensure_ascii=False), encoding="utf-8")
