@@ -83,7 +83,8 @@ class CheckpointStore:
             if self._uploader:
                 self._uploader.wait(HOLD_UP, only_if_it_moves=True)
                 self._uploader.submit(self.local / name)
-        self._prune_local(self.config.keep_last, self.config.keep_every)
+        prune = partial(self._prune_local, self.config.keep_last, self.config.keep_every)
+        housekeeping(f"removing old checkpoints from {self.local}", prune)
         return self.local / name
 
     def newest(self) -> str | None:

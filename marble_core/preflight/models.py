@@ -13,8 +13,8 @@ from marble_core.tracking import probe
 LARGEST = 64_000_000  # bytes: what limits a body, an ingress, stands far below
 
 
-def ask_mlflow(config: RunConfig, adapter_bytes: int) -> list[Answer]:
-    """One line per question; after the first no, no more is asked."""
+def ask_mlflow(config: RunConfig, adapter_bytes: int, run_id: str = "") -> list[Answer]:
+    """One line per question; after the first no, no more is asked. ``run_id`` is that of a run that will use the answers."""
     size = min(adapter_bytes, LARGEST)
     answers: list[Answer] = []
     with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
@@ -22,8 +22,10 @@ def ask_mlflow(config: RunConfig, adapter_bytes: int) -> list[Answer]:
         with file.open("wb") as target:
             for _ in range(0, size, 1 << 20):
                 target.write(os.urandom(1 << 20) if size > 1 << 20 else os.urandom(size))
+        of_run = [(f"the run {run_id}", lambda: probe.run(config.storage.experiment, run_id))] if run_id else []
         for what, question in (
             (f"the experiment {config.storage.experiment}", lambda: probe.experiment(config.storage.experiment)),
+            *of_run,
             (f"log a model of {size / 1e6:.1f} MB", lambda: probe.log_model(config.storage.experiment, file)),
             (f"write to the registered model {config.registry.model}", lambda: probe.registered_model(config.registry.model)),
             ("the champion's files", lambda: probe.champion(config.registry.model)),

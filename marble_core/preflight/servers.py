@@ -6,9 +6,9 @@ import os
 
 from marble_core.config.schema import RunConfig
 from marble_core.estimate.sizes import sizes_of
-from marble_core.preflight.answers import Answer, lines, require
+from marble_core.preflight.answers import Answer, ask, lines, require
 from marble_core.preflight.models import ask_mlflow
-from marble_core.preflight.store import ask_s3
+from marble_core.preflight.store import ask_s3, checkpoints
 from marble_core.runtime import progress
 from marble_core.storage.s3 import S3
 
@@ -18,7 +18,9 @@ CHECK = "preflight"  # the name of the run below whose prefix ``marble check`` a
 def ask_servers(config: RunConfig, s3: S3, run_id: str) -> list[Answer]:
     """S3 first; MLflow is not asked where S3 has said no."""
     answers = ask_s3(s3, run_id)
-    return answers if answers[-1].state == "no" else [*answers, *_mlflow(config)]
+    if answers[-1].state != "no":
+        answers.append(ask("S3: the run's checkpoints", lambda: checkpoints(s3, run_id)))
+    return answers if answers[-1].state == "no" else [*answers, *_mlflow(config, run_id)]
 
 
 def require_servers(config: RunConfig, s3: S3, run_id: str) -> list[Answer]:
@@ -40,6 +42,6 @@ def ask_named(config: RunConfig) -> list[Answer]:
     return answers
 
 
-def _mlflow(config: RunConfig) -> list[Answer]:
+def _mlflow(config: RunConfig, run_id: str = "") -> list[Answer]:
     sizes = sizes_of(config.model)
-    return ask_mlflow(config, 4 * sizes.lora(config.lora.rank) if sizes else 1_000_000)
+    return ask_mlflow(config, 4 * sizes.lora(config.lora.rank) if sizes else 1_000_000, run_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.preflight.answers import Answer, ask
 from marble_core.storage.s3 import S3
 from marble_core.storage.s3_errors import Refused
@@ -61,6 +62,18 @@ class _Scratch:
         except Refused:
             return f"no: all checkpoints of a run stay, whatever storage.keep_last says, and so does {self.s3.uri(self.key)}"
         return None
+
+
+def checkpoints(s3: S3, run_id: str) -> str | None:
+    """There never was one, or the run goes on from its newest, or that was and is gone, which is said."""
+    run = RunCheckpoints(s3, run_id)
+    latest, (whole, _) = run.latest(), run.names()
+    if latest in whole:
+        return f"it goes on from {latest}"
+    if latest is None and not whole:
+        return None
+    lost = f"{run.uri(latest)} was the newest and is gone" if latest else f"{s3.uri(run.latest_key)} is gone"
+    return f"{lost}: the run {f'goes on from {whole[0]}' if whole else 'begins again from its first step'}"
 
 
 def ask_s3(s3: S3, run_id: str) -> list[Answer]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from marble_core.config.stage_files import ADAPTER_DIRECTORY, ADAPTER_FILE
-from marble_core.tracking.champion import holder, loss, lost
+from marble_core.tracking.champion import holder, loss, lost, quoted
 from marble_core.tracking.connection import mlflow_client
 from marble_core.types import MarbleError
 
@@ -54,17 +54,53 @@ def log_model(name: str, file: Path) -> str | None:
 
 
 def registered_model(name: str) -> str | None:
-    """May be written: it is made where there is none, as register would."""
+    """May be written. Where there is none yet, one of another name is made, as register would make it, and removed again: the
+    model itself may get its first version from another run at the same moment."""
     from mlflow.exceptions import MlflowException
 
     with mlflow_client() as client:
+        tried = name
         try:
-            client.create_registered_model(name)
+            client.get_registered_model(name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        client.set_registered_model_tag(name, "marble.preflight", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+            tried = f"{name}-{PROBE}"
+            try:
+                client.create_registered_model(tried)
+            except MlflowException as refused:
+                if refused.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        try:
+            client.set_registered_model_tag(tried, "marble.preflight", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+        except MlflowException as error:
+            if tried == name or error.error_code != "RESOURCE_DOES_NOT_EXIST":  # removed by another preflight
+                raise
+        if tried != name:
+            try:
+                client.delete_registered_model(tried)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    return f"yes; the empty model {tried} stays, for it may not be deleted"
     return None
+
+
+def run(experiment_name: str, run_id: str) -> str | None:
+    """It never was, or it goes on, or it was deleted, which is said."""
+    from mlflow.entities import ViewType
+
+    with mlflow_client() as client:
+        found = client.get_experiment_by_name(experiment_name)
+        assert found is not None, "the experiment was asked for before"
+        own = client.search_runs([found.experiment_id], f"tags.`marble.run_id` = {quoted(run_id)}", ViewType.ALL)
+        if not own:
+            return None
+        if any(each.info.lifecycle_stage == "active" for each in own):
+            return "it is there and goes on"
+        return (
+            f"it was deleted: a new one is made, which gets the metrics of all steps again (or: mlflow runs restore --run-id "
+            f"{own[0].info.run_id})"
+        )
 
 
 def champion(name: str) -> str | None:

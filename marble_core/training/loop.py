@@ -20,6 +20,7 @@ from marble_core.evaluation.watch import Look
 from marble_core.models.policy import Policy
 from marble_core.rewards.registry import load_scorers
 from marble_core.runtime import distributed
+from marble_core.runtime.housekeeping import housekeeping
 from marble_core.runtime.offload import resident_bytes
 from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
@@ -174,15 +175,13 @@ def _on_the_device(learner: Learner) -> str:
 
 def _show_samples(tracker: Tracker, learner: Learner, prompts: Sequence[Prompt]) -> None:
     from marble_core.models.previews import grid
-    from marble_core.runtime import progress
 
     config, step = learner.config, learner.step
     every = config.train.samples_every
     if every and (step % every == 0 or step == config.train.steps):
-        try:
-            tracker.log_image(grid(learner.policy, prompts, config), "samples", step)
-        except MarbleError as error:  # what is only shown ends no training
-            progress.emit("train", note=f"No samples of step {step}: {error}")
+        housekeeping(
+            "the samples", lambda: tracker.log_image(grid(learner.policy, prompts, config), "samples", step), Terminated
+        )
 
 
 def _show_look(tracker: Tracker, step: int, found: Look | str) -> None:

@@ -87,7 +87,21 @@ def test_all_questions_are_answered_in_seconds_and_one_model_is_used_again(confi
     client = MlflowClient()
     experiment = client.get_experiment_by_name(config.storage.experiment)
     assert experiment and len(client.search_logged_models([experiment.experiment_id])) == 1
-    assert client.search_model_versions(f"name = '{config.registry.model}'") == []
+    assert client.search_registered_models(f"name LIKE '{config.registry.model}%'") == [], "no empty model stays"
+
+
+def test_a_run_never_was_or_goes_on_or_was_deleted(config: RunConfig) -> None:
+    def said() -> str:
+        return {each.asked: each.answer for each in ask_mlflow(config, 1000, "monday")}["MLflow: the run monday"]
+
+    client = MlflowClient()
+    assert said() == "yes"
+    experiment = client.get_experiment_by_name(config.storage.experiment)
+    assert experiment
+    made = client.create_run(experiment.experiment_id, tags={"marble.run_id": "monday"}).info.run_id
+    assert said() == "it is there and goes on"
+    client.delete_run(made)
+    assert said().startswith("it was deleted: a new one is made") and said().endswith(f"--run-id {made})")
 
 
 def test_a_deleted_experiment_says_how_it_comes_back(config: RunConfig) -> None:

@@ -11,7 +11,7 @@ from checkpoint_builders import content, found, write_run
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.checkpoints.start_from import locate
 from marble_core.preflight.answers import as_markdown, lines, require
-from marble_core.preflight.store import ask_s3
+from marble_core.preflight.store import ask_s3, checkpoints
 from marble_core.storage.s3 import S3
 from marble_core.storage.s3_errors import Refused
 from marble_core.types import MarbleError
@@ -103,6 +103,18 @@ def test_keys_for_a_prefix_alone_are_enough_and_say_which_permission_is_missing_
         with pytest.raises(MarbleError, match=r"runs/ may not be reached \(AccessDenied\); they need s3:ListBucket there"):
             require(ask_s3(S3(bucket.bucket), "run-1"))
     assert all(key.startswith("team/marble/runs/run-1/") for key in bucket.keys(""))
+
+
+def test_a_runs_checkpoints_never_were_or_are_or_were_and_are_gone(bucket: S3, tmp_path: Path) -> None:
+    assert checkpoints(bucket, "run-1") is None
+    first, last = write_run(tmp_path, bucket, "one", "two")
+    assert checkpoints(bucket, "run-1") == f"it goes on from {last}"
+    RunCheckpoints(bucket, "run-1").delete(last)
+    assert checkpoints(bucket, "run-1") == (
+        f"{bucket.uri(f'runs/run-1/checkpoints/{last}')} was the newest and is gone: the run goes on from {first}"
+    )
+    RunCheckpoints(bucket, "run-1").delete(first)
+    assert str(checkpoints(bucket, "run-1")).endswith("is gone: the run begins again from its first step")
 
 
 def test_no_delete_and_versions_are_said_in_the_table_and_the_scratch_object_stays(
