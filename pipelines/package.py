@@ -14,6 +14,7 @@ from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
 from marble_core.estimate import resolve_batch_sizes
 from marble_core.types import MarbleError
+from marble_kubeflow.pipelines.grammar import check_accelerator
 
 LARGEST = 100_000  # bytes of a run's parameters: Argo makes a ConfigMap of larger ones, which Kubeflow does not let it
 FORM = (*KEYS, "config", "prompts", "held_out", "rewards", "gpus", "evaluation_gpus", "rehearse")
@@ -76,6 +77,8 @@ class Parameters:
             preset = values.get("preset") or self.definitions.get("preset", {}).get("defaultValue", "demo")
             config = load_config(preset, overrides=overrides_of(preset, **form))
             resolve_batch_sizes(config, {})  # without the rewards' memory, which prepare counts
+            default = self.definitions.get("accelerator", {}).get("defaultValue", "")
+            check_accelerator(str(values.get("accelerator", default)))
         if (size := len(json.dumps(values).encode())) > LARGEST:
             raise MarbleError(
                 f"The parameters have {size / 1000:.0f} kB and Kubernetes takes {LARGEST // 1000}: put prompts into files, and what is "

@@ -137,6 +137,8 @@ def give_gpus(task: PipelineTask, count: object, resource: object, settings: Set
         kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
     for label, value in settings.gpu.node_selector.items():
         kubernetes.add_node_selector(task, label, value)
+    for label, value in settings.gpu.labels.items():
+        kubernetes.add_pod_label(task, label, value)
 
 
 def _environment(task: PipelineTask, stage: str, settings: Settings) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from marble_core import __version__
 from marble_core.config.errors import sentence
+from marble_core.config.kubernetes import LabelKey, LabelValue, Name, Quantity, Resource, ResourceOrNone, amount
 from marble_core.config.loading import merged
 from marble_core.config.section import Section
 from marble_core.config.strict_yaml import read_yaml
@@ -26,8 +27,6 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
 OURS = ("HF_HOME", "POD_NAME", "POD_UID", "POD_NAMESPACE", "POD_SERVICE_ACCOUNT")  # which pods.py sets, beside MARBLE_*
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]  # of a Kubernetes object
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -61,7 +60,7 @@ class Authority(Section):
     """The certificates of S3, MLflow and the hub where they are not public ones: a config map of the namespace."""
 
     config_map: Name
-    key: str = "ca.crt"
+    key: str = Field("ca.crt", pattern=r"^[-._a-zA-Z0-9]{1,253}$")
 
 
 class Pod(Section):
@@ -74,6 +73,14 @@ class Pod(Section):
     timeout_hours: float = Field(1, gt=0)
     retries: int = Field(2, ge=0)  # of train's and evaluate's work, by the stage's own parent process, in the same pod
     pods: int = Field(2, ge=0)  # further pods, which Kubeflow makes where Kubernetes took one
+
+    @model_validator(mode="after")
+    def _request_within_limit(self) -> Pod:
+        for what in ("cpu", "memory"):
+            request, limit = getattr(self, f"{what}_request"), getattr(self, f"{what}_limit")
+            if request and limit and amount(request) > amount(limit):
+                raise ValueError(f"{what}_request {request} is above {what}_limit {limit}, which Kubernetes takes for no pod")
+        return self
 
 
 PODS: dict[Stage, Pod] = {
@@ -93,15 +100,17 @@ class Backoff(Section):
 
 
 class Toleration(Section):
-    key: str | None = None
+    key: LabelKey | None = None
     operator: Literal["Equal", "Exists"] = "Equal"
-    value: str | None = None
+    value: LabelValue | None = None
     effect: Literal["NoExecute", "NoSchedule", "PreferNoSchedule"] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Toleration:
         if self.operator == "Equal" and not (self.key and self.value is not None):
             raise ValueError("operator Equal needs key and value; Exists tolerates a key with any value")
+        if self.operator == "Exists" and self.value:
+            raise ValueError("operator Exists tolerates any value, so leave value out")
         return self
 
 
@@ -109,9 +118,10 @@ class Gpu(Section):
     """Where train and evaluate may run. How many GPUs, and of which resource, are parameters of the run."""
 
     tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule"),)
-    node_selector: dict[str, str] = Field({})
-    resources: tuple[str, ...] = ()  # further ones that the form offers, such as nvidia.com/mig-1g.10gb
-    resource: str = "nvidia.com/gpu"  # of the pods of several nodes (train.nodes); empty: they train on their CPUs
+    node_selector: dict[LabelKey, LabelValue] = Field({})
+    labels: dict[LabelKey, LabelValue] = Field({})  # of these pods alone, as Kueue's queue name, which holds back what has it
+    resources: tuple[Resource, ...] = ()  # further ones that the form offers, such as nvidia.com/mig-1g.10gb
+    resource: ResourceOrNone = "nvidia.com/gpu"  # of the pods of several nodes (train.nodes); empty: they train on their CPUs
 
 
 class Volumes(Section):
@@ -166,7 +176,7 @@ class Settings(Section):
     volumes: Volumes = Volumes()
     pages: Pages = Pages()
     workflow: Workflow = Workflow()
-    labels: dict[str, str] = Field({})
+    labels: dict[LabelKey, LabelValue] = Field({})
 
     @model_validator(mode="after")
     def _each_variable_once(self) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from marble_core.cli.options import File, Preset, Set
 from marble_core.cli.runs import wait_for
 
 if TYPE_CHECKING:
+    from marble_kubeflow.pipelines.cluster import Cluster
     from marble_kubeflow.pipelines.connection import Target
     from marble_kubeflow.pipelines.order import Order
     from marble_kubeflow.pipelines.package import Package
@@ -56,17 +58,19 @@ def submit(
     """Start one run of the pipeline on a cluster. The same pipeline file is uploaded once."""
     from marble_core.config.pipeline_parameters import is_rehearsal
     from marble_core.config.stage_files import check_run_id, new_run_id
+    from marble_kubeflow.pipelines.grammar import check_order
     from marble_kubeflow.pipelines.package import Package
 
     compiled = Package.read(package)
     given = _given(compiled, preset, config, set_, param)
+    check_order(experiment, service_account, target.namespace.strip())
     name = check_run_id(run_id or given.get("run_id") or new_run_id(is_rehearsal(given)))
     if "run_id" in compiled.parameters.definitions:
         given["run_id"] = name
     order = _order(name, compiled, given, experiment, service_account)
     if dry_run:
         return print_json(order.as_json(target))
-    cluster = cluster_at(target)
+    cluster = _asked(target)
     run = cluster.submit(order)
     if not json_ or wait:
         typer.echo(f"Run {name} is submitted; follow it: marble runs wait {name}", err=json_)
@@ -95,18 +99,18 @@ def create(
     json_: AsJson = False,
 ) -> None:
     """Create a schedule. One that is there already and does the same is left as it is."""
-    from marble_core.types import MarbleError
     from marble_kubeflow.pipelines.cron import six_fields
+    from marble_kubeflow.pipelines.grammar import check_order
     from marble_kubeflow.pipelines.package import Package
 
     when, compiled = six_fields(cron), Package.read(package)
+    check_order(experiment, service_account, target.namespace.strip())
     given = _given(compiled, preset, config, set_, param)
-    if given.get("run_id"):
-        raise MarbleError("A schedule's runs cannot share one run_id: the second would only go on with the first.")
+    _no_run_id(given)
     order = _order(name, compiled, given, experiment, service_account, cron=when, enabled=not paused)
     if dry_run:
         return print_json(order.as_json(target))
-    there, is_new = cluster_at(target).create_schedule(order, replace)
+    there, is_new = _asked(target).create_schedule(order, replace)
     if json_:
         return print_json(said(there))
     typer.echo(f"Schedule {name}: {when}" if is_new else f"Schedule {name} was there already, and is as it should be")
@@ -139,10 +143,13 @@ def update(
 ) -> None:
     """Change a schedule. What is not given stays as it is; a paused one stays paused."""
     from marble_kubeflow.pipelines.cron import six_fields
+    from marble_kubeflow.pipelines.grammar import check_order
     from marble_kubeflow.pipelines.package import Package
 
     when, other = six_fields(cron) if cron else None, Package.read(package) if package else None
-    new = cluster_at(target).update_schedule(name, when, other, _pairs(param), service_account or None)
+    _no_run_id(given := _pairs(param))
+    check_order("marble", service_account, target.namespace.strip())  # its experiment stays
+    new = cluster_at(target).update_schedule(name, when, other, given, service_account or None)
     if json_:
         return print_json(said(new))
     typer.echo(f"Schedule {name}: {_when(said(new))}")
@@ -191,6 +198,13 @@ def _given(
     return given | made
 
 
+def _no_run_id(given: Mapping[str, str]) -> None:
+    from marble_core.types import MarbleError
+
+    if given.get("run_id"):
+        raise MarbleError("A schedule's runs cannot share one run_id: the second would only go on with the first.")
+
+
 def _pairs(params: list[str] | None) -> dict[str, str]:
     from marble_core.types import MarbleError
 
@@ -207,6 +221,16 @@ def _order(name: str, package: Package, given: dict[str, str], experiment: str, 
     from marble_kubeflow.pipelines.order import Order
 
     return Order(name, package, package.parameters.values(given), experiment, account or None, **schedule)
+
+
+def _asked(target: Target) -> Cluster:
+    """Kubeflow, which has been asked for what a run needs of it. Raises MarbleError with the first no."""
+    from marble_core.preflight.answers import ask, require
+    from marble_kubeflow.pipelines.questions import questions
+
+    cluster = cluster_at(target)
+    require([ask(f"Kubeflow: {what}", question) for what, question in questions(cluster)])
+    return cluster
 
 
 def _when(schedule: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ def overrides_of(
         made.append(_override("rewards", _rewards(rewards, preset, made)))
     if count := _count("gpus", gpus):
         made += [_override("train.processes", count), _override("hardware.gpus", count)]
-    _count("evaluation_gpus", fields.pop("evaluation_gpus", ""))  # of a pod, and nothing of the configuration
+    _evaluation_gpus(fields.pop("evaluation_gpus", ""))  # of a pod, and nothing of the configuration
     is_rehearsal({"rehearse": fields.pop("rehearse", "")})  # prepare shortens the configuration that the rest makes
     for field, text in fields.items():
         if text.strip() and (field, text) != ("new_prompts", AS_THE_PRESET):
@@ -58,8 +58,16 @@ def overrides_of(
 
 def gpus_of(form: Mapping[str, Any]) -> tuple[str, str]:
     """The GPUs of the pods of train and evaluate, as texts. Raises MarbleError, which names the field."""
-    train, evaluate = (str(_count(name, form.get(name, ""))) for name in ("gpus", "evaluation_gpus"))
-    return train, evaluate
+    return str(_count("gpus", form.get("gpus", ""))), str(_evaluation_gpus(form.get("evaluation_gpus", "")))
+
+
+def _evaluation_gpus(text: str) -> int:
+    count = _count("evaluation_gpus", text)
+    if count > 1:
+        raise MarbleError(
+            f"The pipeline's parameter evaluation_gpus is {count}: an evaluation uses one GPU, so give 1, or 0 for none."
+        )
+    return count
 
 
 def is_rehearsal(form: Mapping[str, Any]) -> bool:
@@ -72,7 +80,7 @@ def is_rehearsal(form: Mapping[str, Any]) -> bool:
 
 def _count(name: str, text: str) -> int:
     if not (text.strip() or "0").isdecimal():
-        raise MarbleError(f"The pipeline's parameter {name} is {text!r}: give a number of GPUs, such as 8, or 0 for none.")
+        raise MarbleError(f"The pipeline's parameter {name} is {text[:60]!r}: give a number of GPUs, such as 8, or 0 for none.")
     return int(text.strip() or 0)
 
 
@@ -106,9 +114,16 @@ def _of_json(config: str) -> list[str]:
 
 def _sources(text: str) -> list[tuple[str, str]]:
     pairs = [item.partition("=") for item in text.split()]
+    seen = set()
     for source, _, uri in pairs:
         if not (source and uri):
-            raise MarbleError(f"The prompt files {text!r} must be of the form 'general=URI ocr=URI geneval=URI'.")
+            raise MarbleError(
+                f"The prompt files {text[:100]!r} must be of the form 'general=URI ocr=URI geneval=URI': they are the names of files, "
+                "in which the prompts stand."
+            )
+        if source in seen:
+            raise MarbleError(f"The prompt files name the source {source[:60]!r} twice: put its prompts into one file.")
+        seen.add(source)
     return [(source, uri) for source, _, uri in pairs]
 
 

@@ -44,8 +44,12 @@ def test_overrides_of_the_command_line_pass_through_as_they_are() -> None:
         ({"gate_margin": "x"}, "gate_margin is 'x': give a number"),
         ({"rehearse": "perhaps"}, "rehearse is 'perhaps'"),
         ({"prompts": "s3://bucket/file"}, "general=URI"),
+        ({"prompts": "general=a ocr=b general=c"}, "the source 'general' twice"),
+        ({"prompts": "a cat " * 10_000}, "in which the prompts stand"),
+        ({"evaluation_gpus": "8"}, "evaluation_gpus is 8: .*one GPU"),
     ],
 )
 def test_a_field_that_cannot_be_right_is_one_sentence(field: dict[str, str], says: str) -> None:
-    with pytest.raises(MarbleError, match=says):
+    with pytest.raises(MarbleError, match=says) as error:
         overrides_of("demo", **field)
+    assert len(str(error.value)) < 400

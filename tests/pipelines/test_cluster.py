@@ -173,6 +173,15 @@ def test_a_refusal_of_the_server_is_one_sentence_without_the_token(
     one_sentence(marble("submit", code=2).error, server.url, f"({status})", "no: what Bearer ... wants")
 
 
+@pytest.mark.parametrize("what", ["runs", "experiments"])
+def test_what_kubeflow_does_not_let_a_run_do_is_said_before_anything_is_sent(
+    server: StubKfp, marble: Marble, what: str
+) -> None:
+    server.refusals = [(rf"GET .*/{what}$", 403, f"User 'me' may not list {what}")]
+    one_sentence(marble("submit", code=2).error, "(403)", what, "kubeflow-edit")
+    assert [method for method, _, _ in server.calls if method == "POST"] == []
+
+
 def test_what_somebody_else_has_made_meanwhile_is_used(
     server: StubKfp, marble: Marble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +249,14 @@ def test_a_login_page_is_not_taken_for_an_empty_answer(
         (("submit", "other.yaml"), ("other.yaml", "marble compile")),
         (("schedule", "create", "n", "--cron", "0 3 * *"), ("'0 3 * *'", "five fields")),
         (("schedule", "create", "n", "--cron", "0 3 * * *", "--param", "run_id=x"), ("run_id",)),
+        (("schedule", "update", "n", "--param", "run_id=x"), ("run_id",)),
+        (("submit", "--param", "accelerator=NVIDIA H100"), ("parameter accelerator", "'NVIDIA H100'", "nvidia.com/gpu")),
+        (("submit", "--param", "accelerator="), ("parameter accelerator", "''")),
+        (("submit", "--param", "evaluation_gpus=8"), ("parameter evaluation_gpus", "one GPU")),
+        (("submit", "--param", "evaluation_gpus=one"), ("parameter evaluation_gpus", "'one'")),
+        (("submit", "--service-account", "My_Account"), ("--service-account", "'My_Account'")),
+        (("submit", "--namespace", "team.a"), ("--namespace", "'team.a'")),
+        (("submit", "--experiment", "x" * 129), ("--experiment", "128")),
     ],
 )
 def test_what_is_wrong_with_an_order_is_one_sentence_before_a_server_is_asked(

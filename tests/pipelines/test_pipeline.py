@@ -160,7 +160,7 @@ images: {{registry: registry.example/team, digests: {{train: "{digest}"}}, pull_
 secrets: [{{name: mine, keys: [AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY], stages: [train], optional: false}}]
 authority: {{config_map: company-ca}}
 pods: {{train: {{retries: 1, pods: 0, memory_limit: 400Gi}}}}
-gpu: {{node_selector: {{nvidia.com/gpu.product: H100}}, tolerations: [{{key: gpu, value: "yes", effect: NoExecute}}]}}
+gpu: {{labels: {{kueue.x-k8s.io/queue-name: team}}, node_selector: {{nvidia.com/gpu.product: H100}}, tolerations: [{{key: gpu, value: "yes", effect: NoExecute}}]}}
 volumes: {{cache_claim: models}}
 labels: {{team: vision}}
 workflow: {{keep_hours: 48, deadline_hours: 200}}
@@ -187,6 +187,8 @@ pages: {{kubeflow: "https://kubeflow.example/_/pipeline/?ns=team", mlflow: "http
     assert (own[KUBEFLOW_PAGE], own[MLFLOW_PAGE]) == ("https://kubeflow.example/_/pipeline/?ns=team", "https://mlflow.example")
     workflow = platform["platforms"]["kubernetes"]["pipelineConfig"]
     assert workflow == {"resourceTtlOnCompletion": 48 * 3600, "activeDeadlineSeconds": 200 * 3600}
+    queue = {stage: pods[f"exec-{stage}"]["podMetadata"]["labels"].get("kueue.x-k8s.io/queue-name") for stage in STAGES}
+    assert queue == {"prepare": None, "train": "team", "evaluate": "team", "register": None}
     assert train["podMetadata"]["labels"]["team"] == "vision" and train["imagePullSecret"][0]["secretName"] == "pull"
 
 
@@ -207,7 +209,14 @@ pages: {{kubeflow: "https://kubeflow.example/_/pipeline/?ns=team", mlflow: "http
             "have SSL_CERT_FILE from MARBLE",
         ),
         ("backoff: {factor: 1.5}", "backoff.factor"),  # Argo: "value '1.5' cannot be resolved to an int"
-        ("volumes: {shared_memory: plenty}", "volumes.shared_memory"),
+        ("volumes: {shared_memory: plenty}", "volumes.shared_memory.*'plenty' is no Kubernetes quantity, such as"),
+        ("pods: {train: {memory_limit: 1Gi}}", "pods.train.*memory_request 6Gi is above memory_limit 1Gi"),
+        ("labels: {team: vision & sound}", "labels.team.*is no value of a Kubernetes label"),
+        ("labels: {'the team': vision}", "labels.*'the team' is no key of a Kubernetes label"),
+        ("gpu: {node_selector: {pool: -a}}", "gpu.node_selector.pool.*no value of a Kubernetes label"),
+        ("gpu: {resource: NVIDIA H100}", "gpu.resource.*no resource that a pod can ask for"),
+        ("gpu: {tolerations: [{key: gpu, operator: Exists, value: x}]}", "leave value out"),
+        ("images: {pull_secrets: [a..b]}", "images.pull_secrets.*no name of a Kubernetes object"),
         ("- a", "must be a mapping"),
     ],
 )
