@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core.config.imports import MAY_RUN
-from marble_core.runtime.environment import PROGRESS
+from marble_core.runtime.environment import CA, PROGRESS
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.pods import CACHE, SCRATCH
 from marble_kubeflow.pipelines.settings import STAGES, Images, Settings
@@ -33,7 +33,7 @@ SHARED_MEMORY = "8g"
 USER = 10001  # the images' own
 OWN = "/own"  # where the directories of PYTHONPATH are mounted
 PASSED = ("AWS_", "MLFLOW_", "HF_", "OPENAI_API_KEY", "OMP_", "no_proxy", "NO_PROXY")
-CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MLFLOW_TRACKING_SERVER_CERT_PATH")
+CERTIFICATES = (CA, "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "MLFLOW_TRACKING_SERVER_CERT_PATH")
 
 
 def settings_of(images: Images) -> Settings:

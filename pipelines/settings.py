@@ -18,13 +18,14 @@ from marble_core.config.kubernetes import LabelKey, LabelValue, Name, Quantity, 
 from marble_core.config.loading import merged
 from marble_core.config.section import Section
 from marble_core.config.strict_yaml import read_yaml
+from marble_core.runtime.environment import CA
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.image_names import reference
 
 Stage = Literal["prepare", "train", "evaluate", "register"]  # and so is its image called
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-CERTIFICATES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # boto3; MLflow; the hub
+CERTIFICATES = (CA, "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # CA is ours; KFP's launcher reads the last
 OURS = ("HF_HOME", "POD_NAME", "POD_UID", "POD_NAMESPACE", "POD_SERVICE_ACCOUNT")  # which pods.py sets, beside MARBLE_*
 
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -129,8 +130,10 @@ def as_it_is(request: Request) -> Request:
 
 
 @contextmanager
-def peculiar(environment: Mapping[str, str], peculiarity: Peculiarity, versioned: bool = False) -> Iterator[str]:
-    """The address of an S3 server that is peculiar so, before the real one of ``environment``."""
+def peculiar(
+    environment: Mapping[str, str], peculiarity: Peculiarity, versioned: bool = False, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """The address of an S3 server that is peculiar so, before the real one of ``environment``; with ``tls`` a server of https."""
     keys = Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
 
     def sign(request: Request, url: str) -> dict[str, str]:
@@ -140,24 +143,28 @@ def peculiar(environment: Mapping[str, str], peculiarity: Peculiarity, versioned
         return dict(signed.headers.items())
 
     more = {"x-amz-version-id": "3sL4kqtJlcpXroDTDmJ"} if versioned else {}
-    with _serving(environment["AWS_ENDPOINT_URL"], peculiarity, sign, more) as url:
+    with _serving(environment["AWS_ENDPOINT_URL"], peculiarity, sign, more, tls) as url:
         yield url
 
 
 @contextmanager
-def before(url: str, peculiarity: Peculiarity) -> Iterator[str]:
+def before(url: str, peculiarity: Peculiarity, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The address of any server that is peculiar so, before the real one at ``url``."""
 
     def same(request: Request, _: str) -> dict[str, str]:
         return {k: v for k, v in request.headers.items() if k not in ("host", "content-length", "connection")}
 
-    with _serving(url, peculiarity, same, {}) as own:
+    with _serving(url, peculiarity, same, {}, tls) as own:
         yield own
 
 
 @contextmanager
 def _serving(
-    there: str, peculiarity: Peculiarity, headers_of: Callable[[Request, str], dict[str, str]], more: Mapping[str, str]
+    there: str,
+    peculiarity: Peculiarity,
+    headers_of: Callable[[Request, str], dict[str, str]],
+    more: Mapping[str, str],
+    tls: ssl.SSLContext | None,
 ) -> Iterator[str]:
     real = urlsplit(there)
 
@@ -202,10 +209,12 @@ def _serving(
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

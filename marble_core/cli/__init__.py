@@ -5,6 +5,7 @@ One file a group of commands. Heavy imports are inside the commands, so that ``m
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -13,6 +14,7 @@ import typer
 
 from marble_core.cli import bench, checkpoints, cluster, demo, evaluate, experiments, fetch, pipeline, registry, runs, serve
 from marble_core.cli.examples import add_examples
+from marble_core.runtime.environment import CA
 
 app = typer.Typer(
     help="MARBLE: fine-tune a text-to-image model on several rewards at once.",
@@ -70,6 +72,10 @@ def main() -> NoReturn:
     """The entry point: turns the two kinds of expected failure into text and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the services end
     try:
+        if os.environ.get(CA):
+            from marble_core.runtime.certificates import trust_private_roots
+
+            trust_private_roots()
         code = app(standalone_mode=False)
     except _UsageError as error:
         if error.format_message():  # a group of commands without one has printed its help

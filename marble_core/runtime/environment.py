@@ -13,4 +13,5 @@ MLFLOW_DIRECTORY = "MARBLE_MLFLOW_DIRECTORY"  # and where the MLflow server does
 AGAIN = "MARBLE_AGAIN"  # JSON, which pipelines/pods.py writes: how often a stage's work is started again, see runtime/again.py
 ATTEMPT = "MARBLE_ATTEMPT"  # of the work: which attempt it is, and why the one before ended
 FAILURE = "MARBLE_FAILURE"  # the file in which the work says why it ends
+CA = "MARBLE_CA"  # a file of private roots (PEM), trusted beside the public ones by all clients: runtime/certificates.py
 IMAGE = "MARBLE_IMAGE"  # a stage's image with its digest

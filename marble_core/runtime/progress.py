@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from marble_core import __version__
+from marble_core.runtime.certificates import trust_private_roots
 from marble_core.runtime.environment import PIPELINE_VERSION, PROGRESS
 from marble_core.runtime.files import disk_error
 from marble_core.runtime.mlflow_server import settle
@@ -96,6 +97,7 @@ def stage(name: str) -> Iterator[dict[str, Any]]:
             raise MarbleError(
                 f"The pipeline file is of MARBLE {compiled} and this image of {__version__}: compile the file anew, or name images of its version."
             )
+        trust_private_roots()
         yield result
     except MarbleError as error:
         emit(name, error=str(error))

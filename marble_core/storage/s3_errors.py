@@ -83,7 +83,7 @@ def sentence(error: Exception, endpoint: str, place: str, bucket: str, done: str
         )
     if isinstance(error, SSLError):
         return Refused(
-            f"The certificate of {endpoint} is not trusted ({reason}): set AWS_CA_BUNDLE to the file of its authority."
+            f"The certificate of {endpoint} is not trusted ({reason}): set MARBLE_CA to the file of its authority (PEM)."
         )
     return Outage(
         f"The S3 bucket {bucket!r} on {endpoint} cannot be {done} ({reason}): "

@@ -58,6 +58,8 @@ def mlflow_client() -> Iterator[MlflowClient]:
         said = said if len(said) <= 400 else f"{said[:150]} ... {said[-250:]}"  # the reason stands at the end
         status = str(getattr(getattr(error, "response", None), "status_code", "") or getattr(error, "error_code", ""))
         hint = _HINTS.get(status, "check MLFLOW_TRACKING_URI and the server")
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            hint = "set MARBLE_CA to the file of its authority (PEM)"
         raise full_disk(os.environ.get(MLFLOW_DIRECTORY)) or MarbleError(
             f"MLflow at {mlflow.get_tracking_uri()} refused: {said}; {hint}."
         ) from error

@@ -19,6 +19,7 @@ from pathlib import Path
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import TRAIN_PROMPTS, WATCHED_PROMPTS
 from marble_core.runtime import cpus
+from marble_core.runtime.certificates import trust_private_roots
 from marble_core.runtime.child_process import ChildProcess, end_with_the_parent
 from marble_core.training.heartbeat import Listener
 from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
@@ -110,6 +111,7 @@ def main(prepared: str, out: str) -> None:
     end_with_the_parent()
     quieten()
     settle()
+    trust_private_roots()
 
     listener = _listener(prepared)
     if listener and listener.ended_before():
