@@ -88,7 +88,7 @@ def draw(found: Sequence[Curve], key: str, title: str = "Gain against diversity"
             axes.errorbar(x, y, **reach, fmt="none", ecolor=ink, elinewidth=0.8, alpha=0.4, zorder=2)
             face = {"facecolors": "none" if spot.label == "base" else ink, "edgecolors": ink}
             axes.scatter(x, y, s=34, marker=MARKERS[k % len(MARKERS)], linewidths=1.2, zorder=3, **face)
-            place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": LEGIBLE, "color": INK}
+            place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": LEGIBLE, "color": INK, "parse_math": False}
             axes.annotate(spot.label, (x, y), **place)
     axes.margins(0.12)
     axes.set_xlabel("change of diversity, % of the base's →", fontsize=LEGIBLE + 0.5, color=INK)

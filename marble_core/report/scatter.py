@@ -60,7 +60,13 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, key: str) -> str:
             p.x, p.y, s=14 if p.small else 42, marker=MARKERS[p.marker % len(MARKERS)], linewidths=1.4, zorder=3, **face
         )
         if p.label:
-            place = {"xytext": (7, -11), "textcoords": "offset points", "fontsize": LEGIBLE + 0.5, "color": INK}
+            place = {
+                "xytext": (7, -11),
+                "textcoords": "offset points",
+                "fontsize": LEGIBLE + 0.5,
+                "color": INK,
+                "parse_math": False,
+            }
             axes.annotate(p.label, (p.x, p.y), **place)
     axes.margins(0.16)
     for set_label, name in ((axes.set_xlabel, x_name), (axes.set_ylabel, y_name)):

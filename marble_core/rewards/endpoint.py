@@ -7,6 +7,7 @@ a refused key, is a MarbleError. Use it in a scorer of your own: see docs/reward
 from __future__ import annotations
 
 import email.utils
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,14 @@ _NAMES = {
     425: "Too Early", 520: "Unknown Error", 521: "Web Server Is Down", 522: "Connection Timed Out",
     523: "Origin Is Unreachable", 524: "A Timeout Occurred", 529: "Site Is Overloaded",
 }  # fmt: skip
+SERVERS = (
+    "AWS_",
+    "MLFLOW_",
+    "HF_",
+    "KF_",
+    "KUBERNETES_",
+    "MARBLE_",
+)  # whose variables hold keys of S3, MLflow, hub and cluster
 _LONGEST_PAUSE = 30.0  # seconds between two tries, where the answer asks for none
 
 
@@ -176,6 +185,25 @@ def named(status: int) -> str:
 def short(text: str, key: str = "") -> str:
     """The beginning, on one line, without the key: some servers repeat it."""
     return " ".join((text.replace(key, "***") if key else text).split())[:160]
+
+
+def may_be_sent(variable: str) -> str:
+    """The name of a variable whose value is a reward's key. Raises MarbleError for one that holds a key of the run's own servers: who
+    may start a run names the address too."""
+    if variable.upper().startswith(SERVERS):
+        raise MarbleError(
+            f"key_variable names {variable[:60]!r}, which is for the run's own servers and is sent to no other: put the reward's key "
+            "into a variable of its own, such as OPENAI_API_KEY."
+        )
+    return variable
+
+
+def api_key(variable: str) -> str:
+    """The variable's value; empty where there is none."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):  # the error of a bad header would show it
+        raise MarbleError(f"The environment variable {variable} holds no key, but other characters besides.")
+    return key
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:

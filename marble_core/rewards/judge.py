@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from marble_core.rewards.endpoint import PATIENCE, Endpoint, short
+from marble_core.rewards.endpoint import PATIENCE, Endpoint, api_key, may_be_sent, short
 from marble_core.rewards.self_check import check_colors
 from marble_core.types import MarbleError, NoValue, Prompt, RewardCard
 
@@ -61,7 +60,7 @@ class Judge:
         if answer not in ("probability", "text"):
             raise MarbleError(f"The reward {self.name!r} has no answer {answer!r}; choose probability or text.")
         self.model, self.question, self.answer = model, question, answer
-        self.key_variable, self.image_size, self.max_tokens = key_variable, image_size, max_tokens
+        self.key_variable, self.image_size, self.max_tokens = may_be_sent(key_variable), image_size, max_tokens
         self.settings: Mapping[str, Any] = {"model": model, "question": question, "answer": answer}
         self._kept: OrderedDict[bytes, float] = OrderedDict()
         self.endpoint = Endpoint(
@@ -151,10 +150,7 @@ class Judge:
         return of[right] / both if both else NoValue(f"neither yes nor no is among its first {len(shares)} tokens")
 
     def _key(self) -> str:
-        key = os.environ.get(self.key_variable, "").strip()
-        if not (key.isascii() and key.isprintable()):  # the error of a bad header would show it
-            raise MarbleError(f"The environment variable {self.key_variable} holds no key, but other characters besides.")
-        return key
+        return api_key(self.key_variable)
 
 
 def _has_fields(prompt: Prompt, question: str) -> bool:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from marble_core.rewards.endpoint import PATIENCE, Endpoint, short
+from marble_core.rewards.endpoint import PATIENCE, Endpoint, api_key, may_be_sent, short
 from marble_core.rewards.self_check import check_colors
 from marble_core.types import MarbleError, NoValue, Prompt, RewardCard
 
@@ -71,7 +70,7 @@ class UnifiedReward:
     ) -> None:
         if "{prompt}" not in instruction:
             raise MarbleError("The instruction of the reward 'unifiedreward' must name the caption, as {prompt}.")
-        self.model, self.instruction, self.key_variable = model, instruction, key_variable
+        self.model, self.instruction, self.key_variable = model, instruction, may_be_sent(key_variable)
         self.image_size, self.max_tokens = image_size, max_tokens
         self.endpoint = Endpoint(
             url.rstrip("/") + "/chat/completions",
@@ -120,10 +119,7 @@ class UnifiedReward:
         return NoValue(f"the answer holds no one 'Final Score' from 1 to 5: {short(text)!r}") if mark is None else mark / _HIGH
 
     def _key(self) -> str:
-        key = os.environ.get(self.key_variable, "").strip()
-        if not (key.isascii() and key.isprintable()):  # the error of a bad header would show it
-            raise MarbleError(f"The environment variable {self.key_variable} holds no key, but other characters besides.")
-        return key
+        return api_key(self.key_variable)
 
 
 def read_mark(answer: str) -> float | None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from marble_core.evaluation.results import Estimate
 from marble_core.report.frontier import Curve, Spot, draw
+from marble_core.report.scatter import Point, scatter
 from marble_core.report.study import About, headline, remarks, render_study, summary, tables
 from pages import Page
 from report_builders import a_variant
@@ -85,3 +86,7 @@ def test_a_mean_outside_of_its_own_interval_is_drawn() -> None:
     """As a percentile interval of few prompts may leave it."""
     spot = Spot("trained", Estimate(-0.1, -0.09, 0.0), Estimate(0.2, 0.1, 0.19))
     assert "trained" in draw([Curve("training", (spot,))], "few").svg
+
+
+def test_a_run_may_be_called_like_a_formula() -> None:
+    assert "$\\frac{$" in scatter([Point("a", 0.1, 0.2, label="$\\frac{$")], "ocr", "clipscore", "key")

@@ -8,6 +8,8 @@ import pytest
 
 from chat_endpoint import endpoint
 from marble_core.rewards.endpoint import Endpoint, named, waiting
+from marble_core.rewards.judge import Judge
+from marble_core.rewards.unifiedreward import UnifiedReward
 from marble_core.types import MarbleError, NoValue
 
 
@@ -125,3 +127,10 @@ def test_what_every_image_would_meet_is_an_error_at_once(status, sentence):
     with endpoint(lambda _: (status, b"no such\nmodel")) as (url, asked), pytest.raises(MarbleError, match=sentence):
         ask(url, count=400)
     assert len(asked) < 100, "the others are not asked any more"
+
+
+@pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "kf_pipelines_token"])
+def test_a_key_of_the_runs_own_servers_is_sent_to_no_rewards_address(variable):
+    for scorer in (Judge, UnifiedReward):
+        with pytest.raises(MarbleError, match=rf"{variable}.* is sent to no other"):
+            scorer("http://elsewhere.example/v1", "vlm", key_variable=variable)
