@@ -56,6 +56,10 @@ def resource(text: str) -> str:
     return text
 
 
+def resource_or_none(text: str) -> str:
+    return text and resource(text)
+
+
 def quantity(text: str) -> str:
     if not _QUANTITY.fullmatch(text):
         raise ValueError(f"{_shown(text)} is no Kubernetes quantity, such as 500m, 2, 1.5, 512Mi or 8Gi")
@@ -82,5 +86,6 @@ def _shown(text: str) -> str:
 Name = Annotated[str, AfterValidator(name)]
 Quantity = Annotated[str, AfterValidator(quantity)]
 Resource = Annotated[str, AfterValidator(resource)]
+ResourceOrNone = Annotated[str, AfterValidator(resource_or_none)]
 LabelKey = Annotated[str, AfterValidator(label_key)]
 LabelValue = Annotated[str, AfterValidator(label_value)]
