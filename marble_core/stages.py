@@ -115,8 +115,8 @@ def prepare(
             sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
             tracker.log_text(json_without_secrets(config.to_json()), "config.json")
-            for name in ("data_report.html", "data_report.json"):
-                tracker.log_artifact(out / name)
+            for file in ("data_report.html", "data_report.json"):
+                tracker.log_artifact(out / file)
         result |= {"run_id": run_id, "data_report": str(page)}
         counts = f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out, {len(data.watched)} watched"
         for sentence in (counts, *said, *(f"Warning: {warning}" for warning in data.warnings)):
