@@ -52,8 +52,8 @@ def config(**text):
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2}
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 1e6}
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e6}
     text = {**sizes, "vocab_size": 300, "rope_parameters": rope, "rms_norm_eps": 1e-6, "pad_token_id": 256, **text}
     return Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=IMAGE + 1)
 
@@ -69,7 +69,7 @@ def published(tmp_path_factory):
         old = next((now + name.removeprefix(before) for before, now in names.items() if name.startswith(before)), name)
         tensors[old] = value.clone()
     generator = torch.Generator().manual_seed(5)
-    for layer, (out, wide) in {"0": (1024, 16), "3": (16, 1024), "5": (2, 16)}.items():
+    for layer, (out, wide) in {"0": (1024, 32), "3": (16, 1024), "5": (2, 16)}.items():
         tensors[f"rm_head.{layer}.weight"] = torch.randn(out, wide, generator=generator) / wide**0.5
         tensors[f"rm_head.{layer}.bias"] = torch.randn(out, generator=generator)
     save_file(tensors, place / "HPSv3.safetensors")
@@ -125,14 +125,14 @@ def marks(w, pixels, grid, ids):
     """Mean and sigma of one image and one text, whose tokens are counted 0, 1, 2, ... through text and image alike."""
     x = w["model.embed_tokens.weight"][ids]
     x[ids == IMAGE] = vision(w, pixels, *grid)
-    angle = torch.arange(len(ids))[:, None] * (1e6 ** -(torch.arange(2) / 2))
+    angle = torch.arange(len(ids))[:, None] * (1e6 ** -(torch.arange(4) / 4))
     mask = torch.full((len(ids), len(ids)), -math.inf).triu(1)
     for i in range(2):
         b = f"model.layers.{i}."
         y = rms(w, f"{b}input_layernorm.weight", x)
-        q, k, v = (linear(w, f"{b}self_attn.{n}_proj", y).unflatten(-1, (-1, 4)).transpose(0, 1) for n in "qkv")
+        q, k, v = (linear(w, f"{b}self_attn.{n}_proj", y).unflatten(-1, (-1, 8)).transpose(0, 1) for n in "qkv")
         q, k, v = turned(q, angle), turned(k, angle).repeat_interleave(2, 0), v.repeat_interleave(2, 0)
-        seen = (q @ k.transpose(-1, -2) / 2 + mask).softmax(-1) @ v
+        seen = (q @ k.transpose(-1, -2) / math.sqrt(8) + mask).softmax(-1) @ v
         x = x + seen.transpose(0, 1).flatten(1) @ w[f"{b}self_attn.o_proj.weight"].T
         y = rms(w, f"{b}post_attention_layernorm.weight", x)
         gate = F.silu(y @ w[f"{b}mlp.gate_proj.weight"].T)
