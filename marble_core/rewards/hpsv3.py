@@ -76,7 +76,7 @@ class HPSv3:
 
         path = resolve(processor, Part.PROCESSOR)
         try:
-            config = Qwen2VLConfig.from_pretrained(path)
+            config: Any = Qwen2VLConfig.from_pretrained(path)
             images = Qwen2VLImageProcessorPil.from_pretrained(path)
         except (OSError, ValueError) as error:
             raise MarbleError(f"HPSv3's processor {processor} cannot be loaded: {first_line(error)}.") from error

@@ -46,7 +46,7 @@ TEXTS = ["a cat", "two dogs at sea, painted by a friend of theirs", "ein Hündch
 
 def config(**text):
     sizes = {
-        "hidden_size": 16,
+        "hidden_size": 32,
         "intermediate_size": 24,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
