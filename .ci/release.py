@@ -89,6 +89,7 @@ def build(kind: str, out: Path) -> None:
         env={**os.environ, "SOURCE_DATE_EPOCH": epoch},
         capture_output=True,
         text=True,
+        check=False,
     )
     shutil.rmtree(copy)
     if done.returncode:
