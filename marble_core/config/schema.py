@@ -30,7 +30,7 @@ class ModelConfig(Section):
     """The diffusion model that is fine-tuned."""
 
     path: str = "demo://sd3"
-    """Base model: a diffusers directory, a hub id, an s3:// prefix, or demo://sd3. [O]"""
+    """The base model, which is fine-tuned: a diffusers directory, a hub id, an s3:// prefix, or demo://sd3. [O]"""
     revision: str | None = None
     """Commit, branch or tag of the hub's repository; null: its main branch. [O]"""
     family: DottedPath = "marble_core.models.sd3:SD3"
