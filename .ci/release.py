@@ -9,6 +9,7 @@ import argparse
 import gzip
 import hashlib
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -50,6 +51,8 @@ def main() -> None:
     for image in images:
         print(f"{image}  {digest(options.engine, image)}")
     print("\nNothing was published. What would publish it:")
+    if f"## {version} (unreleased)" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"):
+        print(f"  write the date for (unreleased) behind {version} in CHANGELOG.md, commit it, and make release again")
     print(f"  git tag v{version} && git push origin v{version}", "  twine upload dist/*.whl dist/*.tar.gz", sep="\n")
     print(*(f"  {options.engine} push {image}" for image in images if options.registry), sep="\n")
     print(f"  helm push dist/marble-{version}.tgz oci://{options.registry or 'REGISTRY'}")
@@ -71,13 +74,23 @@ def agreed_version(root: Path) -> str:
 
 
 def build(kind: str, out: Path) -> None:
-    """In a copy, because a build leaves files beside its sources."""
+    """In a copy, because a build leaves files beside its sources. A wheel has the same bytes each time: its times are the commit's."""
     code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
     copy = out / "source"
     files = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(files)) as archive:
         archive.extractall(copy, filter="tar")
-    done = subprocess.run([sys.executable, "-c", code, str(out)], cwd=copy, capture_output=True, text=True, check=False)
+    epoch = subprocess.run(
+        ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out)],
+        cwd=copy,
+        env={**os.environ, "SOURCE_DATE_EPOCH": epoch},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     shutil.rmtree(copy)
     if done.returncode:
         raise SystemExit(f"The {kind} cannot be built: {done.stderr.strip().splitlines()[-1]}")

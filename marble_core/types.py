@@ -55,8 +55,13 @@ class MarbleError(Exception):
 
     No login and no signature of an address stands in it, whoever wrote it.
 
+    Args:
+        text: That sentence.
+
     Example:
-        >>> raise MarbleError(f"The file {path} has no line {n}: write one.")
+        >>> raise MarbleError("The file p.jsonl has no line 3: write one.")
+        Traceback (most recent call last):
+        marble_core.types.MarbleError: The file p.jsonl has no line 3: write one.
     """
 
     def __init__(self, text: object = "") -> None:
@@ -69,13 +74,17 @@ class Outage(MarbleError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its text, the name of its source, and ``metadata``, whatever else its file says of it, for rewards to read.
+    """One prompt.
 
-    Metadata are JSON values by key. Those of the rewards that are built in: ``text`` is what OCR should read; ``tag``, ``include``
-    and ``exclude`` are GenEval's.
+    Args:
+        text: What the model is asked to draw.
+        source: The name of its source: general, ocr, or one of your own.
+        metadata: JSON values by key, whatever else its file says of it, for rewards to read. Those of the built-in rewards: ``text``
+            is what OCR should read; ``tag``, ``include`` and ``exclude`` are GenEval's.
 
     Example:
-        >>> Prompt('a sign that says "CAT"', "ocr", metadata={"text": "CAT"})
+        >>> Prompt('a sign that says "CAT"', "ocr", metadata={"text": "CAT"}).metadata["text"]
+        'CAT'
     """
 
     text: str
@@ -128,11 +137,17 @@ class PromptBatch:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the diffusion model is told of M prompts: ``tokens`` (M, L, D), ``pooled`` (M, P).
+    """What the diffusion model is told of M prompts; an index takes those of some prompts.
+
+    Args:
+        tokens: (M, L, D), L text tokens of D features.
+        pooled: (M, P), one vector of P features for each prompt.
 
     Example:
-        >>> conditioning = Conditioning(tokens, pooled)
-        >>> conditioning[:2]  # of the first two prompts
+        >>> import torch
+        >>> conditioning = Conditioning(tokens=torch.zeros(3, 7, 16), pooled=torch.zeros(3, 8))
+        >>> conditioning[:2].tokens.shape  # of the first two prompts
+        torch.Size([2, 7, 16])
     """
 
     tokens: torch.Tensor
@@ -227,10 +242,14 @@ def _means(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class NoValue:
-    """What a scorer may return in place of an image's number: there is none, and why, in a few words.
+    """What a scorer may return in place of an image's number.
+
+    Args:
+        why: Why there is none, in a few words.
 
     Example:
-        >>> return [0.7, NoValue("no face was found")]
+        >>> [0.7, NoValue("no face was found")]
+        [0.7, NoValue(why='no face was found')]
     """
 
     why: str
@@ -322,13 +341,19 @@ class OptionalMembers(Protocol):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step tells the log: flat metric names (``reward/ocr/mean``) to numbers, and what was odd.
+    """What one optimizer step tells the log.
 
-    A step is ``skipped`` where nothing was to be learned from it, and a ``fault`` besides where a number was not finite, or too
-    many values were missing.
+    Args:
+        step: Its number, from 0.
+        metrics: Numbers by their flat names, such as ``reward/ocr/mean``.
+        notes: Sentences on what was odd.
+        skipped: Nothing was to be learned from it, so no weight was changed.
+        fault: It was skipped because a number was not finite, or too many values were missing.
 
     Example:
+        >>> report = StepReport(step=3, metrics={"update/norm": 0.5})
         >>> report.metrics["update/norm"], report.skipped, report.notes
+        (0.5, False, ())
     """
 
     step: int

@@ -6,11 +6,14 @@ One definition for the laptop, for containers and for a cluster. ``python -m mar
 with the default settings to pipelines/marble.yaml, byte for byte the same each time.
 """
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kfp import compiler, dsl
 
+from marble_core.config.pipeline_parameters import descriptions
 from marble_kubeflow.components.evaluate.component import evaluate
 from marble_kubeflow.components.prepare.component import prepare
 from marble_kubeflow.components.register.component import register
@@ -22,11 +25,20 @@ from marble_kubeflow.pipelines.settings import Settings
 PACKAGE = Path(__file__).with_suffix(".yaml")
 
 
+def _with_form(pipeline: Callable[..., None]) -> Callable[..., None]:
+    """KFP takes what its form says of each parameter from the docstring."""
+    said = descriptions()
+    arguments = "".join(f"\n    {name}: {said[name]}" for name in inspect.signature(pipeline).parameters)
+    pipeline.__doc__ = f"{pipeline.__doc__}\n\nArgs:{arguments}\n"
+    return pipeline
+
+
 def build(settings: Settings) -> Any:
     """The pipeline with these settings; over 60 lines because KFP compiles one function, whose parameters are the form."""
     about = "Fine-tune a model on several rewards at once; register it if none was lost."
 
     @dsl.pipeline(name="marble", description=about, pipeline_config=workflow(settings))
+    @_with_form
     def marble(
         preset: str = "demo",
         rehearse: str = "no",
@@ -48,29 +60,7 @@ def build(settings: Settings) -> Any:
         registered_model: str = "",
         config: str = "",
     ) -> None:
-        """From prompts to a registered model.
-
-        Args:
-            preset: What everything starts from: demo (minutes, no GPU) or one for SD3.5. Empty fields below leave its values.
-            rehearse: With yes, two steps and few prompts through every stage, to a scratch model; it says what a run will take.
-            base_model: The model that is fine-tuned: a hub id, an s3:// prefix, or a directory of the image.
-            prompts: Prompt files to train on, as "general=s3://bucket/file.jsonl ocr=... geneval=...".
-            held_out: Prompt files to evaluate on, in the same form.
-            rewards: Names, such as "pickscore,hpsv2,ocr". Those that the preset has keep their options.
-            method: How the rewards are balanced: marble, mgda, weighted_sum, equal, gdpo or single:NAME.
-            steps: Optimizer steps.
-            gpus: GPUs of the training pod, one process each; empty or 0 trains on its CPUs.
-            evaluation_gpus: GPUs of the evaluation's pod, 0 or 1.
-            accelerator: The resource that these are, such as nvidia.com/gpu or amd.com/gpu.
-            seed: Of prompts, noise and timesteps, a whole number.
-            run_id: The name of the run; empty for a new one. A run that exists goes on from its newest checkpoint.
-            start_from: What to begin with: champion (where there is none yet, the base) or s3://bucket/runs/RUN.
-            new_prompts: From champion, train on "mix" (new ones, filled up with its own), "only" (new ones) or "all"; or as the preset says.
-            gate_margin: Harm that is still accepted, in standard deviations of the base, such as 0.02.
-            bucket: The S3 bucket of checkpoints.
-            registered_model: The name in MLflow's model registry.
-            config: Any other override as JSON, {"optimizer": {"lr": 1e-4}} or ["optimizer.lr=1e-4"]. The fields above win.
-        """
+        """From prompts to a registered model."""
         prepared = prepare(
             preset=preset,
             rehearse=rehearse,

@@ -198,22 +198,3 @@ def test_no_stage_but_train_and_evaluate_imports_torch() -> None:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert lines, stage
         assert done.returncode == 0, f"{stage}: {done.stderr}"
-
-
-def test_no_setting_loses_its_comment() -> None:
-    """``marble init`` takes them from the source: one that leaves its field's line is lost."""
-    from marble_core.config.schema import RunConfig
-    from marble_core.config.template import comments
-
-    sections = [field.annotation for field in RunConfig.model_fields.values()]
-    without = [
-        f"{section.__name__}.{name}"
-        for section in sections
-        if isinstance(section, type) and hasattr(section, "model_fields")
-        for name in section.model_fields
-        if name not in comments(section)
-    ]
-    assert len(without) <= NAMED_IN_FULL, without
-
-
-NAMED_IN_FULL = 12  # settings such as train.steps

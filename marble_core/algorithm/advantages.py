@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
+from marble_core.config.methods import Mixing
 from marble_core.types import RewardTable
 
 EPSILON = 1e-4  # [C]
-Mixing = Literal["rewards", "advantages"]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marble_core.algorithm.advantages import Mixing
 from marble_core.algorithm.split_half import SplitHalf
 from marble_core.config.balance import BalanceConfig, StageConfig
+from marble_core.config.methods import METHODS, Mixing
 from marble_core.types import Prompt, Scorer
 
 if TYPE_CHECKING:
@@ -28,14 +28,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Balance:
-    """Weights w_K of the raw gradients, the shares a_K they stand for, alpha*_K where it was solved, and what was odd.
+    """The weights of one step, and what was odd.
 
-    ``w_star_K`` are the weights of the raw gradients that alpha*_K stands for. ``stationary``: no direction improves every reward;
-    ``failed``: the QP has no solution and the last weights are used. Both are counted in the log, which has all of ``numbers`` too.
-    ``guard_K`` marks the rewards that guard and have no share, where there are some. ``tried_RK``: weights of raw gradients that were not taken, whose directions the meter in time holds against the next step.
+    Args:
+        w_K: Weights of the raw gradients, whose sum is the update.
+        alpha_K: The shares that they stand for, which add up to 1.
+        active_K: The rewards that take part.
+        alpha_star_K: The min-norm point of this step, where it was solved.
+        w_star_K: The weights of the raw gradients that it stands for.
+        stationary: No direction improves every reward; counted in the log.
+        failed: The QP has no solution and the last weights are used; counted in the log.
+        notes: Sentences for the log.
+        numbers: Numbers for the log.
+        tried_RK: Weights that were not taken, whose directions the meter in time holds against the next step.
+        guard_K: The rewards that guard and have no share, where there are some.
 
     Example:
-        >>> Balance(w_K=np.array([0.5, 0.5]), alpha_K=np.array([0.5, 0.5]), active_K=np.array([True, True]))
+        >>> half = np.array([0.5, 0.5])
+        >>> float(Balance(w_K=half, alpha_K=half, active_K=half > 0).w_K.sum())
+        1.0
     """
 
     w_K: np.ndarray
@@ -114,13 +125,13 @@ class Balancer:
 class WeightedSum(Balancer):
     """``weighted_sum``: one advantage, that of the mean of an image's valid raw rewards."""
 
-    mixing = "rewards"
+    mixing = METHODS["weighted_sum"].mixing
 
 
 class Gdpo(Balancer):
     """``gdpo``: one advantage, the mean of an image's valid advantages within the prompt's group, whitened over the step."""
 
-    mixing = "advantages"
+    mixing = METHODS["gdpo"].mixing
 
 
 class Single(Balancer):

@@ -1,23 +1,13 @@
-"""The balancing methods by name."""
+"""From a balancing method's name to its balancer."""
 
 from __future__ import annotations
 
 from marble_core.algorithm.auto_trust import AutoTrust
-from marble_core.algorithm.balancers import Balancer, Gdpo, Sequential, Single, WeightedSum
+from marble_core.algorithm.balancers import Balancer
 from marble_core.algorithm.guards import Guarded
-from marble_core.algorithm.marble import MinNorm
 from marble_core.config.balance import BalanceConfig
 from marble_core.config.imports import import_class
-
-METHODS: dict[str, type[Balancer]] = {
-    "marble": MinNorm,
-    "mgda": MinNorm,
-    "equal": Balancer,
-    "weighted_sum": WeightedSum,
-    "gdpo": Gdpo,
-    "single": Single,
-    "sequential": Sequential,
-}
+from marble_core.config.methods import METHODS
 
 
 def make_balancer(config: BalanceConfig, names: tuple[str, ...], steps: int) -> Balancer:
@@ -30,5 +20,5 @@ def make_balancer(config: BalanceConfig, names: tuple[str, ...], steps: int) -> 
     if config.trust == "auto":
         balancer: Balancer = AutoTrust(config, shared, steps)
     else:
-        balancer = METHODS[config.method.partition(":")[0]](config, shared, steps)
+        balancer = import_class(METHODS[config.method.partition(":")[0]].balancer, "balance.method")(config, shared, steps)
     return Guarded(balancer, config, names, steps) if config.guards else balancer

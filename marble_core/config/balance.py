@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from marble_core.config.methods import NAMES, known
 from marble_core.config.section import Section, Share
 
 
@@ -14,14 +15,11 @@ class StageConfig(Section):
     """One stage of ``sequential``: equal weights on some rewards, on prompts of some sources, for a number of steps."""
 
     rewards: tuple[str, ...] = Field(min_length=1)
-    sources: tuple[str, ...] = ()  # empty: those that the rewards apply to
+    """Rewards of the stage, weighted equally. [O]"""
+    sources: tuple[str, ...] = ()
+    """Sources of its prompts; empty: those that the rewards apply to. [O]"""
     steps: int = Field(ge=1)
-
-
-BALANCING = ("marble", "mgda")
-
-
-METHODS = ("marble", "mgda", "weighted_sum", "equal", "gdpo", "sequential", "single:<reward>")
+    """Optimizer steps of the stage. [O]"""
 
 
 # What trust: auto chooses from, by name. The last is the prior-weighted sum of the gradients as they are.
@@ -42,35 +40,63 @@ OWN_METHOD = re.compile(r"\w+(\.\w+)*:[A-Z]\w*")  # the import path of a user's 
 
 
 class BalanceConfig(Section):
-    """How the rewards' gradients become one update; the rule is written out in balance.py."""
+    """How the rewards' gradients become one update: docs/algorithm.md."""
 
-    method: str = "marble"  # one of METHODS, or the import path of a Balancer: package.module:Class
-    every: int = Field(1, ge=1)  # [O] 1: the QP is solved on every step; N: one backward pass in between. [C] 10
-    qp_share: float = Field(1.0, gt=0, le=1)  # [O] share of a step's micro-batches that the QP sees; [C] one of 192: 0.005
-    masks_between: Literal["valid", "all"] = "valid"  # [O] between QPs a mean over a reward's own images; [C] over all images
-    trust: Annotated[float, Field(ge=1)] | Literal["paper", "auto"] = "paper"  # [P] p = inf; [O] p, 1 is the most robust; auto
-    normalise: bool = True  # [P] balance gradients of equal length; [O] false: as they are
-    rho: float = Field(0.7, ge=0, lt=1)  # [P] EMA of alpha, and of the norms
-    ema_on_solved: bool | None = None  # use abar on a solved step too; default: true for every = 1, false [P] above
-    normalise_between: bool = True  # [O]; false [P]: abar on unnormalised gradients
-    subtract_common: bool = False  # [O] balance the advantage's part of the gradients, add the common part as it is
-    prior: dict[str, Annotated[float, Field(ge=0)]] = {}  # [O] the user's preferences, in any unit
-    kappa: float = Field(1.0, ge=0, le=1)  # [O] share of the balanced weights, the rest is the prior's
-    floor: dict[str, Share] = {}  # [O] least alpha of a reward
-    cap: dict[str, Share] = {}  # [O] largest alpha of a reward
-    wishes: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.15", "pickscore + hpsv2 <= 0.6"
-    guards: dict[str, Share] = {}  # [O] rewards without a share, and by how much of what it would the update may lower them
-    final_uniform_steps: int = Field(0, ge=0)  # [P] a short last stage with w_k = 1/K
-    observe: int = Field(0, ge=0)  # [O] every n-th step gradients are computed and logged, and used for nothing
-    meter: Literal["halves", "time", "none"] = "halves"  # [O] halves of a step, or the steps before it, tell signal from noise
-    meter_beta: float = Field(0.8, ge=0, lt=1)  # [O] of time: the EMA of the gradients over steps
-    meter_dimensions: int | None = Field(None, ge=0)  # [O] of time: 0: whole gradients; n: projected; null: projected above 16
-    gram: Literal["full", "cross", "time"] = "full"  # [P] full; [O] cross, time: the signal's, estimated by that meter
-    cross_rho: float = Field(0.9, ge=0, lt=1)  # [O] its EMA over steps, of time's too
-    cross_ridge: float = Field(0.1, ge=0)  # [O]
-    cross_floor: float = Field(0.15, gt=0, le=1)  # [O] least signal norm, as a share of the gradient's, of time's too
-    dead_norm: float = Field(1e-6, ge=0)  # [O] inactive below this share of the median gradient norm
-    stages: tuple[StageConfig, ...] = ()  # of sequential
+    method: str = Field(
+        "marble", description=f"One of {NAMES}, or the import path of a Balancer: package.module:Class. [P]"
+    )  # one of METHODS, or the import path of a Balancer: package.module:Class
+    every: int = Field(1, ge=1)
+    """Steps from one QP to the next, with one backward pass in between: 1 [O]; 10 [C]."""
+    qp_share: float = Field(1.0, gt=0, le=1)
+    """Share of a step's micro-batches that the QP sees: 1 [O]; one of 192, 0.005 [C]."""
+    masks_between: Literal["valid", "all"] = "valid"
+    """Between QPs a reward's mean is over its own images, valid [O], or over all of them [C]."""
+    trust: Annotated[float, Field(ge=1)] | Literal["paper", "auto"] = "paper"
+    """paper: p is infinite [P]; p from 1, the most robust, on [O]; auto: chosen while training [O]."""
+    normalise: bool = True
+    """Balance gradients of equal length [P]; false: as they are [O]."""
+    rho: float = Field(0.7, ge=0, lt=1)
+    """Decay per step of the averages of alpha and of the gradients' norms. [P]"""
+    ema_on_solved: bool | None = None
+    """Use the average of alpha on a solved step too; null: true where every is 1 [O], else false [P]."""
+    normalise_between: bool = True
+    """Apply that average to normalised gradients [O]; false: to gradients as they are [P]."""
+    subtract_common: bool = False
+    """Balance the advantage's part of the gradients, and add the common part as it is. [O]"""
+    prior: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Preferences by reward, in any unit; empty: all equal. [O]"""
+    kappa: float = Field(1.0, ge=0, le=1)
+    """Share of the balanced weights; the rest is the prior's. [O]"""
+    floor: dict[str, Share] = {}
+    """Least alpha by reward, as a share. [O]"""
+    cap: dict[str, Share] = {}
+    """Largest alpha by reward, as a share. [O]"""
+    wishes: tuple[Annotated[str, Field(max_length=200)], ...] = ()
+    """Further limits on alpha, such as "ocr >= 0.15" and "pickscore + hpsv2 <= 0.6". [O]"""
+    guards: dict[str, Share] = {}
+    """Rewards without a share, and by how much of what it would do the update may lower each. [O]"""
+    final_uniform_steps: int = Field(0, ge=0)
+    """Steps of a last stage with all weights equal. [P]"""
+    observe: int = Field(0, ge=0)
+    """Every n-th step each reward's gradient is computed and logged, and used for nothing; 0: none. [O]"""
+    meter: Literal["halves", "time", "none"] = "halves"
+    """What tells signal from noise: halves of a step, or time, the steps before it. [O]"""
+    meter_beta: float = Field(0.8, ge=0, lt=1)
+    """Of meter time: decay per step of the gradients' averages. [O]"""
+    meter_dimensions: int | None = Field(None, ge=0)
+    """Of meter time: numbers kept per gradient; 0: all; null: all up to 16 rewards, 65536 above. [O]"""
+    gram: Literal["full", "cross", "time"] = "full"
+    """Products of gradients that are balanced: full [P]; the signal's, estimated by the meter: cross or time [O]."""
+    cross_rho: float = Field(0.9, ge=0, lt=1)
+    """Decay per step of that estimate's average. [O]"""
+    cross_ridge: float = Field(0.1, ge=0)
+    """Added to its diagonal, as a share. [O]"""
+    cross_floor: float = Field(0.15, gt=0, le=1)
+    """Least norm of the signal, as a share of the gradient's. [O]"""
+    dead_norm: float = Field(1e-6, ge=0)
+    """A reward is inactive below this share of the median gradient's norm. [O]"""
+    stages: tuple[StageConfig, ...] = ()
+    """Stages of sequential, in order. [O]"""
 
     @field_validator("trust", mode="before")
     @classmethod
@@ -115,16 +141,21 @@ class BalanceConfig(Section):
         return OWN_METHOD.fullmatch(self.method) is not None
 
     @property
+    def solves(self) -> bool:
+        """Whether the method is a built-in one that solves for weights of the rewards' gradients."""
+        found = known(self.method)
+        return found is not None and found.solves
+
+    @property
     def weighs_gradients(self) -> bool:
         """Whether the method may ask for every reward's gradient."""
-        return self.method in BALANCING or self.is_own
+        return self.solves or self.is_own
 
     @model_validator(mode="after")
     def _known_method(self) -> BalanceConfig:
-        name, colon, _ = self.method.partition(":")
-        if not self.is_own and name + (":<reward>" if colon else "") not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}, choose one of {', '.join(METHODS)} or package.module:Class")
-        if (name == "sequential") != bool(self.stages):
+        if not self.is_own and not known(self.method):
+            raise ValueError(f"unknown method {self.method!r}, choose one of {NAMES} or package.module:Class")
+        if (self.method == "sequential") != bool(self.stages):
             raise ValueError("method 'sequential' needs balance.stages, and no other method has them")
         wanted = [key for key in ("prior", "floor", "cap", "wishes") if getattr(self, key)]
         if wanted and not self.weighs_gradients:
@@ -158,7 +189,7 @@ class BalanceConfig(Section):
 
     @model_validator(mode="after")
     def _known_share(self) -> BalanceConfig:
-        if self.method not in BALANCING:
+        if not self.solves:
             for key in ("qp_share", "masks_between"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(
@@ -172,7 +203,7 @@ class BalanceConfig(Section):
     def _known_guards(self) -> BalanceConfig:
         if not self.guards:
             return self
-        if self.method not in BALANCING:
+        if not self.solves:
             raise ValueError(
                 f"method {self.method!r} computes no gradient for each reward, so it can have no balance.guards; "
                 "'marble' with balance.trust: 2 and balance.normalise: false is 'equal' that can"

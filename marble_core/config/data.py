@@ -18,14 +18,23 @@ class DataConfig(Section):
     """
 
     train: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
+    """Prompt files to train on, by source: a path, s3://, https://, demo://prompts/NAME or generate://NAME; null: left out. [O]"""
     evaluation: dict[str, Uri] = {s: f"demo://prompts/{s}" for s in SOURCES}
-    shares: dict[str, Weight] = {}  # [O] of a step's prompts by source, in any unit; 1 where a source has none
-    train_size: int = Field(2000, ge=1)  # prompts a source, where they are generated
-    evaluation_size: int = Field(96, ge=1)  # held-out prompts a source
-    keep_repeated: bool = False  # otherwise the first of equal texts in a file stays
-    block_list: Uri | None = None  # a file of words and phrases; prompts that hold one are dropped
-    new_prompts: Literal["mix", "only", "all"] = "mix"  # of a run that starts from the champion, see retraining.py
-    safe_for_work: bool = True  # drop prompts that hold a word of prompts/filters.py's short list, but for ocr's and geneval's
+    """Held-out prompt files, by source, in the same form. [O]"""
+    shares: dict[str, Weight] = {}
+    """Shares of a step's prompts by source, in any unit; 1 where a source has none. [O]"""
+    train_size: int = Field(2000, ge=1)
+    """Prompts per source, where they are generated. [O]"""
+    evaluation_size: int = Field(96, ge=1)
+    """Held-out prompts per source. [O]"""
+    keep_repeated: bool = False
+    """Keep every one of equal texts in a file instead of the first. [O]"""
+    block_list: Uri | None = None
+    """A file of words and phrases; prompts that hold one are dropped; null: none. [O]"""
+    new_prompts: Literal["mix", "only", "all"] = "mix"
+    """Of a run that starts from the champion: mix (new prompts, filled up with its own), only (new ones) or all. [O]"""
+    safe_for_work: bool = True
+    """Drop prompts with a word of the short list in prompts/filters.py, except ocr's and geneval's. [O]"""
 
     @field_validator("train", "evaluation", mode="before")
     @classmethod

@@ -10,18 +10,30 @@ from marble_core.config.section import Section
 
 
 class LossConfig(Section):
-    name: Literal["nft", "awm", "awm_clipped"] = "nft"  # loss.py
-    timesteps: int = Field(24, ge=1)  # [P] T, distinct timesteps of the rollout's, drawn for each image
-    times: Literal["solver", "between"] = "solver"  # [N] these; [O] between: from each down to the next, the last to 0
-    beta: float = Field(0.1, gt=0)  # [N] b: how far L+ and L- stand from v_old
-    advantage_max: float = Field(5.0, gt=0)  # [N] A_max
-    clip_range: float = Field(0.2, gt=0, lt=1)  # [O] of awm_clipped
-    advantage_std: Literal["batch", "group"] = "batch"  # [N] [C] batch, in both releases; [P] group
-    kl_beta: float = Field(1e-4, ge=0)  # [N]
-    kl_fraction: float = Field(0.125, gt=0, le=1)  # [O] share of the micro-batches that carry the KL; 1 in the paper
-    kl_states: Literal["policy", "base"] = "policy"  # [N] at noised images of the policy; [O] of the base: the forward KL
-    kl_power: float = Field(0.0, gt=-1, le=8)  # [O] its weight at time t is (1 + power) t^power; above 0 noisy times count more
-    micro_batch: int = Field(48, ge=0)  # images in a forward of the loss; 0: as many as fit, by estimate/
+    name: Literal["nft", "awm", "awm_clipped"] = "nft"
+    """nft: DiffusionNFT's [N]; awm, awm_clipped: advantage-weighted matching [O]."""
+    timesteps: int = Field(24, ge=1)
+    """Distinct timesteps T of the rollout's, drawn per image. [P]"""
+    times: Literal["solver", "between"] = "solver"
+    """solver: those of the solver [N]; between: anywhere from each down to the next, the last to 0 [O]."""
+    beta: float = Field(0.1, gt=0)
+    """How far L+ and L- stand from v_old. [N]"""
+    advantage_max: float = Field(5.0, gt=0)
+    """Bound of an advantage, in standard deviations. [N]"""
+    clip_range: float = Field(0.2, gt=0, lt=1)
+    """Range of awm_clipped, as a share. [O]"""
+    advantage_std: Literal["batch", "group"] = "batch"
+    """Standard deviation that an advantage is divided by: batch, as both releases do [N] [C]; group [P]."""
+    kl_beta: float = Field(1e-4, ge=0)
+    """Weight of the KL to the base; 0: none. [N]"""
+    kl_fraction: float = Field(0.125, gt=0, le=1)
+    """Share of the micro-batches that carry the KL [O]; 1 in the paper."""
+    kl_states: Literal["policy", "base"] = "policy"
+    """policy: the KL at noised images of the policy [N]; base: of the base, the forward KL [O]."""
+    kl_power: float = Field(0.0, gt=-1, le=8)
+    """The KL's weight at time t is (1 + power) t^power: above 0 noisy times count more. [O]"""
+    micro_batch: int = Field(48, ge=0)
+    """Images in a forward pass of the loss; 0: as many as the estimate says fit. [O]"""
 
     @model_validator(mode="after")
     def _bounded(self) -> LossConfig:

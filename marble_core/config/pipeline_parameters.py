@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
+
+from pydantic import BaseModel
 
 from marble_core.config.loading import load_config
+from marble_core.config.schema import RunConfig
 from marble_core.types import MarbleError
 
 KEYS = {
@@ -30,6 +33,30 @@ NUMBERS: dict[str, tuple[type[int | float], str]] = {
     "seed": (int, "a whole number, such as 0"),
     "gate_margin": (float, "a number, such as 0.02"),
 }
+OWN = {  # fields of the form that are none of the configuration
+    "preset": "What everything starts from: demo (minutes, no GPU) or one for SD3.5. Empty fields below leave its values.",
+    "rehearse": "With yes, two steps and few prompts through every stage, to a scratch model; it says what a run will take.",
+    "prompts": 'Prompt files to train on, as "general=s3://bucket/file.jsonl ocr=... geneval=...".',
+    "held_out": "Prompt files to evaluate on, in the same form.",
+    "rewards": 'Names, such as "pickscore,hpsv2,ocr". Those that the preset has keep their options.',
+    "gpus": "GPUs of the training pod, one process each; empty or 0 trains on its CPUs.",
+    "evaluation_gpus": "GPUs of the evaluation's pod, 0 or 1.",
+    "accelerator": "The resource that these are, such as nvidia.com/gpu or amd.com/gpu.",
+    "run_id": "The name of the run; empty for a new one. A run that exists goes on from its newest checkpoint.",
+    "config": 'Any other override as JSON, {"optimizer": {"lr": 1e-4}} or ["optimizer.lr=1e-4"]. The fields above win.',
+}
+
+
+def descriptions() -> dict[str, str]:
+    """What the form says of each of its fields: for one of the configuration, that field's own description without its source."""
+    said = {}
+    for name, key in KEYS.items():
+        section: type[BaseModel] = RunConfig
+        *above, last = key.split(".")
+        for part in above:
+            section = cast(type[BaseModel], section.model_fields[part].annotation)
+        said[name] = str(section.model_fields[last].description).rpartition(" [")[0]
+    return OWN | said
 
 
 def overrides_of(

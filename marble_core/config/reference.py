@@ -1,4 +1,4 @@
-"""The reference of all settings: JSON Schema for editors, and docs/configuration.md. Both say what stands beside the fields.
+"""The reference of all settings: JSON Schema for editors, and docs/configuration.md. Both come from the fields and their descriptions.
 
 ``python -m marble_core.config.reference`` writes docs/configuration.md anew; a test compares the two.
 """
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from marble_core.config.schema import RunConfig
-from marble_core.config.section import Section
-from marble_core.config.template import comments
 
 PAGE = """\
 # All settings
@@ -27,10 +25,6 @@ Schema, by which editors complete and check the file. Where a value comes from: 
 def json_schema() -> dict[str, Any]:
     """Of a configuration file: sections may be left out, for a preset has them, and a source that is null is left out."""
     schema = RunConfig.model_json_schema()
-    for cls in _sections(Section):
-        own = schema if cls is RunConfig else schema["$defs"].get(cls.__name__, {})
-        for key, said in comments(cls).items():
-            own.get("properties", {}).get(key, {})["description"] = said
     schema.pop("required", None)
     for source in ("train", "evaluation"):
         uri = schema["$defs"]["DataConfig"]["properties"][source]
@@ -66,14 +60,8 @@ def _inside(own: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[s
     return found if found and "properties" in found else None
 
 
-def _sections(cls: type[Section]) -> Iterator[type[Section]]:
-    for own in cls.__subclasses__():
-        yield own
-        yield from _sections(own)
-
-
 def _table(properties: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[str]:
-    yield "| key | values | default | |"
+    yield "| key | values | default | meaning |"
     yield "|---|---|---|---|"
     for key, own in properties.items():
         default = json.dumps(own["default"], ensure_ascii=False) if "default" in own else "none: it must be given"

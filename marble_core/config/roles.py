@@ -15,10 +15,14 @@ Strength = Annotated[float, Field(gt=0, le=10)]
 class RolesConfig(Section):
     """Further models that the evaluation holds against base and trained one. Each costs as much as one of those, with guidance twice."""
 
-    base_guidance: tuple[Guidance, ...] = ()  # [O] the base under guidance, which costs no training: [1.5, 2, 3]
-    trained_guidance: tuple[Guidance, ...] = ()  # [O] the trained model under guidance, as people sample: [1.5, 3, 4.5]
-    strengths: tuple[Strength, ...] = ()  # [O] the LoRA at these strengths: [0.5, 0.75, 1.25]
-    pairs: bool = False  # [O] each strength with each guidance too
+    base_guidance: tuple[Guidance, ...] = ()
+    """Guidance scales of the base, which cost no training, such as [1.5, 2, 3]. [O]"""
+    trained_guidance: tuple[Guidance, ...] = ()
+    """Guidance scales of the trained model, as people sample, such as [1.5, 3, 4.5]. [O]"""
+    strengths: tuple[Strength, ...] = ()
+    """Strengths of the LoRA, such as [0.5, 0.75, 1.25]. [O]"""
+    pairs: bool = False
+    """Each strength with each guidance scale too. [O]"""
 
     @property
     def passes(self) -> int:

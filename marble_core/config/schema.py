@@ -1,6 +1,6 @@
 """The one typed configuration of a run. Unknown keys are errors; every default cites its source.
 
-Marks: [P] the paper (arXiv 2605.06507), [C] its released code, [N] DiffusionNFT (arXiv 2509.16117), [O] ours.
+Each field's description stands under it. Marks: [P] the paper (arXiv 2605.06507), [C] its released code, [N] DiffusionNFT (arXiv 2509.16117), [O] ours.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from marble_core.config.loss import LossConfig
 from marble_core.config.roles import RolesConfig
 from marble_core.config.section import DottedPath, Section, Share
 from marble_core.config.shares import check_divides
+from marble_core.config.training import HardwareConfig, LoraConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from marble_core.config.watch import WatchConfig
 from marble_core.types import MarbleError
 
@@ -28,18 +29,30 @@ CHAMPION = "champion"  # in train.start_from, and the alias in the registry
 class ModelConfig(Section):
     """The diffusion model that is fine-tuned."""
 
-    path: str = "demo://sd3"  # a diffusers directory, a hub id, an s3:// prefix, or demo://sd3
+    path: str = "demo://sd3"
+    """The base model, which is fine-tuned: a diffusers directory, a hub id, an s3:// prefix, or demo://sd3. [O]"""
     revision: str | None = None
-    family: DottedPath = "marble_core.models.sd3:SD3"  # import path of the seam's implementation
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the frozen weights but the VAE's; LoRA and gradients stay fp32
-    gradient_checkpointing: bool = False  # keep only the blocks' inputs, recompute each once for all cotangents
-    offload: Literal["none", "encoders", "scorers", "all"] = "none"  # [O] what waits in the host's memory while it is not used
-    t5: Literal["device", "cpu", "none"] = "device"  # [O] where the T5 encoder computes, or that it is left out
-    vae_tiling: bool = False  # decode in overlapping tiles of half the picture's sides: less memory, pictures a little other
-    compile: bool = False  # torch.compile of the transformer's blocks, where no gradient is wanted; the first step waits for it
-    height: int = Field(512, gt=0)  # [N]
+    """Commit, branch or tag of the hub's repository; null: its main branch. [O]"""
+    family: DottedPath = "marble_core.models.sd3:SD3"
+    """Import path of the class that knows the model's layers: package.module:Class. [O]"""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Precision of the frozen weights except the VAE's; the LoRA and its gradients stay fp32. [P]"""
+    gradient_checkpointing: bool = False
+    """Keep only the blocks' inputs, and compute each block once more for all rewards' gradients. [O]"""
+    offload: Literal["none", "encoders", "scorers", "all"] = "none"
+    """What waits in the host's memory while it is not used. [O]"""
+    t5: Literal["device", "cpu", "none"] = "device"
+    """Where the T5 encoder computes, or none: it is left out. [O]"""
+    vae_tiling: bool = False
+    """Decode in overlapping tiles of half the image's sides: less memory, slightly different images. [O]"""
+    compile: bool = False
+    """torch.compile of the transformer's blocks where no gradient is needed; the first step waits for it. [O]"""
+    height: int = Field(512, gt=0)
+    """Height of the images, in pixels. [N]"""
     width: int = Field(512, gt=0)
-    max_sequence_length: int = Field(256, ge=1)  # T5 tokens
+    """Width of the images, in pixels. [N]"""
+    max_sequence_length: int = Field(256, ge=1)
+    """Tokens that T5 reads of a prompt. [O]"""
 
     @property
     def offloads_encoders(self) -> bool:
@@ -50,126 +63,116 @@ class ModelConfig(Section):
         return self.offload in ("scorers", "all")
 
 
-class LoraConfig(Section):
-    rank: int = Field(32, ge=1)  # [N]
-    alpha: int = Field(64, ge=1)  # [N]
-
-
-class RolloutConfig(Section):
-    prompts: int = Field(48, ge=1)  # [P] M, over all sources
-    images_per_prompt: int = Field(24, ge=2)  # [P] 24
-    solver: Literal["dpm2", "dpm2_nft", "euler"] = "dpm2"  # [O] DPM-Solver++ 2M on its own times; dpm2_nft on Euler's [N]
-    steps: int = Field(25, ge=1)  # [P]
-    batch_size: int = Field(48, ge=0)  # images sampled and decoded at once; 0: as many as fit, by estimate/
-
-
 class RewardConfig(Section):
     """One reward: a name that marble_core.rewards.registry knows, or any name with a dotted path of the user's own."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """A built-in reward, or any name where scorer is set: small letters, digits and _. [O]"""
     scorer: DottedPath | None = None
+    """Import path of a scorer of your own: package.module:Class; null: the built-in one of this name. [O]"""
     options: dict[str, JsonValue] = {}
-    timeout: float = Field(1200, gt=0)  # [O] seconds for up to 1000 images; below the processes' patience with each other
-    max_missing: Share = (
-        0.1  # [O] share of its images without a value above which a step is skipped as a fault, and an alarm raised
-    )
-
-
-class OptimizerConfig(Section):
-    lr: float = Field(3e-4, gt=0)  # [N]
-    betas: tuple[Share, Share] = (0.9, 0.999)  # [N]
-    weight_decay: float = Field(1e-4, ge=0)  # [N]
-    clip_norm: float = Field(1.0, gt=0)  # [N]
-    # u counts the updates before this one; both releases count this one too, and are one step ahead in eta and in the warm-up.
-    eta_rate: float = Field(0.001, ge=0)  # [N] old <- eta old + (1 - eta) default, eta = min(rate * u, max)
-    eta_max: float = Field(0.95, ge=0, le=1)  # [C]
-    ema: float = Field(0.9, ge=0, lt=1)  # [N] of the evaluated LoRA, with warm-up (1 + u) / (10 + u)
-
-
-class HardwareConfig(Section):
-    """What the run is meant for. ``marble check`` and prepare hold the estimated memory against it, before a GPU is asked for."""
-
-    gpus: int = Field(0, ge=0)  # over all machines; 0: the CPU of one
-    memory_gib: float = Field(8, gt=0)  # of each GPU; without one, of the machine
-    tflops: float = Field(
-        0.1, gt=0
-    )  # dense, of each GPU in the model's precision, as its maker states; without one, of the CPU
-    utilisation: Share = 0.35  # [O] of these, in the estimate of hours; a guess until it is measured
-
-
-class TrainConfig(Section):
-    steps: int = Field(300, ge=1)
-    nodes: int = Field(1, ge=1)  # more than one: a TrainJob on a cluster with Kubeflow Trainer
-    processes: int = Field(1, ge=0)  # on each; 0: one a GPU of the one machine. Without GPUs: one a core is faster than threads
-    checkpoint_every: int = Field(10, ge=1)
-    checkpoint_minutes: float = Field(15, gt=0)  # [O] and after so many: a cancelled pod has no time to save
-    samples_every: int = Field(10, ge=0)  # steps between grids of pictures of fixed prompts in MLflow; 0: none
-    max_bad_steps: int = Field(3, ge=1)  # steps in a row with a fault (not finite, values missing) that stop the run
-    max_silent_steps: int = Field(10, ge=1)  # [O] steps without signal from the beginning that stop the run
-    keep_best: bool = False  # [O] the result is the checkpoint with the best look of watch, instead of the last
-    # Another run's prefix or checkpoint on S3, or the champion of registry.model: its LoRA only; or a LoRA, whoever made it.
-    start_from: str | None = Field(None, min_length=1)
-
-    @model_validator(mode="after")
-    def _processes_of_nodes(self) -> TrainConfig:
-        if self.nodes > 1 and not self.processes:
-            raise ValueError("nodes > 1 needs train.processes: how many on each node, which is its number of GPUs")
-        return self
+    """Arguments of the scorer: docs/rewards.md. [O]"""
+    timeout: float = Field(1200, gt=0)
+    """Seconds that scoring up to 1000 images may take; shorter than processes wait for each other. [O]"""
+    max_missing: Share = 0.1
+    """Share of a step's images without a value above which the step is skipped as a fault. [O]"""
 
 
 class EvaluationConfig(Section):
-    solver: Literal["dpm2", "dpm2_nft", "euler"] = "euler"  # [P]
-    steps: int = Field(40, ge=1)  # [P]
-    batch_size: int = Field(48, ge=0)  # 0: as many as fit, by estimate/
-    resamples: int = Field(2000, ge=100)  # bootstrap
+    solver: Literal["dpm2", "dpm2_nft", "euler"] = "euler"
+    """Solver of the evaluation's images: dpm2, dpm2_nft or euler. [P]"""
+    steps: int = Field(40, ge=1)
+    """Solver steps per image. [P]"""
+    batch_size: int = Field(48, ge=0)
+    """Images sampled and decoded at once; 0: as many as the estimate says fit. [O]"""
+    resamples: int = Field(2000, ge=100)
+    """Resamples of the bootstrap for each interval. [O]"""
     seed: int = 4242
-    rewards: tuple[RewardConfig, ...] = ()  # [O] measured like the others and judged for harm, never trained on
-    roles: RolesConfig = RolesConfig()  # [O] further models to hold base and trained one against; docs/evaluation.md
-    diversity_prompts: int = Field(96, ge=0)  # [O] over all sources; 0: diversity is not measured, and by fewer only roughly
-    diversity_images: int = Field(4, ge=2)  # [O] of each of these prompts
+    """Seed of the evaluation's noise, the same for every model that is compared. [O]"""
+    rewards: tuple[RewardConfig, ...] = ()
+    """Rewards measured like the others and judged for harm, never trained on. [O]"""
+    roles: RolesConfig = RolesConfig()
+    """Further models to hold base and trained model against: docs/evaluation.md. [O]"""
+    diversity_prompts: int = Field(96, ge=0)
+    """Prompts over all sources for diversity; 0: not measured, and with fewer only roughly. [O]"""
+    diversity_images: int = Field(4, ge=2)
+    """Images of each of these prompts. [O]"""
 
 
 class RegistryConfig(Section):
     model: str = Field("marble", pattern=r"^[^/:]+$")
-    margin: float = Field(0.02, ge=0)  # [O] refused if a reward's whole interval lies below -margin base stds
-    floors: tuple[Annotated[str, Field(max_length=200)], ...] = ()  # [O] "ocr >= 0.9": the trained model's mean must meet it
-    beat_guidance: bool = False  # [O] refused unless shown to be better than the best guided base, at no less diversity
-    diversity_loss: Share | None = None  # [O] of the base's; the strongest of evaluation.roles.strengths within it is promoted
+    """Name in MLflow's model registry. [O]"""
+    margin: float = Field(0.02, ge=0)
+    """Harm that is accepted, in standard deviations of the base: refused if a reward's whole interval is lower. [O]"""
+    floors: tuple[Annotated[str, Field(max_length=200)], ...] = ()
+    """Means that the trained model must reach, such as "ocr >= 0.9". [O]"""
+    beat_guidance: bool = False
+    """Refuse unless shown to be better than the best guided base, at no less diversity. [O]"""
+    diversity_loss: Share | None = None
+    """Share of the base's diversity that may be lost; the strongest of evaluation.roles.strengths within it is promoted. [O]"""
 
 
 class StorageConfig(Section):
-    # A bucket, or BUCKET/PREFIX where the keys are for a prefix alone [O]
     bucket: str = Field("marble", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_.=-]+)*$")
+    """S3 bucket, or BUCKET/PREFIX where the keys are for a prefix alone. [O]"""
     experiment: str = "marble"
-    local: str = ".marble/runs"  # a directory that outlives the process: checkpoints are written here first, then to S3
-    keep_last: int = Field(3, ge=1)  # checkpoints, here and on S3; the best by evaluation is kept too
-    keep_every: int = Field(0, ge=0)  # every n-th step's is kept as well; 0: none
-    max_unsaved_minutes: float = Field(30, gt=0)  # how long S3 may take nothing before training stops
+    """MLflow's experiment. [O]"""
+    local: str = ".marble/runs"
+    """A directory that outlives the process: checkpoints are written here first, then to S3. [O]"""
+    keep_last: int = Field(3, ge=1)
+    """Newest checkpoints that are kept, here and on S3; the best by evaluation is kept too. [O]"""
+    keep_every: int = Field(0, ge=0)
+    """Every n-th step's checkpoint is kept as well; 0: none. [O]"""
+    max_unsaved_minutes: float = Field(30, gt=0)
+    """Minutes that S3 may take nothing before training stops. [O]"""
 
 
 class RunConfig(Section):
     """Everything a run depends on. ``load_config`` makes it.
 
+    Args:
+        rewards: The K rewards, which must be given.
+        others: Sections that have a default each: docs/configuration.md.
+
+    Raises:
+        pydantic.ValidationError: A value is wrong, unknown, or does not fit another; ``load_config`` makes a sentence of it.
+
     Example:
         >>> config = load_config("demo", overrides=["train.steps=40"])
-        >>> config.train.steps, config.reward_names, config.digest
+        >>> config.train.steps, config.model.path
+        (40, 'demo://sd3')
     """
 
     seed: int = Field(0, ge=0)
+    """Seed of prompts, noise and timesteps. [O]"""
     model: ModelConfig = ModelConfig()
+    """The diffusion model that is fine-tuned."""
     lora: LoraConfig = LoraConfig()
+    """The LoRA that is trained."""
     data: DataConfig = DataConfig()
+    """Prompts to train on and to be judged by."""
     rollout: RolloutConfig = RolloutConfig()
+    """What a step samples."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    """The rewards that are trained on."""
     loss: LossConfig = LossConfig()
+    """The loss."""
     balance: BalanceConfig = BalanceConfig()
+    """How the rewards' gradients become one update."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer and the averages of the LoRA."""
     hardware: HardwareConfig = HardwareConfig()
+    """What the run is meant for."""
     train: TrainConfig = TrainConfig()
+    """The training loop."""
     watch: WatchConfig = WatchConfig()
+    """What is watched while a run trains."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """The comparison with the base on held-out prompts."""
     registry: RegistryConfig = RegistryConfig()
+    """What is promoted, and where to."""
     storage: StorageConfig = StorageConfig()
+    """Where checkpoints and metrics lie."""
 
     @model_validator(mode="after")
     def _arithmetic(self) -> RunConfig:

@@ -1,4 +1,7 @@
-"""What every section of the configuration is made of: strictness, and the types of its fields."""
+"""What every section of the configuration is made of: strictness, and the types of its fields.
+
+The text under a field is its description, with unit and source: ``model_fields[name].description``.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ DottedPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]  # package.modu
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

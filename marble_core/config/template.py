@@ -1,9 +1,7 @@
-"""The commented configuration that ``marble init`` writes: every key there is, with what config.py says of it."""
+"""The commented configuration that ``marble init`` writes: every key there is, with its description."""
 
 from __future__ import annotations
 
-import inspect
-import re
 from typing import Any
 
 import yaml
@@ -21,17 +19,17 @@ HEAD = """\
 def starter(preset: str) -> str:
     """YAML that changes nothing when it is laid over the preset. Raises MarbleError for an unknown one."""
     config = load_config(preset)
-    values, said = config.model_dump(mode="json"), comments(RunConfig)
+    values = config.model_dump(mode="json")
     lines = [HEAD.format(preset=preset)]
-    for name in RunConfig.model_fields:
+    for name, field in RunConfig.model_fields.items():
         section, value = getattr(config, name), values[name]
         if isinstance(section, BaseModel):
-            behind = comments(type(section))
-            lines += ["", f"{name}:", *(_line(f"  {key}", below, behind.get(key, "")) for key, below in value.items())]
+            said = {key: own.description or "" for key, own in type(section).model_fields.items()}
+            lines += ["", f"{name}:", *(_line(f"  {key}", below, said[key]) for key, below in value.items())]
         elif name == "rewards":
             lines += ["", f"{name}:", *(f"  - {_flow(reward)}" for reward in value)]
         else:
-            lines += ["", _line(name, value, said.get(name, ""))]
+            lines += ["", _line(name, value, field.description or "")]
     return "\n".join(lines) + "\n"
 
 
@@ -42,8 +40,3 @@ def _line(key: str, value: Any, comment: str) -> str:
 def _flow(value: Any) -> str:
     """In one line; a bare value without YAML's end of document."""
     return yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False).removesuffix("...\n").strip()
-
-
-def comments(section: type[BaseModel]) -> dict[str, str]:
-    """What stands behind each field in the source."""
-    return dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(section), re.MULTILINE))

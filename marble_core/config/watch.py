@@ -15,13 +15,20 @@ SEEN_TO_MOVE: tuple[Witness, ...] = ("edge_density", "colour_entropy")  # under 
 
 
 class WatchConfig(Section):
-    every: int = Field(10, ge=0)  # [O] steps from one look at held-out prompts to the next; 0: none
-    prompts: int = Field(16, ge=2)  # [O] of each source, which neither training nor the evaluation has
-    images: int = Field(4, ge=2)  # [O] of each prompt
-    on_alarm: Literal["warn", "stop"] = "warn"  # [O] stop: end at the checkpoint before a hacking alarm, and evaluate that
-    trusted: tuple[str, ...] = ()  # [O] rewards whose fall is a hacking alarm; none named: all
-    witnesses: tuple[Witness, ...] = SEEN_TO_MOVE  # [O] those whose change is a hacking alarm; docs/watching.md
-    range: float = Field(0.05, gt=0)  # [O] standard deviations of the base by which such a witness may differ from it
+    every: int = Field(10, ge=0)
+    """Steps from one look at held-out prompts to the next; 0: none. [O]"""
+    prompts: int = Field(16, ge=2)
+    """Prompts of each source in a look, which neither training nor the evaluation has. [O]"""
+    images: int = Field(4, ge=2)
+    """Images of each of these prompts. [O]"""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """stop: end at the checkpoint before a hacking alarm, and evaluate that one. [O]"""
+    trusted: tuple[str, ...] = ()
+    """Rewards whose fall is a hacking alarm; empty: all. [O]"""
+    witnesses: tuple[Witness, ...] = SEEN_TO_MOVE
+    """Properties of images whose change is a hacking alarm: docs/watching.md. [O]"""
+    range: float = Field(0.05, gt=0)
+    """Standard deviations of the base by which such a property may differ from it. [O]"""
 
     def check(self, rewards: Sequence[str], keep_best: bool) -> None:
         """Raises ValueError where it does not fit the rest of the configuration."""

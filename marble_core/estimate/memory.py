@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from marble_core.config.methods import known
 from marble_core.config.schema import RewardConfig, RunConfig
 from marble_core.estimate.sizes import Scorer, Sizes, scorer_of
 from marble_core.storage.catalogue import needs
@@ -109,8 +110,8 @@ def rows_of(config: RunConfig) -> int:
     balance, K = config.balance, len(config.rewards)
     if not (balance.weighs_gradients or balance.observe):
         return 1
-    mixes = balance.method in ("weighted_sum", "gdpo")
-    return (2 if balance.meter == "halves" else 1) * (K + mixes) + 1
+    method = known(balance.method)
+    return (2 if balance.meter == "halves" else 1) * (K + (method is not None and method.mixing is not None)) + 1
 
 
 def meter_of(config: RunConfig, sizes: Sizes) -> int:

@@ -12,7 +12,8 @@ from peft import LoraConfig as PeftLora
 from peft.tuners.lora import LoraLayer
 
 from marble_core.config.imports import import_class
-from marble_core.config.schema import OptimizerConfig, RunConfig
+from marble_core.config.schema import RunConfig
+from marble_core.config.training import OptimizerConfig
 from marble_core.models import DiffusionModel
 from marble_core.models.adapter_file import LowRank, peft_config, read_lora, write_lora
 from marble_core.models.lora_targets import require_targets

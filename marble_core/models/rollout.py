@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from marble_core.config.schema import RolloutConfig, RunConfig
+from marble_core.config.schema import RunConfig
+from marble_core.config.training import RolloutConfig
 from marble_core.models.policy import Policy
 from marble_core.models.sampling import sample
 from marble_core.runtime import distributed

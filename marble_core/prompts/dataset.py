@@ -54,8 +54,9 @@ def prepare_data(config: RunConfig) -> Data:
         MarbleError: A file cannot be read or has an invalid line, a held-out prompt is trained on, or nothing is left of a source.
 
     Example:
-        >>> data = prepare_data(load_config("demo"))
-        >>> len(data.train), data.evaluation[0].text
+        >>> data = prepare_data(load_config("demo", overrides=["data.train_size=10"]))
+        >>> len(data.train), sorted({prompt.source for prompt in data.train})
+        (30, ['general', 'geneval', 'ocr'])
     """
     data, seed = config.data, config.seed
     blocked: list[str] = []

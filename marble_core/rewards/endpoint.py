@@ -41,13 +41,25 @@ _LONGEST_PAUSE = 30.0  # seconds between two tries, where the answer asks for no
 
 
 class Endpoint:
-    """``what`` names the reward and its place in sentences, ``advice`` says what to do where a request is refused for all.
+    """One address that JSON is posted to.
 
-    ``patience``: seconds that one request may take, all tries and waits together. Where nothing at all has been answered for that
-    long, the other requests of the same call are given up too. ``request_timeout``: seconds of silence that end one try.
+    Args:
+        url: That address.
+        what: The reward, in sentences: "the reward 'mine'".
+        advice: What to do where a request is refused for all.
+        key: Gives the key for the header Authorization, asked before each call; empty: none.
+        patience: Seconds that one request may take, all tries and waits together. Where nothing at all has been answered for that
+            long, the other requests of the same call are given up too.
+        request_timeout: Seconds of silence that end one try.
+        backoff: Seconds before the second try; each further wait is twice as long.
+        workers: Requests at once.
+
+    Raises:
+        MarbleError: The url is none of http or https, or holds a name or key.
 
     Example:
-        >>> Endpoint("http://localhost:8000/v1/score", "The reward mine", "check its url")
+        >>> Endpoint("http://localhost:8000/v1/score", "the reward 'mine'", "check its url").what
+        "The endpoint http://localhost:8000/v1/score of the reward 'mine'"
     """
 
     def __init__(

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from marble_core.rewards.endpoint import PATIENCE, short
-from marble_core.rewards.judge import QUESTION, Judge, Value
+from marble_core.rewards.chat import Value
+from marble_core.rewards.endpoint import short
+from marble_core.rewards.judge import Judging
 from marble_core.types import MarbleError, NoValue, Options, Placed, Prompt, RewardCard
 
 _WORDS = re.compile(r"[\w'-]+")
@@ -43,7 +44,8 @@ def _check(options: Options, sets: Mapping[str, Sequence[Placed]]) -> list[str]:
     return []
 
 
-class Questions(Judge):
+@dataclass(eq=False)
+class Questions(Judging):
     """The mean over a prompt's questions, in [0, 1], beside it the other mean; applies to prompts whose metadata have a list.
 
     The metadata ``vqa_list`` is GenEval 2's: [question, right answer] each; ``questions`` is DPG-Bench's, as one list a prompt:
@@ -51,35 +53,22 @@ class Questions(Judge):
     answered yes (below .5); the id 0 is none. ``mean`` is ``geometric`` (a prompt is right as a whole; GenEval 2's default) or
     ``arithmetic`` (DPG-Bench's). An answer's value is its probability (``answer: probability``, Soft-TIFA), among the endpoint's
     first tokens and not held against another's, or 1 or 0 (``text``). A prompt with an unanswered question has no value.
-    The other options are Judge's.
+    The other options are Chat's.
     """
 
     name = "questions"
+    value_range = (0.0, 1.0)
+    how = "Answer with one word."
     card = RewardCard(applies=lambda prompt, options: _has_list(prompt), check=_check)
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        mean: Literal["geometric", "arithmetic"] = "geometric",
-        answer: Literal["probability", "text"] = "probability",
-        key_variable: str = "OPENAI_API_KEY",
-        image_size: int = 512,
-        max_tokens: int = 8,
-        workers: int = 16,
-        patience: float = PATIENCE,
-        request_timeout: float = 120.0,
-        backoff: float = 1.0,
-    ) -> None:
-        if mean not in ("geometric", "arithmetic"):
-            raise MarbleError(f"The reward 'questions' has no mean {mean!r}; choose geometric or arithmetic.")
-        of_judge = (answer, key_variable, image_size, max_tokens, workers, patience, request_timeout, backoff)
-        super().__init__(url, model, QUESTION, *of_judge)
-        self.mean = mean
-        self.side = ("arithmetic",) if mean == "geometric" else ("geometric",)
-        self.settings = {"model": model, "mean": mean, "answer": answer}
+    mean: Literal["geometric", "arithmetic"] = "geometric"
 
-    _how = "Answer with one word."
+    def __post_init__(self) -> None:
+        if self.mean not in ("geometric", "arithmetic"):
+            raise MarbleError(f"The reward 'questions' has no mean {self.mean!r}; choose geometric or arithmetic.")
+        super().__post_init__()
+        self.side = ("arithmetic",) if self.mean == "geometric" else ("geometric",)
+        self.settings = {"model": self.model, "mean": self.mean, "answer": self.answer}
 
     def applies(self, prompt: Prompt) -> bool:
         return _has_list(prompt)

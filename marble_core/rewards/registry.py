@@ -28,6 +28,7 @@ SCORERS = {
     "pickscore": "marble_core.rewards.pickscore:PickScore",
     "aesthetic": "marble_core.rewards.aesthetic:Aesthetic",
     "hpsv2": "marble_core.rewards.hpsv2:HPSv2",
+    "hpsv3": "marble_core.rewards.hpsv3:HPSv3",
     "imagereward": "marble_core.rewards.imagereward:ImageReward",
     "unifiedreward": "marble_core.rewards.unifiedreward:UnifiedReward",
     "judge": "marble_core.rewards.judge:Judge",

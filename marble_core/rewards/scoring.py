@@ -147,8 +147,10 @@ def score_all(
         ValueError: There are not as many prompts as images.
 
     Example:
-        >>> score_all([Warmth()], images_NHWC, prompts).means()
-        {'warmth': 0.12}
+        >>> from marble_core.rewards.compressibility import Compressibility
+        >>> table = score_all([Compressibility()], np.zeros((2, 64, 64, 3), np.uint8), [Prompt("night", "mine")] * 2)
+        >>> table.names, table.R_NK.shape
+        (('compressibility',), (2, 1))
     """
     from marble_core.rewards.images import as_images
 

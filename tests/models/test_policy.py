@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from builders import small_config, small_policy
-from marble_core.config.schema import OptimizerConfig
+from marble_core.config.training import OptimizerConfig
 
 ETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.65, 0.65)  # min(0.1 u, 0.65)
 DECAYS = (0.1, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4, 0.4, 0.4, 0.4)  # min(0.4, (1 + u) / (10 + u))

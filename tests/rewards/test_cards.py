@@ -49,20 +49,20 @@ from marble_core.rewards.cards import cards_of
 print(len([card for card in cards_of([RewardConfig(name=name) for name in SCORERS]).values() if card.assets({{}})]))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("7\n", ""), (
-        "clipscore, diversity, pickscore, hpsv2, aesthetic, imagereward, geneval read something"
+    assert (done.stdout, done.stderr) == ("8\n", ""), (
+        "clipscore, diversity, pickscore, hpsv2, hpsv3, aesthetic, imagereward, geneval read something"
     )
 
 
 def test_what_a_card_says_is_read_is_what_the_scorer_reads_by_default():
-    for name in ("clipscore", "diversity", "pickscore", "hpsv2", "aesthetic", "imagereward"):
+    for name in ("clipscore", "diversity", "pickscore", "hpsv2", "hpsv3", "aesthetic", "imagereward"):
         cls = import_class(SCORERS[name], name)
         defaults = [p.default for p in inspect.signature(cls).parameters.values() if isinstance(p.default, str)]
         uris = [asset.uri for asset in cls.card.assets({})]
         assert set(uris) - set(defaults) <= {"laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}, name
         other = {
             option: f"s3://mine/{option}"
-            for option in ("checkpoint", "processor", "head", "tokenizer")
+            for option in ("checkpoint", "processor", "head", "tokenizer", "instruction")
             if option in inspect.signature(cls).parameters
         }
         assert {asset.uri for asset in cls.card.assets(other)} == set(other.values())

@@ -106,7 +106,7 @@ def test_an_endpoint_that_is_down_when_it_is_loaded_is_one_sentence():
         UnifiedReward(url, patience=0.3, backoff=0.01).self_check()
     said = one_sentence(caught)
     assert said.startswith(
-        f"The endpoint {url}/chat/completions of the reward 'unifiedreward' has no mark for a picture of known colour"
+        f"The endpoint {url}/chat/completions of the reward 'unifiedreward' has no answer on an image of known colour"
     )
     assert "it cannot be reached (NewConnectionError), " in said and "times within its patience of 0.3 s." in said
 

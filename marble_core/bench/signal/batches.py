@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from marble_core.algorithm import backward
-from marble_core.algorithm.advantages import Mixing, estimate
+from marble_core.algorithm.advantages import estimate
 from marble_core.algorithm.diagnostics import rewards_not_finite
 from marble_core.algorithm.split_half import split
+from marble_core.config.methods import METHODS
 from marble_core.config.schema import RunConfig
 from marble_core.models.policy import Policy
 from marble_core.models.rollout import collect
@@ -31,7 +32,7 @@ from marble_core.rewards.scoring import BackgroundScores, score_all
 from marble_core.runtime.seeding import derive
 from marble_core.types import MarbleError, Prompt, RewardTable, Rollout, Scorer
 
-MIXED: dict[str, Mixing] = {"weighted_sum": "rewards", "gdpo": "advantages"}  # methods that mix before there is a gradient
+MIXED = {name: method.mixing for name, method in METHODS.items() if method.mixing}
 
 
 @dataclass(frozen=True)
