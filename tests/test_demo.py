@@ -80,6 +80,7 @@ def test_one_command_ends_with_the_table_the_decision_and_a_report(done):
     assert GLOSSARY["held_out/worst"] in said
     page = (directory / "report.html").read_text()
     assert "data:image/png;base64," in page and "<svg" in page
+    assert '"step": 0, "uri": "data:image/webp' in (directory / "explorer.html").read_text(encoding="utf-8")
 
 
 def test_mlflow_has_the_run_with_the_metrics_of_each_step(done, services):
@@ -90,6 +91,10 @@ def test_mlflow_has_the_run_with_the_metrics_of_each_step(done, services):
     for name in ("reward/ocr/mean", "alpha/geneval", "cosine/worst", "consistency/clipscore", "held_out/worst", "time/sample"):
         assert [m.step for m in client.get_metric_history(found.info.run_id, name)] == [1, 2], name
     assert {a.path for a in client.list_artifacts(found.info.run_id)} >= {"report.html", "history.jsonl"}
+    sampled = {re.search(r"step\D(\d+)", a.path)[1] for a in client.list_artifacts(found.info.run_id, "images")}
+    assert sampled == {"0", "2"}, "samples begin before the first step"
+    assert found.data.tags["set.optimizer.lr"] == "0.001" and found.data.tags["marble.preset"] == "demo"
+    assert next(iter(found.data.metrics)) == "evaluation/mean_gain", "what MLflow's compare page opens with"
     assert (
         as_markdown() in found.data.tags["mlflow.note.content"]
         and as_markdown() in (ROOT / "docs/logged_numbers.md").read_text()

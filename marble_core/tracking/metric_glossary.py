@@ -1,5 +1,9 @@
 """What the logged numbers of the balance say, in one sentence each: the same words in the progress, in MLflow and in docs/logged_numbers.md."""
 
+EXPERIMENT = (
+    "One line per run of MARBLE's pipeline. `evaluation/mean_gain` is the mean gain over the base on held-out prompts, and "
+    "`marble.decision` says what the gate made of it. Each run's description has the table."
+)
 GLOSSARY = {
     "alpha/NAME": "the share of the update that a reward steers",
     "alpha_star/NAME": "the share that the min-norm point (or the point of `balance.trust`) of this very step gives it, before averages, priors and limits",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite, nan
 from typing import TYPE_CHECKING
 
 from marble_core.evaluation.results import Evaluation
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 MOST = 12
+MEAN_GAIN = "evaluation/mean_gain"
 REHEARSAL_TAG = "marble.rehearsal"  # on the MLflow run of a rehearsal, which is no result
 
 
@@ -42,7 +44,7 @@ class PastRun:
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     """What a run says of its evaluation in MLflow: evaluation/mean_gain, and of every reward difference, base and trained;
     of the champion what trained has over it."""
-    found = {"evaluation/mean_gain": evaluation.mean_gain.mean}
+    found = {MEAN_GAIN: evaluation.mean_gain.mean}
     found |= {f"evaluation/mean_gain/{end}": getattr(evaluation.mean_gain, end) for end in ("low", "high")}
     for name, result in {**evaluation.measured, **evaluation.side}.items():
         found[f"evaluation/{name}/difference"] = result.difference.mean
@@ -73,7 +75,7 @@ def past_runs(client: MlflowClient, experiment_id: str, model: str, but: str) ->
 
 
 def _counts(run: Run) -> bool:
-    return "evaluation/mean_gain" in run.data.metrics and REHEARSAL_TAG not in run.data.tags
+    return isfinite(run.data.metrics.get(MEAN_GAIN, nan)) and REHEARSAL_TAG not in run.data.tags
 
 
 def _past(run: Run, version: str) -> PastRun:

@@ -8,6 +8,7 @@ from pathlib import Path
 from marble_core.config.stage_files import ADAPTER_DIRECTORY, ADAPTER_FILE
 from marble_core.tracking.champion import holder, loss, lost, quoted
 from marble_core.tracking.connection import mlflow_client
+from marble_core.tracking.run_tree import experiment_of
 from marble_core.types import MarbleError
 
 PROBE = "preflight"  # the logged model that every preflight of an experiment writes its file to
@@ -15,16 +16,10 @@ PROBE = "preflight"  # the logged model that every preflight of an experiment wr
 
 def experiment(name: str) -> str | None:
     """It is there, or can be made, and was not deleted."""
-    from mlflow.exceptions import MlflowException
-
     with mlflow_client() as client:
         found = client.get_experiment_by_name(name)
         if found is None:
-            try:
-                client.create_experiment(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
-                    raise
+            experiment_of(client, name)
         elif found.lifecycle_stage == "deleted":
             raise MarbleError(
                 f"The experiment {name!r} was deleted in MLflow: restore it (mlflow experiments restore -x {found.experiment_id}), "

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marble_core import __version__
+from marble_core.config.loading import load_config
+from marble_core.config.redaction import settings_without_secrets
 from marble_core.runtime.environment import ATTEMPT, GIT_COMMIT, IMAGE, MLFLOW_PAGE, PIPELINE_VERSION
 from marble_core.tracking.kubeflow_page import kubeflow_page
 from marble_core.types import without_secrets
@@ -30,6 +33,7 @@ from marble_core.types import without_secrets
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
+    from marble_core.config.schema import RunConfig
     from marble_core.types import Prompt
 
 _CHECKOUT = Path(str(files("marble_core"))).parent
@@ -44,6 +48,17 @@ def code_tags() -> dict[str, str]:
         "mlflow.source.git.commit": os.environ.get(GIT_COMMIT) or _commit(),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def run_tags(preset: str, config: RunConfig) -> dict[str, str]:
+    """code_tags, and by what a run is told apart: its preset, method and seed, and each setting that differs from the preset's.
+
+    Sizes of batches are left out: where the preset leaves them open they are chosen by the memory, and they change no number.
+    """
+    usual, own = (settings_without_secrets(each.flat()) for each in (load_config(preset), config))
+    tags = {**code_tags(), "marble.preset": preset, "marble.method": config.balance.method, "marble.seed": str(config.seed)}
+    unlike = [key for key in own if usual.get(key) != own[key] and "batch" not in key and not key.startswith("storage.")]
+    return tags | {re.sub(r"[^\w\-. :/]", "_", f"set.{key}"): str(own[key]) for key in unlike}
 
 
 def stage_tags() -> dict[str, str]:

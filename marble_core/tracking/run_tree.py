@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from marble_core.tracking.kubeflow_page import RUN_TAG
+from marble_core.tracking.metric_glossary import EXPERIMENT
 from marble_core.tracking.provenance import stage_tags
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def open_runs(
 ) -> tuple[Run, Run]:
     """The pipeline's run and the stage's, both running; made where there are none."""
     task, given = _given(client)
-    experiment_id = given.info.experiment_id if given else _experiment_id(client, experiment)
+    experiment_id = given.info.experiment_id if given else experiment_of(client, experiment)
     # The plugin has an experiment of its own choice, and another one for another pipeline.
     places = [each.experiment_id for each in client.search_experiments()] if given else [experiment_id]
     run = _find(client, places, {RUN_ID_TAG: run_id})
@@ -80,13 +81,14 @@ def _opened(client: MlflowClient, run: Run | None, experiment_id: str, name: str
     return run
 
 
-def _experiment_id(client: MlflowClient, name: str) -> str:
+def experiment_of(client: MlflowClient, name: str) -> str:
+    """Of the experiment, which is made where there is none."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags={"mlflow.note.content": EXPERIMENT}))
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
             if found is None:

@@ -20,12 +20,12 @@ from marble_core.evaluation.watch import Look
 from marble_core.models.policy import Policy
 from marble_core.rewards.registry import load_scorers
 from marble_core.runtime import distributed
-from marble_core.runtime.housekeeping import housekeeping
 from marble_core.runtime.offload import resident_bytes
 from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
 from marble_core.tracking.step_history import write_history
+from marble_core.training.samples import Samples
 from marble_core.training.saving import Checkpoints, Saving
 from marble_core.training.state import load_state, load_weights
 from marble_core.training.termination import Terminated, terminable
@@ -74,10 +74,11 @@ def train(
     checkpoints: Checkpoints,
     report: Callable[[StepReport], None],
     watch: Watch | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> None:
     """Train to ``config.train.steps``, going on from the newest checkpoint of this run where there is one.
 
-    ``report`` is called after each step, of several processes on rank 0, which alone writes checkpoints; all of them load.
+    Of several processes rank 0 alone writes checkpoints, and calls ``begun`` before step 1 and ``report`` after each; all of them load.
     ``watch`` looks in between, and may end the training at an earlier checkpoint, as which the learner is left then.
     Raises MarbleError when ``max_bad_steps`` steps in a row had a fault, or S3 stays away; the state is then saved on the disk. And
     when the first ``max_silent_steps`` had no signal, for then there is nothing to save.
@@ -87,6 +88,8 @@ def train(
     limits, first, saving = learner.config.train, distributed.rank() == 0, Saving(learner, checkpoints, watch)
     with terminable(learner) as termination:
         try:
+            if first and learner.step == 0:
+                begun()
             if saving.look():
                 saving.save()
             while learner.step < limits.steps and not watch.stopped:
@@ -185,17 +188,6 @@ def _on_the_device(learner: Learner) -> str:
     return f"{model.device} holds, in GB: {', '.join(f'{name} {size / 1e9:.2f}' for name, size in sizes.items())}"
 
 
-def _show_samples(tracker: Tracker, learner: Learner, prompts: Sequence[Prompt]) -> None:
-    from marble_core.models.previews import grid
-
-    config, step = learner.config, learner.step
-    every = config.train.samples_every
-    if every and (step % every == 0 or step == config.train.steps):
-        housekeeping(
-            "the samples", lambda: tracker.log_image(grid(learner.policy, prompts, config), "samples", step), Terminated
-        )
-
-
 def _show_look(tracker: Tracker, step: int, found: Look | str) -> None:
     from marble_core.runtime import progress
 
@@ -230,20 +222,23 @@ def _tracked_training(
         learner = start_learner(config)
         progress.emit("train", note=_on_the_device(learner))
 
+        samples = Samples(tracker, prompts, checkpoints.local.parent)
+
         def report(done: StepReport) -> None:
             tracker.log_history(learner.history)
-            _show_samples(tracker, learner, prompts)
+            samples.show(learner)
             note = f"{'SKIPPED: ' if done.skipped else ''}{'; '.join(done.notes)}"
             progress.emit("train", done.step, config.train.steps, note, done.metrics)
 
         watch = Watch(config, watched, checkpoints.local.parent / WATCH, partial(_show_look, tracker))
-        train(learner, prompts, checkpoints, report, watch)
+        train(learner, prompts, checkpoints, report, watch, begun=lambda: samples.show(learner))
         _require_ours(checkpoints)
         if learner.step < config.train.steps:
             progress.emit("train", note=f"The result is the checkpoint after step {learner.step}, by what was watched.")
         learner.policy.save_adapter(out, learner.policy.ema)
         write_history(learner.history, out / HISTORY)
         watch.save(out)
+        samples.save(out)
         tracker.log_history(learner.history)
         if unsent := tracker.flush(60 * config.storage.max_unsaved_minutes):
             raise Outage(
