@@ -27,7 +27,10 @@ def test_what_is_worth_asking_again_is_asked_until_it_answers(status):
         assert ask(url)[0] == [b"yes"] and len(asked) == 4
 
 
-@pytest.mark.parametrize("said", ["3600", "1e9", "inf", "nan", "soon", "", formatdate(time.time() + 3600, usegmt=True), "-5"])
+@pytest.mark.parametrize(
+    "said",
+    ["3600", "1e9", "inf", "nan", "soon", "", pytest.param(formatdate(time.time() + 3600, usegmt=True), id="in an hour"), "-5"],
+)
 def test_a_wait_above_the_patience_or_that_cannot_be_read_is_not_obeyed(said):
     answers = iter([(429, b"slow down", {"Retry-After": said}), (200, b"yes")])
     with endpoint(lambda _: next(answers)) as (url, _):
