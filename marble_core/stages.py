@@ -65,9 +65,8 @@ class Wanted(NamedTuple):
 def prepare(
     preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None, name: str = ""
 ) -> Wanted:
-    """Check everything that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report
-    as HTML. ``form`` has the fields of marble_core.config.pipeline_parameters, laid over the overrides. ``name`` is that of the
-    run in MLflow where no run id is given.
+    """Check all that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report as HTML.
+    ``form`` (marble_core.config.pipeline_parameters) is laid over the overrides; ``name`` is the run's in MLflow without a run id.
 
     Returns the run id and the GPUs of train and evaluate: "0" where a retraining has nothing to train on, and for train where
     the pods of other nodes do the work.

@@ -221,7 +221,6 @@ def _tracked_training(
     try:
         learner = start_learner(config)
         progress.emit("train", note=_on_the_device(learner))
-
         samples = Samples(tracker, prompts, checkpoints.local.parent)
 
         def report(done: StepReport) -> None:
@@ -255,11 +254,15 @@ def _tracked_training(
         status = "KILLED"
         raise
     finally:
-        try:
-            _require_ours(checkpoints)
-            tracker.end(status, 3.0 if status == "KILLED" else 20.0)
-        except Taken:
-            tracker.abandon()  # the run in MLflow is the other process's too
+        _end(tracker, checkpoints, status)
+
+
+def _end(tracker: Tracker, checkpoints: CheckpointStore, status: str) -> None:
+    try:
+        _require_ours(checkpoints)
+        tracker.end(status, 3.0 if status == "KILLED" else 20.0)
+    except Taken:
+        tracker.abandon()  # the run in MLflow is the other process's too
 
 
 def _require_ours(checkpoints: CheckpointStore) -> None:
