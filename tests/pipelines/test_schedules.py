@@ -51,7 +51,8 @@ def test_a_run_in_progress_outlives_its_schedule_and_one_without_parameters_can_
     marble("schedule", "create", "nightly", "--cron", "0 3 * * *")
     ((schedule, sent),) = server.tables["recurring"].items()
     assert "runtime_config" not in sent, "as Kubeflow answers"
-    server.tables["runs"]["x"] = {"run_id": "x", "recurring_run_id": schedule, "display_name": "x", "state": "RUNNING"}
+    begun = {"run_id": "x", "display_name": "x", "state": "RUNNING", "created_at": "2026-01-01T00:00:00+00:00"}
+    server.tables["runs"]["x"] = {**begun, "recurring_run_id": schedule}
     assert "was there already" in marble("schedule", "create", "nightly", "--cron", "0 3 * * *")
     marble("schedule", "update", "nightly", "--cron", "0 5 * * *")
     marble("schedule", "delete", "nightly")
