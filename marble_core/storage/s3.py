@@ -17,7 +17,14 @@ import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    InvalidConfigError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 from botocore.session import Session
 
 from marble_core.runtime.environment import S3_DIRECTORY
@@ -55,6 +62,8 @@ class S3:
             self._client = boto3.Session().client("s3", config=config)  # the default session would remember older keys
         except ValueError:
             raise MarbleError(f"AWS_ENDPOINT_URL={endpoint!r} is not a URL such as http://127.0.0.1:8333.") from None
+        except InvalidConfigError as error:
+            raise MarbleError(f"AWS's configuration cannot be used: {' '.join(str(error).split())}") from None
         self.endpoint: str = self._client.meta.endpoint_url
 
     def uri(self, key: str = "") -> str:

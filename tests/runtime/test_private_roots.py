@@ -6,6 +6,7 @@ import os
 import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, ssl.
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "server.pem", tmp_path / "key.pem")
     for name in (*READ_BY, "MARBLE_CA"):
-        monkeypatch.setenv(name, "")
+        monkeypatch.setenv(name, "")  # so that it is put back, whatever is set meanwhile
+        monkeypatch.delenv(name)
     return tmp_path / "authority.pem", tls
 
 
@@ -64,6 +66,9 @@ def test_s3_mlflow_and_every_other_client_trust_the_private_roots_and_the_public
         monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
         mlflow.set_tracking_uri(tracking)
+        with monkeypatch.context() as empty, pytest.raises(MarbleError, match=r"AWS_CA_BUNDLE.* empty"):
+            empty.setenv("AWS_CA_BUNDLE", "")
+            S3("marble")
         with pytest.raises(MarbleError, match=r"certificate .* is not trusted .* MARBLE_CA"):
             S3("marble").require_bucket()
         with pytest.raises(MarbleError, match=r"CERTIFICATE_VERIFY_FAILED.*MARBLE_CA"), mlflow_client() as client:
@@ -73,11 +78,13 @@ def test_s3_mlflow_and_every_other_client_trust_the_private_roots_and_the_public
         S3("marble").require_bucket()
         with mlflow_client() as client:
             assert client.search_experiments()
-        assert urllib3.PoolManager().request("GET", f"{tracking}/health").status == 200, "remote scorers"
-        assert urllib.request.urlopen(f"{tracking}/health").status == 200, "https:// sources"
-        asked = f"import httpx2; print(httpx2.get('{tracking}/health').status_code)"
+        # The server is trusted, and asks for its key.
+        assert urllib3.PoolManager().request("GET", tracking).status == 401, "remote scorers"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(tracking)  # https:// sources
+        asked = f"import httpx2; print(httpx2.get('{tracking}').status_code)"
         done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
-        assert done.stdout.strip() == "200", f"the hub, in a process of its own: {done.stderr}"
+        assert done.stdout.strip() == "401", f"the hub, in a process of its own: {done.stderr}"
     assert len(ssl.create_default_context().get_ca_certs()) > 100, "the public ones"
     files = {os.environ[name] for name in READ_BY}
     trust_private_roots()  # as a stage below this process does
