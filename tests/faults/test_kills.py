@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load
 
 from killable_training import PATIENCE, Left, Training, random_moments
+from oracles import relative_error
 
 pytestmark = pytest.mark.faults
 
@@ -96,6 +96,5 @@ def test_of_two_processes_one_is_killed_and_the_run_goes_on_with_two_to_the_bit_
             assert left == expected
         else:
             assert [h["step"] for h in left.history] == list(range(1, 7))
-            found, wanted = load(left.tensors), load(expected.tensors)
-            for name in wanted:
-                assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-5), name
+            # Over all weights, as in test_launch: AdamW's first steps go by signs, so rounding near 0 shows in single ones.
+            assert relative_error(load(left.tensors), load(expected.tensors)) < 1e-3
