@@ -31,15 +31,13 @@ def prepare(
     prepared: dsl.Output[dsl.Dataset],
     data_report: dsl.Output[dsl.HTML],
 ) -> NamedTuple("Wanted", [("run", str), ("gpus", str), ("evaluation_gpus", str)]):  # type: ignore[valid-type]
-    """Check everything that can be checked without a GPU. The parameters are the pipeline's own.
+    """Check everything that can be checked without a GPU. The parameters are the pipeline's own. Returns the run id, and the GPUs of
+    the pods of train and evaluate: none where there is nothing to train on.
 
     Args:
         name: Of the run in Kubeflow, which the run in MLflow gets where no run id is given.
         prepared: config.json, run.json, train.jsonl, evaluation.jsonl, watched.jsonl and data_report.json.
         data_report: One HTML page on the prompts: counts, lengths, tags, examples, what was dropped and what is cut.
-
-    Returns:
-        The run id, and the GPUs of the pods of train and evaluate: none where there is nothing to train on.
     """
     from pathlib import Path
 
