@@ -82,7 +82,7 @@ def prepare(
         from marble_core.storage.s3 import S3
         from marble_core.tracking.kubeflow_page import kubeflow_tags
         from marble_core.tracking.provenance import datasets, run_tags
-        from marble_core.tracking.tracker import RESULT_FIRST, run_params
+        from marble_core.tracking.tracker import run_params
         from marble_core.training.data_check import checked_data
         from marble_core.training.prepared import write_prepared
         from marble_core.training.retraining import plan_retraining, store_prompts
@@ -111,7 +111,6 @@ def prepare(
         with _tracked(
             out, "prepare", "RUNNING", run_params(config), run_tags(preset, config) | kubeflow_tags() | tags_of(out), name
         ) as tracker:
-            tracker.log_metrics(RESULT_FIRST)
             sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
             tracker.log_text(json_without_secrets(config.to_json()), "config.json")

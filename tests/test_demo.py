@@ -94,7 +94,6 @@ def test_mlflow_has_the_run_with_the_metrics_of_each_step(done, services):
     sampled = {re.search(r"step\D(\d+)", a.path)[1] for a in client.list_artifacts(found.info.run_id, "images")}
     assert sampled == {"0", "2"}, "samples begin before the first step"
     assert found.data.tags["set.optimizer.lr"] == "0.001" and found.data.tags["marble.preset"] == "demo"
-    assert next(iter(found.data.metrics)) == "evaluation/mean_gain", "what MLflow's compare page opens with"
     assert (
         as_markdown() in found.data.tags["mlflow.note.content"]
         and as_markdown() in (ROOT / "docs/logged_numbers.md").read_text()

@@ -26,7 +26,7 @@ from marble_core.runtime.environment import MLFLOW_DIRECTORY
 from marble_core.runtime.files import full_disk
 from marble_core.tracking.connection import client_of
 from marble_core.tracking.metric_queue import Batch, MetricQueue
-from marble_core.tracking.past_runs import MEAN_GAIN, PastRun, past_runs
+from marble_core.tracking.past_runs import PastRun, past_runs
 from marble_core.tracking.provenance import pages
 from marble_core.tracking.run_tree import log_params, open_runs
 from marble_core.types import MarbleError, Outage
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
     from marble_core.config.schema import RunConfig
 
-RESULT_FIRST = {
-    MEAN_GAIN: math.nan
-}  # MLflow's compare page opens with a run's first metric; it has no value until it is evaluated
 _PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # no answer, or one that says later
 _log = logging.getLogger(__name__)
 

@@ -96,5 +96,6 @@ def test_of_two_processes_one_is_killed_and_the_run_goes_on_with_two_to_the_bit_
             assert left == expected
         else:
             assert [h["step"] for h in left.history] == list(range(1, 7))
-            # Over all weights, as in test_launch: AdamW's first steps go by signs, so rounding near 0 shows in single ones.
-            assert relative_error(load(left.tensors), load(expected.tensors)) < 1e-3
+            # Over all weights, as in test_launch: AdamW's first steps go by signs, so rounding near 0 shows in single ones. Six steps
+            # of one process against six of two differ by 9e-5, and in single weights by 9e-4.
+            assert relative_error(load(left.tensors), load(expected.tensors)) < 3e-4
