@@ -129,7 +129,7 @@ def attend(query, key, value, heads):
 
 
 def image_reward(w, pixels, ids):
-    """One picture and one text without padding, by the original names: BLIP's ViT, its BERT and the MLP, standardised."""
+    """One image and one text without padding, by the original names: BLIP's ViT, its BERT and the MLP, standardised."""
     p = "blip.visual_encoder."
     x = F.conv2d(pixels[None], w[f"{p}patch_embed.proj.weight"], w[f"{p}patch_embed.proj.bias"], stride=8)[0].flatten(1).T
     x = torch.cat([w[f"{p}cls_token"][0], x]) + w[f"{p}pos_embed"][0]

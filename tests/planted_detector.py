@@ -8,7 +8,7 @@ from marble_core.rewards.geneval.rules import Detection, GenEval
 
 
 class Planted:
-    """A detector that finds what a test planted: picture i is filled with i, and ``colour`` knows each planted detection."""
+    """A detector that finds what a test planted: image i is filled with i, and ``colour`` knows each planted detection."""
 
     scenes = ()
     colour = MappingProxyType({})
@@ -29,7 +29,7 @@ PLANTED = f"{__name__}:Planted"
 
 
 def scored(detections, prompt, **options):
-    """(partial, strict, official) of one planted picture."""
+    """(partial, strict, official) of one planted image."""
     Planted.scenes = [detections]
     return GenEval(PLANTED, **options).score(np.zeros((1, 4, 4, 3), np.uint8), [prompt])[0].tolist()
 

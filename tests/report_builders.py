@@ -66,7 +66,7 @@ def with_champion(evaluation: Evaluation) -> Evaluation:
         ),
         champion_version="7",
         diversity=Diversity(24, 4, 0.5, 0.25, Estimate(-0.5, -0.6, -0.4), 0.375),
-        alarms=(Alarm("mode collapse", "The pictures of one prompt became more alike: -50 percent."),),
+        alarms=(Alarm("mode collapse", "The images of one prompt became more alike: -50 percent."),),
     )
 
 

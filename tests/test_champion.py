@@ -31,7 +31,7 @@ TINY = [
 
 
 class FailsOnTheSecondModel:
-    """Once one model's pictures are scored and saved."""
+    """Once one model's images are scored and saved."""
 
     name = "broken"
     value_range = (0.0, 1.0)

@@ -57,7 +57,7 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 def vae(channels: int = 4) -> AutoencoderKL:
-    """Latents have a quarter of the picture's sides."""
+    """Latents have a quarter of the image's sides."""
     torch.manual_seed(4)
     return AutoencoderKL(
         block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,

@@ -22,9 +22,9 @@ def evaluate(
         accelerator: The resource that they are.
         prepared: The directory that prepare wrote.
         adapter: The directory that train wrote.
-        evaluation: evaluation.json, decision.json and the pictures.
+        evaluation: evaluation.json, decision.json and the images.
         metrics: The mean gain, and every reward's difference, base and trained.
-        report: One HTML page with pictures before and after, and curves.
+        report: One HTML page with images before and after, and curves.
     """
     from pathlib import Path
 

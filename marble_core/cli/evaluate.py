@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from marble_core.config.schema import RunConfig
 
 OUT = ROOT / "published"
-LABEL = re.compile(r"[A-Za-z][\w.-]{0,29}")  # it names pictures too
+LABEL = re.compile(r"[A-Za-z][\w.-]{0,29}")  # it names images too
 
 
 def evaluate(
@@ -35,7 +35,7 @@ def evaluate(
     config: File = None,
     set_: Set = None,
     limit: Annotated[int, typer.Option(min=0, help="Prompts of each source, evenly from its file. 0: all.")] = 0,
-    out: Annotated[Path, typer.Option(help="Where published.json and the pictures go.")] = OUT,
+    out: Annotated[Path, typer.Option(help="Where published.json and the images go.")] = OUT,
 ) -> None:
     """Measure the base model, LoRAs, and the roles of evaluation.roles of each, on the prompts of data.evaluation, with every reward.
 

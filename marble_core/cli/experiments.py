@@ -42,7 +42,7 @@ def compare(
         str, typer.Option(metavar="REWARD:REWARD", help="The rewards of the scatter. Default: the most opposed.")
     ] = "",
 ) -> None:
-    """Hold finished runs against each other on one page: gains, settings that differ, pictures, curves, two rewards' trade-off.
+    """Hold finished runs against each other on one page: gains, settings that differ, images, curves, two rewards' trade-off.
 
     Runs that are not below .marble/runs are asked of MLflow: MLFLOW_TRACKING_URI, or the one of this directory.
     """

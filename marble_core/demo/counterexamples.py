@@ -1,4 +1,4 @@
-"""Counterexamples for the demo's reward models: false descriptions, scenes that a prompt does not describe, spoiled pictures."""
+"""Counterexamples for the demo's reward models: false descriptions, scenes that a prompt does not describe, spoiled images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOCABULARY = [  # sets of words that can stand for each other in a false descrip
 
 
 def misdescribe(text: str, rng: Random) -> str:
-    """A prompt like this one that does not describe its picture: one word replaced, or two colours exchanged."""
+    """A prompt like this one that does not describe its image: one word replaced, or two colours exchanged."""
     if '"' in text and rng.random() < 0.6:
         start, end = text.index('"') + 1, text.rindex('"')
         place = rng.randrange(start, end)
@@ -89,7 +89,7 @@ def _alter_things(scene: Shapes, other_ground: str, rng: Random) -> Shapes:
 
 
 def spoil(picture: Image.Image, rng: Random) -> Image.Image:
-    """The picture made worse in one of seven ways that a policy might be tempted by."""
+    """The image made worse in one of seven ways that a policy might be tempted by."""
     way = rng.choice(["blur", "noise", "blotches", "washed", "cropped", "saturated", "emptied"])
     if way == "blur":
         return picture.filter(ImageFilter.GaussianBlur(rng.uniform(1.2, 3)))

@@ -1,6 +1,6 @@
 """How scenes of the synthetic world are drawn, with PIL only and no font file.
 
-Coordinates and radii are in pixels of the finished 64 x 64 picture; everything is drawn ``OVERSAMPLING`` times larger and
+Coordinates and radii are in pixels of the finished 64 x 64 image; everything is drawn ``OVERSAMPLING`` times larger and
 reduced, so that edges are smooth. The numbers are those that the demo model was trained with (docs/demo_model.md, section 1).
 """
 
@@ -26,7 +26,7 @@ TEXT_WIDTH = 61
 
 
 def draw(scene: Scene, rng: Random) -> Image.Image:
-    """One 64 x 64 RGB picture of the scene; where exactly things stand, their size and shade are drawn from ``rng``."""
+    """One 64 x 64 RGB image of the scene; where exactly things stand, their size and shade are drawn from ``rng``."""
     side = SIZE * OVERSAMPLING
     canvas = Image.new("RGB", (side, side), _shade(scene.ground, rng))
     match scene:
@@ -40,7 +40,7 @@ def draw(scene: Scene, rng: Random) -> Image.Image:
 
 
 def draw_shape(canvas: Image.Image, shape: str, center: Point, radius: float, fill: RGB) -> None:
-    """Draw one shape on the large canvas; ``center`` and ``radius`` in pixels of the finished picture."""
+    """Draw one shape on the large canvas; ``center`` and ``radius`` in pixels of the finished image."""
     pen = ImageDraw.Draw(canvas)
     x, y, r = (OVERSAMPLING * v for v in (*center, radius))
     match shape:

@@ -1,4 +1,4 @@
-"""The pictures that the demo's reward models learn from: drawn, countered, sampled, spoiled. (N, H, W, C) uint8, RGB."""
+"""The images that the demo's reward models learn from: drawn, countered, sampled, spoiled. (N, H, W, C) uint8, RGB."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLING_STEPS, SAMPLING_GUIDANCE, SAMPLING_BATCH = 10, (1.0, 3.0), 100
 
 @dataclass(frozen=True)
 class Pictures:
-    """N prompts and their pictures. All but ``redrawn`` have passed the VAE, so that its blur is not what is preferred."""
+    """N prompts and their images. All but ``redrawn`` have passed the VAE, so that its blur is not what is preferred."""
 
     texts: list[str]
     false_texts: list[str]

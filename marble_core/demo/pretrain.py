@@ -1,6 +1,6 @@
 """Trains the demo's text-to-image model from nothing: ``marble demo pretrain`` (recipe: docs/demo_model.md, section 4).
 
-Phases: the VAE; the latents of all pictures; transformer and text encoders; the decoder again, for those latents. Each keeps
+Phases: the VAE; the latents of all images; transformer and text encoders; the decoder again, for those latents. Each keeps
 its state in the work directory, and a second start goes on from there. Only prompts of the training side are ever seen.
 """
 
@@ -77,7 +77,7 @@ def _draw(chosen: list[Entry], seed: int, show: Show) -> Tensor:
 
 
 def _claim(work: Path, recipe: Recipe) -> None:
-    """From the first start on, the work directory is for this seed and these pictures."""
+    """From the first start on, the work directory is for this seed and these images."""
     work.mkdir(parents=True, exist_ok=True)
     file, wanted = work / "recipe.json", json.dumps({"seed": recipe.seed, "pictures": recipe.pictures})
     if not file.exists():

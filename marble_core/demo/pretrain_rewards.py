@@ -1,9 +1,9 @@
 """Trains the demo's three small reward models: ``marble demo pretrain-rewards`` (some 15 minutes on two cores).
 
-- clip: a CLIPModel on pictures of the world and their prompts, with hard negatives: each picture has a counterexample (a scene
-  that the prompt does not describe, or a spoiled picture) and each prompt a false description.
-- pickscore: the same trained further on pairs under one prompt, a drawn picture preferred to a sampled one (PickScore's recipe,
-  arXiv 2305.01569), and any picture to its spoiled or emptied self.
+- clip: a CLIPModel on images of the world and their prompts, with hard negatives: each image has a counterexample (a scene
+  that the prompt does not describe, or a spoiled image) and each prompt a false description.
+- pickscore: the same trained further on pairs under one prompt, a drawn image preferred to a sampled one (PickScore's recipe,
+  arXiv 2305.01569), and any image to its spoiled or emptied self.
 - aesthetic: five linear layers on clip's image features (the aesthetic predictor's recipe): drawn, sampled, spoiled.
 
 Training is fp32: bf16 autocast is half as fast on CPUs without AMX.
@@ -100,9 +100,9 @@ def small_clip(vocabulary: int) -> CLIPModel:
 
 
 def clip_loss(model: CLIPModel, pictures: Pictures, truths: Texts, lies: Texts, index: Tensor) -> Tensor:
-    """InfoNCE both ways (arXiv 2103.00020) with the hard negatives: 2N texts for each picture, 2N pictures for each text.
+    """InfoNCE both ways (arXiv 2103.00020) with the hard negatives: 2N texts for each image, 2N images for each text.
 
-    Half of the true pictures have passed the VAE.
+    Half of the true images have passed the VAE.
     """
     rows, count, target = index.numpy(), len(index), torch.arange(len(index))
     rng = np.random.default_rng(int(torch.randint(2**31, ())))

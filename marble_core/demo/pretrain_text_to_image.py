@@ -48,7 +48,7 @@ class TextToImage(nn.Module):
 def train_text_to_image(
     model: TextToImage, latents: Tensor, texts: list[str], steps: int, seed: int, file: Path, show: Show
 ) -> None:
-    """``latents`` (N, c, h, w) shifted and scaled, of the pictures that the N ``texts`` describe."""
+    """``latents`` (N, c, h, w) shifted and scaled, of the images that the N ``texts`` describe."""
     tokenizer = architecture.tokenizer()
     tokenized = tokenizer(["", *texts], padding="max_length", truncation=True, return_tensors="pt").input_ids
     empty, ids = tokenized[0], tokenized[1:]

@@ -1,4 +1,4 @@
-"""The VAE's two phases: the whole on crops and then on pictures, and at the end the decoder alone, for latents that are fixed."""
+"""The VAE's two phases: the whole on crops and then on images, and at the end the decoder alone, for latents that are fixed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from marble_core.demo.architecture import LATENT_CHANNELS
 from marble_core.demo.phase import Phase, Show
 
 VAE_LR, DECODER_LR = 2e-3, 1.5e-3
-CROP_SHARE, CROP, CROPS, WHOLES = 0.6, 32, 64, 16  # of the steps; pixels; pictures a step, either way
+CROP_SHARE, CROP, CROPS, WHOLES = 0.6, 32, 64, 16  # of the steps; pixels; images a step, either way
 NOISE = 0.25  # standard deviation in the latents, so that the decoder bears what a sampler leaves
 PULL = 2e-3  # of the latents towards zero
 AVERAGE = 0.99
 
 
 def train_vae(vae: Any, pictures: Tensor, steps: int, seed: int, file: Path, show: Show) -> None:
-    """``pictures`` (N, C, H, W) uint8. The first steps see crops, four times as many."""
+    """``images`` (N, C, H, W) uint8. The first steps see crops, four times as many."""
     optimizer = torch.optim.AdamW(vae.parameters(), VAE_LR, betas=(0.9, 0.95), weight_decay=1e-3)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
@@ -36,7 +36,7 @@ def train_vae(vae: Any, pictures: Tensor, steps: int, seed: int, file: Path, sho
 
 
 def train_decoder(vae: Any, pictures: Tensor, latents: Tensor, steps: int, seed: int, file: Path, show: Show) -> None:
-    """``latents`` (N, c, h, w) are the pictures' own, as the encoder gives them. Edges count as well as pixels."""
+    """``latents`` (N, c, h, w) are the images' own, as the encoder gives them. Edges count as well as pixels."""
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), DECODER_LR, betas=(0.9, 0.95), weight_decay=1e-3)
 
     def loss_of(_: int, generator: torch.Generator) -> Tensor:
@@ -52,7 +52,7 @@ def train_decoder(vae: Any, pictures: Tensor, latents: Tensor, steps: int, seed:
 
 @torch.no_grad()
 def encode(vae: Any, pictures: Tensor, show: Show) -> Tensor:
-    """The pictures' latents (N, c, h, w), not yet shifted and scaled, fp16."""
+    """The images' latents (N, c, h, w), not yet shifted and scaled, fp16."""
     latents = []
     for part in pictures.split(100):
         latents.append(vae.encoder(as_pixels(part))[:, :LATENT_CHANNELS].half())

@@ -102,7 +102,7 @@ PLAIN_SIGNS = (  # (letters, ground) of a sign whose prompt names no colour
 TEXT_COLORS = ("red", "blue", "green", "black", "purple")
 DARK_LETTERS_ON = ("white", "yellow", "orange")
 BLOB = "blob"  # the class of a thing that is no clear shape
-GROUNDS = ("white", "white", "white", "black")  # of geneval's pictures, whose prompts do not name it
+GROUNDS = ("white", "white", "white", "black")  # of geneval's images, whose prompts do not name it
 
 # Shares of the kinds in a source: about equal care for each, and few enough of the kinds that have few texts.
 SHARES = {

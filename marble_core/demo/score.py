@@ -23,7 +23,7 @@ BATCH = 96
 
 @dataclass(frozen=True)
 class Scores:
-    """Every score of every picture, in [0, 1]. OCR's similarity and whether it is 1; GenEval's two rules, and the tags."""
+    """Every score of every image, in [0, 1]. OCR's similarity and whether it is 1; GenEval's two rules, and the tags."""
 
     similarity: np.ndarray
     exact: np.ndarray
@@ -59,7 +59,7 @@ def score(model: SD3, n: int, guidance: float, steps: int, seed: int) -> Scores:
 
 @torch.no_grad()
 def sample(model: SD3, prompts: Sequence[Prompt], guidance: float, steps: int, seed: int) -> np.ndarray:
-    """(N, H, W, C) uint8: one picture a prompt, from noise that depends on the seed and its place among them."""
+    """(N, H, W, C) uint8: one image a prompt, from noise that depends on the seed and its place among them."""
     pictures = []
     for start in range(0, len(prompts), BATCH):
         part = range(start, min(start + BATCH, len(prompts)))

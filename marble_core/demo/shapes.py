@@ -30,7 +30,7 @@ TEMPLATE_SIDE = 24
 
 
 class ShapesDetector:
-    """Detector and colour classifier for 64 x 64 pictures of the synthetic world. A shape is sure (score 1) or a blob."""
+    """Detector and colour classifier for 64 x 64 images of the synthetic world. A shape is sure (score 1) or a blob."""
 
     classes = (*SHAPES, BLOB)
     color_names = tuple(PALETTE)

@@ -75,7 +75,7 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Scorer:
-    """A reward's network: its weights, and the widest activations of a picture (floats alive at once) of ``pictures`` at a time."""
+    """A reward's network: its weights, and the widest activations of an image (floats alive at once) of ``images`` at a time."""
 
     weights: int
     activations: int = 0

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from marble_core.models.guidance import Guided
     from marble_core.models.policy import Policy
 
-PICTURES_PER_SOURCE = 48
+IMAGED_PER_SOURCE = 48
 KEPT = (BASE, CHAMPION, TRAINED)  # and strengths that may be chosen
 
 
@@ -50,7 +50,7 @@ class Evaluator:
 
         e = self.config.evaluation
         self.seeds = [derive(e.seed, "evaluation", i) for i in range(len(self.prompts))]
-        self.pictured = _first_of_each_source(self.prompts, PICTURES_PER_SOURCE)
+        self.with_images = _first_of_each_source(self.prompts, IMAGED_PER_SOURCE)
         self.clip = _clip(self.scorers)
         self.grouped = [scorer for scorer in self.scorers if is_groupwise(scorer)]
         self.guided: dict[float, Guided] = {}
@@ -93,8 +93,8 @@ class Evaluator:
         roles = [plain if role == own else role for role in self.variants]
         moved = {own.name: TRAINED.name, TRAINED.name: plain.name}
         for before, after in sorted(moved.items(), key=lambda names: names[1], reverse=True):  # trained makes way first
-            for i in self.pictured:
-                (self.directory / picture_name(before, i)).replace(self.directory / picture_name(after, i))
+            for i in self.with_images:
+                (self.directory / image_name(before, i)).replace(self.directory / image_name(after, i))
         return {moved.get(name, name): own_found for name, own_found in found.items()}, roles, strength
 
     def depends_on(self, role: Role, policy: Policy) -> dict[str, Any]:
@@ -123,8 +123,8 @@ class Evaluator:
             images_NHWC = self._sample(role, policy, self.prompts[part], self.seeds[part])
             tables.append(lacking.finite(score_all(single, images_NHWC, self.prompts[part], go_on=True)))
             for i, image in enumerate(images_NHWC, start):
-                if i in self.pictured and (role in self.kept or role.name in self.candidates):
-                    Image.fromarray(image).save(self.directory / picture_name(role.name, i))
+                if i in self.with_images and (role in self.kept or role.name in self.candidates):
+                    Image.fromarray(image).save(self.directory / image_name(role.name, i))
         return _with_columns(RewardTable.concatenate(tables), self.scorers)
 
     def grouping(self, role: Role, policy: Policy, table: RewardTable) -> Sampled:
@@ -186,8 +186,8 @@ class Evaluator:
                 row[role] = {n: float(r) for n, r in zip(table.names, table.R_NK[i], strict=True) if not np.isnan(r)}
                 if why := {table.names[k]: text for (j, k), text in table.missing.items() if j == i}:
                     row.setdefault("missing", {})[role] = why
-            if i in self.pictured:
-                row["pictures"] = {role.name: picture_name(role.name, i) for role in self.kept if role.name in tables}
+            if i in self.with_images:
+                row["pictures"] = {role.name: image_name(role.name, i) for role in self.kept if role.name in tables}
             if distances and self.clip and i in self.varied_at:
                 row["distances"] = {role: float(d_M[self.varied_at.index(i)]) for role, d_M in distances.items()}
             lines.append(json.dumps(row, ensure_ascii=False))
@@ -210,7 +210,7 @@ class Evaluator:
             return sample(model, [p.text for p in prompts], seeds, e.solver, e.steps, e.batch_size, show, precision)[1]
 
 
-def picture_name(role: str, index: int) -> str:
+def image_name(role: str, index: int) -> str:
     return f"{role}-{index:03d}.png"
 
 
@@ -218,7 +218,7 @@ def mean_distances(features_MID: np.ndarray) -> np.ndarray:
     """Of each group of G unit vectors, the mean of 1 - cosine over its G (G - 1) / 2 pairs."""
     count = features_MID.shape[1]
     similar_M = (np.square(features_MID.sum(axis=1)).sum(axis=-1) - count) / (count * (count - 1))
-    return np.maximum(1 - similar_M, 0)  # equal pictures, but for rounding
+    return np.maximum(1 - similar_M, 0)  # equal images, but for rounding
 
 
 def _with_columns(table: RewardTable, scorers: Sequence[Scorer]) -> RewardTable:
@@ -248,7 +248,7 @@ def _with_groups(table: RewardTable, found: RewardTable, rows: Sequence[int], co
 
 
 def _clip(scorers: Sequence[Scorer]) -> Any:
-    """The image features of the first reward that has CLIP's: they are loaded already, and cost one more forward a picture."""
+    """The image features of the first reward that has CLIP's: they are loaded already, and cost one more forward an image."""
     from marble_core.rewards.clip import Clip
 
     return next((found for scorer in scorers if isinstance(found := getattr(scorer, "clip", None), Clip)), None)

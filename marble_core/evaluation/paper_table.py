@@ -53,7 +53,7 @@ ROWS: Mapping[str, tuple[float, ...]] = {  # in the order of COLUMNS
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of ours in the table's unit: the mean over ``n`` pictures, and the half width of its 95 % interval over texts (None
+    """One number of ours in the table's unit: the mean over ``n`` images, and the half width of its 95 % interval over texts (None
     where there is only one)."""
 
     mean: float
@@ -96,7 +96,7 @@ def row_of(table: RewardTable, prompts: Sequence[Prompt]) -> dict[str, Measured]
 
 
 def _measured(values_N: np.ndarray, texts: Sequence[str]) -> Measured:
-    """Pictures of one text say little more than one does, so the interval is over texts."""
+    """Images of one text say little more than one does, so the interval is over texts."""
     own: dict[str, list[float]] = {}
     for text, value in zip(texts, values_N.tolist(), strict=True):
         own.setdefault(text, []).append(value)
@@ -115,7 +115,7 @@ def lines(ours: Mapping[str, Mapping[str, Measured]], published: Mapping[str, Se
     for name, row in ours.items():
         yield f"{name:{width}}" + "".join(_cell(row, column, "mean") for column in COLUMNS)
         yield f"{'  95 %: +-':{width}}" + "".join(_cell(row, column, "half_width") for column in COLUMNS)
-        yield f"{'  pictures':{width}}" + "".join(_cell(row, column, "n") for column in COLUMNS)
+        yield f"{'  images':{width}}" + "".join(_cell(row, column, "n") for column in COLUMNS)
 
 
 def _cell(row: Mapping[str, Measured], column: Column, what: str) -> str:
@@ -129,7 +129,7 @@ def differences(config: RunConfig, prompts: Sequence[Prompt]) -> list[str]:
     if m.path.removeprefix("hf://").partition("@")[0] != MODEL:
         said.append(f"The published rows are of {MODEL}, and ours of {m.path}.")
     if (m.height, m.width) != (SIDE, SIDE):
-        said.append(f"The published pictures have {SIDE} x {SIDE} pixels, ours {m.width} x {m.height}.")
+        said.append(f"The published images have {SIDE} x {SIDE} pixels, ours {m.width} x {m.height}.")
     made = [s for s, uri in config.data.evaluation.items() if uri.startswith(("demo://", "generate://"))]
     if made:
         said.append(f"The prompts of {', '.join(made)} are not the published ones: name their files as data.evaluation.SOURCE.")

@@ -3,7 +3,7 @@
 Three models draw the same held-out prompts from the same noise: ``base``, ``champion`` (the registered one, where there is one
 to compare with) and ``trained``. Beside evaluation.json lies ``images/scores.jsonl``, one line a prompt: index, prompt, source,
 noise_seed, each role's scores by reward (``{"base": {"ocr": 0.5}}``, held-out rewards among them), for the prompts that diversity
-is measured on ``distances`` by role, and for the first prompts of a source ``pictures``, which maps each role to its file in
+is measured on ``distances`` by role, and for the first prompts of a source ``images``, which maps each role to its file in
 images/: ``base-000.png``, ``champion-000.png``, ``trained-000.png``. Further roles are in roles.py.
 """
 
@@ -73,7 +73,7 @@ class Champion:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How unlike the ``images`` pictures of one prompt are, over ``prompts`` prompts: mean pairwise cosine distance of CLIP's
+    """How unlike the ``images`` images of one prompt are, over ``prompts`` prompts: mean pairwise cosine distance of CLIP's
     image features, in [0, 2]. ``change`` is trained / base - 1, paired over prompts and noise: -0.2 is a fifth lost.
     """
 

@@ -36,7 +36,7 @@ def run_evaluation(
     """Sample the models on the same prompts with the same noise, score them, and write the result under ``out``.
 
     The noise of prompt i depends on (evaluation.seed, i) alone. Written are ``evaluation.json`` and ``images/`` (see results.py),
-    with pictures of the first 48 prompts of each source, and ``timing.json``; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
+    with images of the first 48 prompts of each source, and ``timing.json``; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
     base's, and for an image that is not finite; a reward that fails costs the values of its images; a champion that does not fit
     the base is left out, and the result says so. With ``shared`` base and guided base are sampled only where no evaluation has done
     it there before.
@@ -78,7 +78,7 @@ def measure(
 ) -> tuple[dict[str, RewardTable], dict[str, Any]]:
     """The rewards of the base, of each LoRA, whoever made it, by its name, and of ``evaluation.roles`` of each; and the settings.
 
-    All draw the same prompts from the same noise, as in run_evaluation. ``images/`` is written under ``out``, pictures by the names.
+    All draw the same prompts from the same noise, as in run_evaluation. ``images/`` is written under ``out``, images by the names.
     A LoRA that is not the base's is refused before anything is sampled.
     """
     from marble_core.models.guidance import why_unguided

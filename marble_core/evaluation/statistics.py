@@ -85,7 +85,7 @@ def compare(
 def diversity(
     distances: Mapping[str, np.ndarray], prompts: Sequence[Prompt], images: int, resamples: int, seed: int
 ) -> Diversity:
-    """From each role's mean pairwise distances (M,) of M prompts' pictures, ``images`` of each."""
+    """From each role's mean pairwise distances (M,) of M prompts' images, ``images`` of each."""
     b_M, t_M, c_M = distances["base"], distances["trained"], distances.get("champion")
     change = Bootstrap(prompts, resamples, seed).change(b_M, t_M)
     parts = {s: [i for i, p in enumerate(prompts) if p.source == s] for s in dict.fromkeys(p.source for p in prompts)}
@@ -111,7 +111,7 @@ def alarms(evaluation: Evaluation) -> tuple[Alarm, ...]:
             found.append(Alarm("reward hacking", f"{fell}, while what was trained on rose: {', '.join(rose)}."))
     if (d := evaluation.diversity) and d.change.high < COLLAPSE:
         lost = Estimate(*(100 * value for value in (d.change.mean, d.change.low, d.change.high)))
-        text = f"The pictures of one prompt became more alike: their diversity changed by {interval(lost, 0)} percent."
+        text = f"The images of one prompt became more alike: their diversity changed by {interval(lost, 0)} percent."
         found.append(Alarm("mode collapse", text))
     return tuple(found)
 
@@ -128,7 +128,7 @@ class Bootstrap:
     def __init__(self, prompts: Sequence[Prompt], resamples: int, seed: int, confidence: float = CONFIDENCE) -> None:
         """counts_UN: how often resample r drew prompt i; every source keeps its number of distinct texts.
 
-        A text that was asked for several times is drawn with all its pictures, for they say little more than one does.
+        A text that was asked for several times is drawn with all its images, for they say little more than one does.
         """
         rng = np.random.default_rng(derive(seed, "bootstrap"))
         texts = {text: c for c, text in enumerate(dict.fromkeys((p.source, p.text) for p in prompts))}

@@ -26,7 +26,7 @@ DECODED_IMAGES = 36  # at once: from 64 on diffusers' upsampling leaves channels
 
 class DiffusersModel:
     """A pipeline of diffusers, frozen, on this process's device: transformer and text encoders in the configured precision, the
-    VAE in float32, for half precision leaves it with black and banded pictures.
+    VAE in float32, for half precision leaves it with black and banded images.
 
     A family says ``pipeline_class``, ``lora_targets``, ``t5`` and ``no_guidance``, and has ``embed`` and ``predict``. A forward runs under
     autocast, so that normalisations stay float32 and a float32 LoRA meets the transformer's weights.
@@ -141,7 +141,7 @@ class DiffusersModel:
         return Offloaded(on_device, waits=self.config.offloads_encoders)
 
     def _tile(self) -> None:
-        """Tiles of half the picture's longer side, which overlap by a quarter of theirs; one picture at a time."""
+        """Tiles of half the image's longer side, which overlap by a quarter of theirs; one image at a time."""
         self.vae.enable_slicing()
         self.vae.enable_tiling()
         self.vae.tile_latent_min_size = max(self.latent_shape[1:]) // 2

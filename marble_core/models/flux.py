@@ -56,7 +56,7 @@ class Flux(DiffusersModel):
 
 
 def _flow_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
-    """FLUX.1-dev bends its times the more, the more tokens a picture has: its exp(mu) is what others call the shift."""
+    """FLUX.1-dev bends its times the more, the more tokens an image has: its exp(mu) is what others call the shift."""
     if not scheduler["use_dynamic_shifting"]:
         return float(scheduler["shift"])
     least, most = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]

@@ -1,4 +1,4 @@
-"""Pictures of training as it goes: the same prompts from the same noise every few steps, as one grid."""
+"""Images of training as it goes: the same prompts from the same noise every few steps, as one grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from marble_core.runtime.seeding import derive
 from marble_core.types import Prompt, in_order
 
 A_SOURCE = 4  # prompts of each source, a row of the grid
-SIDE = 256  # pixels of a picture in the grid at most
+SIDE = 256  # pixels of an image in the grid at most
 
 
 def fixed_texts(prompts: Sequence[Prompt]) -> list[list[str]]:
@@ -29,7 +29,7 @@ def fixed_texts(prompts: Sequence[Prompt]) -> list[list[str]]:
 def grid(policy: Policy, prompts: Sequence[Prompt], config: RunConfig) -> np.ndarray:
     """What the adapter ``default`` draws now, as the evaluation would sample it: uint8 HWC, a row a source.
 
-    Noise and solver know nothing of the training, which stays the same to the bit with and without these pictures. Raises
+    Noise and solver know nothing of the training, which stays the same to the bit with and without these images. Raises
     MarbleError for one that is not finite.
     """
     rows = fixed_texts(prompts)

@@ -31,7 +31,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Generator:
-    """``shares`` of the kinds, in any unit; ``meaning`` is equal for prompts that ask for the same picture.
+    """``shares`` of the kinds, in any unit; ``meaning`` is equal for prompts that ask for the same image.
 
     ``is_test`` says whether a meaning is one of a public test set's, which is never generated.
     """

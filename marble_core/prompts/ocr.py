@@ -63,6 +63,6 @@ GENERATOR = Generator(
         ),
     },
     shares={"one_word": 0.4, "two_words": 0.35, "three_words": 0.25},
-    meaning=lambda prompt: normal(prompt.text),  # upper and lower case ask for one picture
+    meaning=lambda prompt: normal(prompt.text),  # upper and lower case ask for one image
     is_test=lambda meaning: False,  # no public file has such a text; whoever is judged by one has it in ``avoid``
 )

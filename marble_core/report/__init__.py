@@ -6,8 +6,8 @@ runs scripts. How they look is in the templates (``*.html.j2``); figures are SVG
 
 from marble_core.report.compare import write_comparison
 from marble_core.report.explorer import write_explorer
+from marble_core.report.images import shown_files
 from marble_core.report.page import write_report
 from marble_core.report.pages import write_pages
-from marble_core.report.pictures import shown_files
 
 __all__ = ["shown_files", "write_comparison", "write_explorer", "write_pages", "write_report"]

@@ -1,4 +1,4 @@
-"""One page on several runs: gains side by side, what they were set to otherwise, pictures, curves over each other."""
+"""One page on several runs: gains side by side, what they were set to otherwise, images, curves over each other."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from marble_core.evaluation.results import Estimate
 from marble_core.report.curves import NARROW, WIDE, Line, panel
 from marble_core.report.drawing import DASHES, Figure, to_svg
+from marble_core.report.images import SHOWN, Case, Score, Shot, encode, with_images
 from marble_core.report.page import cost_of
-from marble_core.report.pictures import SHOWN, Case, Score, Shot, encode, pictured
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import Axis, Span, in_base_stds
 from marble_core.report.words import effect, signed
-from marble_core.tracking.finished_runs import FinishedRun, has_pictures
+from marble_core.tracking.finished_runs import FinishedRun, has_images
 from marble_core.types import MarbleError, in_order
 
 NOT_WORTH_SAYING = ("storage.", "train.samples_every")  # settings that change no number
@@ -132,7 +132,7 @@ def _results(runs: Sequence[FinishedRun], name: str, axis: Axis) -> list[Result]
 
 
 def _images(run: FinishedRun) -> int:
-    """Pictures a step."""
+    """Images a step."""
     return int(run.params.get("rollout.prompts", 0)) * int(run.params.get("rollout.images_per_prompt", 0))
 
 
@@ -153,11 +153,11 @@ def _overlay(runs: Sequence[FinishedRun], title: str, metric: str, what: str, ze
 
 
 def _galleries(runs: Sequence[FinishedRun]) -> dict[str, list[Case]]:
-    """By source, the first prompts that every run has pictures of: the base's, and each run's."""
-    shown = [run for run in runs if has_pictures(run)]
+    """By source, the first prompts that every run has images of: the base's, and each run's."""
+    shown = [run for run in runs if has_images(run)]
     if len(shown) < 2:
         return {}
-    lines = [{line["index"]: line for line in pictured(run.images)} for run in shown]
+    lines = [{line["index"]: line for line in with_images(run.images)} for run in shown]
     common = [index for index in lines[0] if all(index in own for own in lines)]
     chosen = {
         s: [i for i in common if lines[0][i]["source"] == s][:SHOWN] for s in in_order(lines[0][i]["source"] for i in common)

@@ -24,7 +24,7 @@ from marble_core.report.answers import answers
 from marble_core.report.changes import change, changes
 from marble_core.report.film import Film
 from marble_core.report.frontier import curves
-from marble_core.report.pictures import NOTEWORTHY, Line, scored
+from marble_core.report.images import NOTEWORTHY, Line, scored
 from marble_core.report.rendering import render
 from marble_core.report.thumbnails import Thumbnails
 from marble_core.tracking.step_history import History

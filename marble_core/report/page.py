@@ -20,7 +20,7 @@ from marble_core.report.answers import advice, answers
 from marble_core.report.curves import balance_figures, reward_figures
 from marble_core.report.drawing import colour
 from marble_core.report.frontier import gain_against_diversity
-from marble_core.report.pictures import galleries, large_pairs, scored
+from marble_core.report.images import galleries, large_pairs, scored
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import axis_of, conditions, rows

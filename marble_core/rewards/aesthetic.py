@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from marble_core.rewards.checkpoints import BATCH_SIZE, CLIP_L, named
-from marble_core.rewards.self_check import check_colors, known_picture
+from marble_core.rewards.self_check import check_colors, known_image
 from marble_core.storage.artifacts import Part
 from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError, Prompt, RewardAsset, RewardCard
@@ -59,11 +59,11 @@ class Aesthetic:
             return self.head(self.clip.image_features(images_NHWC, batch_size=self.batch_size)).double().numpy()
 
     def self_check(self) -> None:
-        """The CLIP knows colours, and the head's value of a plain picture is one that it can have."""
+        """The CLIP knows colours, and the head's value of a plain image is one that it can have."""
         check_colors(self.name, lambda images, prompts: self.clip.cosines(images, [prompt.text for prompt in prompts]))
-        value = self.score(known_picture("red")[None], [Prompt("a red square", "general")])[0]
+        value = self.score(known_image("red")[None], [Prompt("a red square", "general")])[0]
         low, high = self.value_range
         if not low < value < high:
             raise MarbleError(
-                f"The reward {self.name!r} gives a plain picture {value:.3g}, outside {low:g} to {high:g}: check its head."
+                f"The reward {self.name!r} gives a plain image {value:.3g}, outside {low:g} to {high:g}: check its head."
             )

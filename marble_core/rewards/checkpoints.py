@@ -16,7 +16,7 @@ CLIP_L = RewardAsset(
     weights=427_616_513,
     activations=257 * 12 * 1024,  # of a ViT: tokens x (12 x width)
 )
-BATCH_SIZE = 64  # pictures or texts in a forward pass of a CLIP
+BATCH_SIZE = 64  # images or texts in a forward pass of a CLIP
 
 
 def named(options: Options, option: str, default: RewardAsset, *others: RewardAsset, part: str = "") -> list[RewardAsset]:

@@ -54,9 +54,9 @@ class Clip:
     def image_features(
         self, images_NHWC: np.ndarray, resample: str = "bicubic", pad: bool = False, batch_size: int = BATCH_SIZE
     ) -> Tensor:
-        """Unit features (N, D) of uint8 RGB pictures, on the CPU. The last ones are kept, for the next scorer of the same step.
+        """Unit features (N, D) of uint8 RGB images, on the CPU. The last ones are kept, for the next scorer of the same step.
 
-        ``pad`` fits the whole picture in, as HPSv2 does, instead of its middle square.
+        ``pad`` fits the whole image in, as HPSv2 does, instead of its middle square.
         """
         resized = min(images_NHWC.shape[1:3]) != self.pictures.size["shortest_edge"]
         key = (hashlib.sha256(images_NHWC.tobytes()).digest(), images_NHWC.shape, resized and resample, pad)
@@ -94,7 +94,7 @@ class Clip:
         return found
 
     def cosines(self, images_NHWC: np.ndarray, texts: Sequence[str], **how: Any) -> np.ndarray:
-        """Cosine (N,) of each picture and its own text, float64 in [-1, 1]. ``how``: image_features' other arguments."""
+        """Cosine (N,) of each image and its own text, float64 in [-1, 1]. ``how``: image_features' other arguments."""
         return (self.image_features(images_NHWC, **how) * self.text_features(texts)).sum(-1).double().numpy()
 
     def preprocess(self, images_NHWC: np.ndarray, resample: str = "bicubic") -> Tensor:

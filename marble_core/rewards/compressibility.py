@@ -13,9 +13,9 @@ QUALITY = 95
 
 
 class Compressibility:
-    """Minus the size of the picture's JPEG in kB (1000 bytes); applies to every prompt and does not look at it.
+    """Minus the size of the image's JPEG in kB (1000 bytes); applies to every prompt and does not look at it.
 
-    A policy raises it by emptying its pictures. It is for studies of conflict between rewards, not for use.
+    A policy raises it by emptying its images. It is for studies of conflict between rewards, not for use.
     """
 
     name = "compressibility"
@@ -32,7 +32,7 @@ class Compressibility:
         flat = np.full((64, 64, 3), 128, np.uint8)
         noise = np.random.default_rng(0).integers(0, 256, flat.shape, np.uint8)
         if not _bytes(flat) < _bytes(noise) / 4:
-            raise MarbleError(f"The reward {self.name!r} finds noise as small as a flat picture: check Pillow's JPEG.")
+            raise MarbleError(f"The reward {self.name!r} finds noise as small as a flat image: check Pillow's JPEG.")
 
 
 def _bytes(image_HWC: np.ndarray) -> int:

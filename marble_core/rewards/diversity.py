@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from marble_core.rewards.checkpoints import BATCH_SIZE, CLIP_L, named
-from marble_core.rewards.self_check import known_picture
+from marble_core.rewards.self_check import known_image
 from marble_core.types import MarbleError, Prompt, RewardCard
 
 
@@ -53,7 +53,7 @@ class Diversity:
 
     def self_check(self) -> None:
         """Of two red squares and a blue one the blue one is least like the others."""
-        images_NHWC = np.stack([known_picture(color) for color in ("red", "red", "blue")])
+        images_NHWC = np.stack([known_image(color) for color in ("red", "red", "blue")])
         red, same, blue = self.score(images_NHWC, [Prompt("a square", "general")] * 3, np.zeros(3, dtype=int))
         if not blue > max(red, same):
             raise MarbleError(

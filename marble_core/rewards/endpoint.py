@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 PATIENCE = 300.0
 _REPEATED = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)
-_THIS_IMAGE = (400, 413, 414, 415, 422, 431, 451)  # a prompt that is too long, or a picture that is refused
+_THIS_IMAGE = (400, 413, 414, 415, 422, 431, 451)  # a prompt that is too long, or an image that is refused
 _NAMES = {
     425: "Too Early", 520: "Unknown Error", 521: "Web Server Is Down", 522: "Connection Timed Out",
     523: "Origin Is Unreachable", 524: "A Timeout Occurred", 529: "Site Is Overloaded",

@@ -25,7 +25,7 @@ class HPSv2:
 
     ``checkpoint`` is the published file, or a directory that transformers saved. v2.0 and v2.1 have the same tensors and other
     scores: nothing but the file's name tells them apart. ``processor`` lends its tokenizer, which all CLIPs share, and its
-    image size; the whole picture is fitted in, on black.
+    image size; the whole image is fitted in, on black.
     """
 
     name = "hpsv2"

@@ -1,4 +1,4 @@
-"""ImageReward (arXiv 2304.05977): BLIP reads prompt and picture together. See docs/rewards.md, section 6."""
+"""ImageReward (arXiv 2304.05977): BLIP reads prompt and image together. See docs/rewards.md, section 6."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ImageReward:
         check_colors(self.name, self.score)
 
     def _values(self, images_NHWC: np.ndarray, texts: Sequence[str]) -> torch.Tensor:
-        """The head's output (B,) for pictures with their own texts, on the CPU."""
+        """The head's output (B,) for images with their own texts, on the CPU."""
         import torch
 
         from marble_core.rewards.clip import normalise, resize_and_crop

@@ -20,7 +20,7 @@ from marble_core.storage.artifacts import Part
 from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError, Options, Prompt, RewardAsset, RewardCard
 
-Reader = Callable[[Sequence[np.ndarray]], list[str]]  # pictures (H, W, C) uint8 RGB -> what is read in each
+Reader = Callable[[Sequence[np.ndarray]], list[str]]  # images (H, W, C) uint8 RGB -> what is read in each
 
 GROUND_DISTANCE = 130  # sum over the channels, from which a pixel is not ground
 LINE_HEIGHT = 48  # of the recogniser's input, in pixels
@@ -36,12 +36,12 @@ def _assets(options: Options) -> list[RewardAsset]:
 class Ocr:
     """1 - distance / len(target) in [0, 1], where text around the target costs nothing; beside it ``whole_text``, where it does.
 
-    Applies to prompts that have a target. ``detection: false`` reads each picture as one line of text, cropped to its rows: for
-    small pictures of one word, ten times faster. ``language`` is a recogniser other than the wheel's, one of OCR_LANGUAGES in
+    Applies to prompts that have a target. ``detection: false`` reads each image as one line of text, cropped to its rows: for
+    small images of one word, ten times faster. ``language`` is a recogniser other than the wheel's, one of OCR_LANGUAGES in
     ocr_alphabet.py, which comes into the model cache. ``workers`` threads read at once, one a CPU unless told otherwise.
 
     ``published`` restores what MARBLE released: ``any_quote`` (a target is also what follows the first quotation mark of any
-    prompt, up to the next or the end), ``failure_is_zero`` (a picture on which the engine fails scores 0, where ours has
+    prompt, up to the next or the end), ``failure_is_zero`` (an image on which the engine fails scores 0, where ours has
     no value) and ``code_points`` (characters are the same where their code points are, but for case and blanks; ours are the same
     where a reader takes them to be, see ocr_text.py). Each can be set by itself. ``reader`` replaces the engine (tests).
     """
@@ -131,12 +131,12 @@ def _cpus() -> int:
 
 
 def read_texts(images: Sequence[np.ndarray], recogniser: Path | None = None) -> list[str]:
-    """Detect the lines of each picture and read them in reading order; by the wheel's recogniser unless another is given."""
+    """Detect the lines of each image and read them in reading order; by the wheel's recogniser unless another is given."""
     return ["".join(_engine(True, recogniser)(image[..., ::-1]).txts or ()) for image in images]
 
 
 def read_lines(images: Sequence[np.ndarray], recogniser: Path | None = None) -> list[str]:
-    """Read each picture as one line, without detection."""
+    """Read each image as one line, without detection."""
     from rapidocr.ch_ppocr_rec import TextRecInput
 
     lines = [np.ascontiguousarray(crop_line(image)[..., ::-1]) for image in images]
@@ -144,7 +144,7 @@ def read_lines(images: Sequence[np.ndarray], recogniser: Path | None = None) -> 
 
 
 def crop_line(image_HWC: np.ndarray) -> np.ndarray:
-    """The rows that hold something other than the ground (the colour of the picture's upper and lower edge), and a margin."""
+    """The rows that hold something other than the ground (the colour of the image's upper and lower edge), and a margin."""
     height = len(image_HWC)
     edge = np.concatenate([image_HWC[:2], image_HWC[-2:]]).reshape(-1, 3)
     distance = np.abs(image_HWC.astype(np.float32) - np.median(edge, axis=0)).sum(-1)

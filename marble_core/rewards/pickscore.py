@@ -1,4 +1,4 @@
-"""PickScore (arXiv 2305.01569): a CLIP trained on preferred pictures. See docs/rewards.md, section 2a."""
+"""PickScore (arXiv 2305.01569): a CLIP trained on preferred images. See docs/rewards.md, section 2a."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """UnifiedReward: a vision-language model marks each image, behind an OpenAI-compatible endpoint. See docs/rewards.md, section 7.
 
-For evaluation: a picture costs a generation of an 8 B model. No torch.
+For evaluation: an image costs a generation of an 8 B model. No torch.
 """
 
 from __future__ import annotations

@@ -94,5 +94,5 @@ def _find(name: str, client: MlflowClient) -> Run | None:
         return None
 
 
-def has_pictures(run: FinishedRun) -> bool:
+def has_images(run: FinishedRun) -> bool:
     return (run.images / SCORES).is_file()

@@ -1,4 +1,4 @@
-"""What people read of a registered model: its description in MLflow, and the model card, with pictures, among its files."""
+"""What people read of a registered model: its description in MLflow, and the model card, with images, among its files."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def write_card(
     run_id: str,
     cards: Cards,
 ) -> None:
-    """``README.md`` and ``examples/`` with pictures of the first prompts of each source, which nobody chose.
+    """``README.md`` and ``examples/`` with images of the first prompts of each source, which nobody chose.
 
-    ``images`` is the directory that the evaluation wrote. Everything is copied: no picture is decoded.
+    ``images`` is the directory that the evaluation wrote. Everything is copied: no image is decoded.
     """
     rows = _examples(images)
     for row in rows:
@@ -185,7 +185,7 @@ def _gallery(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _training(config: RunConfig, evaluation: Evaluation) -> str:
     held_out = ", ".join(f"{n} {source}" for source, n in evaluation.settings.get("prompts", {}).items())
-    step = f"{config.rollout.prompts} prompts x {config.rollout.images_per_prompt} pictures a step"
+    step = f"{config.rollout.prompts} prompts x {config.rollout.images_per_prompt} images per step"
     lines = [
         f"- method: {config.balance.method}, {config.train.steps} steps, {step}, learning rate {config.optimizer.lr:g}, "
         + f"seed {config.seed}",

@@ -130,7 +130,7 @@ def register_version(
     """Make the LoRA that MLflow run ``run_id`` logged a version of ``registry.model``; returns the version and its alias.
 
     Its description and tags (``more`` are further ones) have the decision, the reasons and the numbers, its files the model
-    card, with pictures from ``images`` and, by the rewards' ``cards``, the licences of what they read. It becomes ``champion`` if it is promoted, but ``challenger`` if it is not, or if another
+    card, with images from ``images`` and, by the rewards' ``cards``, the licences of what they read. It becomes ``champion`` if it is promoted, but ``challenger`` if it is not, or if another
     version became champion since the evaluation. A promotion drops the old challenger, which was measured against an older
     champion. Called again for the same LoRA, it updates the version there is. Raises MarbleError if the run logged no LoRA or
     MLflow fails.

@@ -1,4 +1,4 @@
-"""Metrics, parameters, pictures and files of a run in MLflow; the only module that imports it for metrics.
+"""Metrics, parameters, images and files of a run in MLflow; the only module that imports it for metrics.
 
 A pipeline's run is one MLflow run, with a child for each stage. The parent has all that runs are held against each other by:
 parameters, prompt sets, the curves of training, the results, the report, the model. So MLflow's table shows one line a
@@ -6,7 +6,7 @@ pipeline, and its compare view draws the curves of two pipelines over each other
 is the stage's alone: its duration and status, image, machine, and the load of CPU and GPU (``system/...``).
 
 Both are found again by their tags (run_tree.py), so a stage that is restarted, and the next stage, go on in the same ones. Nothing here stops a training or holds it up: after ``start`` every
-failure is counted and logged, and metrics and pictures are sent in the background, metrics in order and as often as it takes.
+failure is counted and logged, and metrics and images are sent in the background, metrics in order and as often as it takes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Tracker:
         self._failures = 0
         self._logged = 0
         self._sender = MetricQueue(self._send, self._known)
-        self._pictures: list[threading.Thread] = []
+        self._images: list[threading.Thread] = []
         self._monitor: Any = None
 
     @property
@@ -160,13 +160,13 @@ class Tracker:
         self._attempt("prompt sets", lambda: self._client.log_inputs(self.mlflow_run_id, datasets))
 
     def log_image(self, image_HWC: np.ndarray, key: str, step: int = 0) -> None:
-        """In the background, a picture (uint8, RGB) of a series: MLflow shows it with a slider over the steps."""
+        """In the background, an image (uint8, RGB) of a series: MLflow shows it with a slider over the steps."""
 
         def send() -> None:
             self._client.log_image(self.mlflow_run_id, image_HWC, key=_name(key), step=step)
 
-        self._pictures = [thread for thread in self._pictures if thread.is_alive()]
-        self._pictures.append(self._in_background(f"image {key}", send))
+        self._images = [thread for thread in self._images if thread.is_alive()]
+        self._images.append(self._in_background(f"image {key}", send))
 
     def end(self, status: str = "FINISHED", seconds: float = 20.0) -> None:
         """Waits for what is on its way, and sets the status: FINISHED, FAILED, KILLED, or RUNNING where the stage is finished
@@ -182,7 +182,7 @@ class Tracker:
             self._client.set_terminated(self.stage_run_id, "FINISHED" if status == "RUNNING" else status)
             (self._client.update_run if status == "RUNNING" else self._client.set_terminated)(self.mlflow_run_id, status)
 
-        for thread in (*self._pictures, self._in_background("status", close)):
+        for thread in (*self._images, self._in_background("status", close)):
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _in_background(self, what: str, action: Callable[[], Any]) -> threading.Thread:

@@ -1,4 +1,4 @@
-"""Bad checkpoints, adapters, pictures, stores, disks and clocks: one sentence each, and nothing half written."""
+"""Bad checkpoints, adapters, images, stores, disks and clocks: one sentence each, and nothing half written."""
 
 from __future__ import annotations
 

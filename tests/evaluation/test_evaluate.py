@@ -183,7 +183,7 @@ def test_the_gate_reads_an_evaluation_without_torch() -> None:
 
 
 def test_base_and_trained_draw_the_same_prompts_from_the_same_noise(tmp_path: Path) -> None:
-    """A LoRA that is zero gives the base's pictures to the bit; another one gives others, and the base's again."""
+    """A LoRA that is zero gives the base's images to the bit; another one gives others, and the base's again."""
     import torch
 
     from marble_core.models.policy import Policy

@@ -40,7 +40,7 @@ def test_sets(tmp_path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A LoRA of the demo model that changes pictures."""
+    """A LoRA of the demo model that changes images."""
     import torch
 
     config = load_config("demo", overrides=["lora.rank=2", "lora.alpha=8"])

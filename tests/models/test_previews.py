@@ -1,4 +1,4 @@
-"""Pictures of a training as it goes: always of the same prompts and noise, and nothing that the training notices."""
+"""Images of a training as it goes: always of the same prompts and noise, and nothing that the training notices."""
 
 import numpy as np
 import torch

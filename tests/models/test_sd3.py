@@ -55,7 +55,7 @@ def tiny_policy(config, perturb=0.1):
 
 
 def plain(path, seeds, lora=None, t5="device"):
-    """What diffusers alone makes: clean latents and pictures in [0, 1]."""
+    """What diffusers alone makes: clean latents and images in [0, 1]."""
     left_out = {"text_encoder_3": None, "tokenizer_3": None} if t5 == "none" else {}
     pipeline = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=torch.float32, **left_out)
     if lora:

@@ -141,7 +141,7 @@ def test_the_comparison_is_drawn_whole_and_readable(browser: Browser, comparison
 
 
 def test_these_checks_see_what_they_are_for(browser: Browser, tmp_path: Path) -> None:
-    """A picture from elsewhere, a broken one, one without words, a column that is cut off, pale letters, a script's error."""
+    """An image from elsewhere, a broken one, one without words, a column that is cut off, pale letters, a script's error."""
     page = tmp_path / "bad.html"
     page.write_text(
         '<main><img src="http://127.0.0.1:9/x.png"><img alt="b" src="data:image/png;base64,AAAA">'

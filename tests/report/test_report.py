@@ -130,7 +130,7 @@ def test_the_page_holds_the_model_against_the_champion_and_shows_the_runs_before
     assert re.search(
         r"geneval 96 0\.50\d* 0\.60\d* 0\.70\d* ▲ \+0\.200 \+0\.100 to \+0\.300 50 % \+0\.100 −0\.100 to \+0\.300", text
     )
-    assert "⚠ Mode collapse The pictures of one prompt became more alike: −50 percent. What to do: Look at several" in text
+    assert "⚠ Mode collapse The images of one prompt became more alike: −50 percent. What to do: Look at several" in text
     assert "base 0.500, champion 0.375, trained 0.250, a change of −50 % (−60 to −40)" in text
     assert "monday 2026-11-23 marble +0.100 +0.050 to +0.150 promoted 7 (champion)" in text
     assert "wednesday marble as above promoted" in text

@@ -109,11 +109,11 @@ def test_an_option_that_is_none_is_refused_in_one_sentence(checkpoint, options, 
 @pytest.mark.parametrize(
     ("images", "sentence"),
     [
-        ([Image.new("RGBA", (8, 8))], "Picture 0 to score has the mode 'RGBA'"),
-        ([Image.new("RGB", (8, 8)), Image.new("L", (8, 8))], "Picture 1 to score has the mode 'L'"),
+        ([Image.new("RGBA", (8, 8))], "Image 0 to score has the mode 'RGBA'"),
+        ([Image.new("RGB", (8, 8)), Image.new("L", (8, 8))], "Image 1 to score has the mode 'L'"),
         (
             [Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))],
-            r"Picture 1 to score has \(8, 9\) pixels and the first \(8, 8\)",
+            r"Image 1 to score has \(8, 9\) pixels and the first \(8, 8\)",
         ),
         ([], "at least one of them"),
         (["a.png"], "come as PIL images, an array or a tensor"),

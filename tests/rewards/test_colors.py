@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from marble_core.rewards.clip import load_clip
 from marble_core.rewards.geneval.colors import COLORS, ClipColors, cut_out
 from marble_core.rewards.geneval.rules import Detection
-from marble_core.rewards.self_check import known_picture
+from marble_core.rewards.self_check import known_image
 from marble_core.types import MarbleError
 from tiny_rewards import clip_config, noise, randomised, save_clip
 
@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory):
 
 
 def objects(count=6, seed=0):
-    """Objects of any shape in a picture of 40 x 50, with boxes between pixels, as a detector of boxes has them."""
+    """Objects of any shape in an image of 40 x 50, with boxes between pixels, as a detector of boxes has them."""
     rng = np.random.default_rng(seed)
     found = []
     for i in range(count):
@@ -114,6 +114,6 @@ def test_each_class_is_encoded_once(checkpoint, monkeypatch):
 def test_red_is_red_to_a_clip_that_knows_it_and_the_check_says_so(checkpoint):
     colors = ClipColors("demo://rewards/clip")
     colors.self_check()
-    assert colors.colors(known_picture("red"), [Detection("square", 1.0, (16, 16, 48, 48))]) == ["red"]
+    assert colors.colors(known_image("red"), [Detection("square", 1.0, (16, 16, 48, 48))]) == ["red"]
     with pytest.raises(MarbleError, match=r"take a red square for .* and a blue one for .*: check the CLIP checkpoint"):
         ClipColors(checkpoint).self_check()

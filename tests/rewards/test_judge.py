@@ -25,7 +25,7 @@ GREY = np.broadcast_to(np.arange(0, 240, 10, dtype=np.uint8)[:, None, None, None
 
 
 def seen(request):
-    """(the red of the picture's middle pixel, whether it is redder than blue, the text)."""
+    """(the red of the image's middle pixel, whether it is redder than blue, the text)."""
     image, text = request["messages"][0]["content"]
     picture = Image.open(io.BytesIO(base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))))
     red, _, blue = picture.getpixel((picture.width // 2, picture.height // 2))

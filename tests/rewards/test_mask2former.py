@@ -1,4 +1,4 @@
-"""The detector on a tiny Mask2Former: mmdet's files of both generations, instances, pictures, and red is red."""
+"""The detector on a tiny Mask2Former: mmdet's files of both generations, instances, images, and red is red."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from marble_core.rewards.geneval import colors, mask2former
 from marble_core.rewards.geneval.mask2former import CLASSES, Mask2Former, preprocess
 from marble_core.rewards.geneval.rules import GenEval
 from marble_core.rewards.registry import load_scorers
-from marble_core.rewards.self_check import known_picture
+from marble_core.rewards.self_check import known_image
 from marble_core.types import MarbleError, Prompt
 from mmdet_files import as_mmdet, save_mmdet, unfolded
 from tiny_rewards import noise, save_clip
@@ -119,7 +119,7 @@ def test_a_truncated_file_another_model_and_other_classes_are_refused(model, tmp
         Mask2Former(str(tmp_path / "panoptic"))
 
 
-# ------------------------------------------------------------------------------------------------------ pictures, instances
+# ------------------------------------------------------------------------------------------------------ images, instances
 @pytest.mark.parametrize(
     ("shape", "resized", "padded"),
     [
@@ -145,7 +145,7 @@ def test_pictures_are_resized_normalised_and_padded_as_mmdet_does(monkeypatch, s
 def test_a_square_picture_becomes_what_transformers_own_processor_makes_of_it(monkeypatch):
     monkeypatch.setattr(mask2former, "SHORT", 800)
     monkeypatch.setattr(mask2former, "LONG", 1333)
-    picture = known_picture("red", 128)
+    picture = known_image("red", 128)
     wanted = Mask2FormerImageProcessorPil()(images=Image.fromarray(picture), return_tensors="pt").pixel_values
     pixels, _ = preprocess(picture[None], torch.device("cpu"))
     assert (pixels - wanted).abs().max() <= 1.01 / 57.12
@@ -153,7 +153,7 @@ def test_a_square_picture_becomes_what_transformers_own_processor_makes_of_it(mo
 
 
 def instances(model, image):
-    """mmdet's instance head as loops: {(label, score): (box, mask)} of one picture."""
+    """mmdet's instance head as loops: {(label, score): (box, mask)} of one image."""
     pixels, size = preprocess(image[None], torch.device("cpu"))
     with torch.no_grad():
         out = model(pixel_values=pixels)
@@ -225,10 +225,10 @@ def planted(tmp_path_factory):
 
     def hear(color, name):
         with torch.no_grad():
-            model(pixel_values=preprocess(known_picture(color, 96)[None], torch.device("cpu"))[0])
+            model(pixel_values=preprocess(known_image(color, 96)[None], torch.device("cpu"))[0])
         return heard[name]
 
-    inside = torch.from_numpy((known_picture("red", 96) != 255).any(-1)[2::4, 2::4].copy()).flatten() * 24.0 - 12
+    inside = torch.from_numpy((known_image("red", 96) != 255).any(-1)[2::4, 2::4].copy()).flatten() * 24.0 - 12
     mask = model.model.transformer_module.decoder.mask_predictor.mask_embedder.get_submodule("2.0")
     mask.weight.zero_()
     mask.bias.copy_(fitted(torch.cat([hear(c, "pixels") for c in ("red", "blue")]), inside.repeat(2)[:, None])[:, 0])
@@ -255,12 +255,12 @@ def test_red_is_red_to_detector_and_colours_and_the_swap_deceives_the_detector_a
         swap_channels=swapped,
     )
     for color, label, other in (("red", "apple", "boat"), ("blue", "boat", "apple")):
-        picture = known_picture(color, 96)[None]
+        picture = known_image(color, 96)[None]
         seen = other if swapped else label
         for name in ("apple", "boat"):
             for hue in ("red", "blue"):
                 prompt = Prompt("", "geneval", {"tag": "colors", "include": [{"class": name, "count": 1, "color": hue}]})
                 expected = [0, 0, 0] if name != seen else [1, 1, 1] if hue == color else [0.5, 0, 0]
                 assert scorer.score(picture, [prompt])[0].tolist() == expected
-    (found,) = scorer.detector.detect(known_picture("blue" if swapped else "red", 96))
+    (found,) = scorer.detector.detect(known_image("blue" if swapped else "red", 96))
     np.testing.assert_allclose(found.box, (24, 24, 72, 72), atol=6)

@@ -43,7 +43,7 @@ WORDS = [
 
 
 def scored(read, target, **options):
-    """(reward, whole_text) of a picture on which the engine reads that."""
+    """(reward, whole_text) of an image on which the engine reads that."""
     scorer = Ocr(reader=lambda images: [read] * len(images), workers=1, **options)
     return scorer.score(np.zeros((1, 8, 8, 3), np.uint8), [Prompt("", "ocr", {"text": target})])[0].tolist()
 
@@ -186,7 +186,7 @@ def test_a_cjk_target_scores_1_for_what_is_read_where_it_is_drawn_clean(target, 
 
 
 def sign(word, side, rng):
-    """A word in dark on a light, coloured, noisy ground, up to 8 degrees askew; the font is a fifth of a 64-pixel picture."""
+    """A word in dark on a light, coloured, noisy ground, up to 8 degrees askew; the font is a fifth of a 64-pixel image."""
     ground = np.array([rng.randint(150, 255) for _ in range(3)])
     picture = Image.fromarray(np.broadcast_to(ground, (side, side, 3)).astype(np.uint8).copy())
     font = ImageFont.truetype(str(FONT), 13 if side == 64 else side // 8)

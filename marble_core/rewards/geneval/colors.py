@@ -20,7 +20,7 @@ from marble_core.prompts.geneval import COLORS
 from marble_core.rewards.checkpoints import CLIP_L
 from marble_core.rewards.clip import Clip, load_clip
 from marble_core.rewards.geneval.rules import Detection
-from marble_core.rewards.self_check import known_picture
+from marble_core.rewards.self_check import known_image
 from marble_core.types import MarbleError
 
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
@@ -53,7 +53,7 @@ class ClipColors:
     def self_check(self) -> None:
         read = []
         for color in ("red", "blue"):
-            picture = known_picture(color)
+            picture = known_image(color)
             square = (picture != 255).any(-1)
             read += self.colors(picture, [Detection("square", 1.0, (16.0, 16.0, 48.0, 48.0), square)])
         if read != ["red", "blue"]:

@@ -26,9 +26,9 @@ from marble_core.rewards.weights.pretrained import default_device, load_pretrain
 from marble_core.storage.uri import resolve
 from marble_core.types import MarbleError
 
-SHORT, LONG, MULTIPLE = 800, 1333, 32  # pixels: the edges that a picture is resized within, and what they are padded to
+SHORT, LONG, MULTIPLE = 800, 1333, 32  # pixels: the edges that an image is resized within, and what they are padded to
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-INSTANCES = 100  # (query, class) pairs of a picture that are looked at
+INSTANCES = 100  # (query, class) pairs of an image that are looked at
 SURE = 0.5  # of the person in the self-check's photograph
 
 
@@ -61,7 +61,7 @@ class Mask2Former:
         return next(self.detect_many(image_HWC[None]))
 
     def detect_many(self, images_NHWC: np.ndarray) -> Iterator[list[Detection]]:
-        """The objects of each picture, surest first; ``batch_size`` pictures in a forward pass."""
+        """The objects of each image, surest first; ``batch_size`` images in a forward pass."""
         for i in range(0, len(images_NHWC), self.batch_size):
             yield from self._detect_batch(images_NHWC[i : i + self.batch_size])
 
@@ -114,7 +114,7 @@ class Mask2Former:
 def preprocess(images_NHWC: np.ndarray, device: torch.device) -> tuple[Tensor, tuple[int, int]]:
     """Normalised RGB pixels (N, C, H, W), padded on the right and below, and the (height, width) before the padding.
 
-    Enlarged as by cv2 and PIL within a grey level; where a picture shrinks there is no antialiasing, as in cv2 and mmdet.
+    Enlarged as by cv2 and PIL within a grey level; where an image shrinks there is no antialiasing, as in cv2 and mmdet.
     """
     height, width = images_NHWC.shape[1:3]
     scale = min(LONG / max(height, width), SHORT / min(height, width))

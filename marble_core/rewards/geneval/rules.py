@@ -1,6 +1,6 @@
 """GenEval: are the wanted objects there, so many, of that colour, in that place? Rules of docs/rewards.md, section 4.
 
-The rules see objects, not pictures: a detector (a seam: the demo's shapes, or Mask2Former) finds them and a colour classifier
+The rules see objects, not images: a detector (a seam: the demo's shapes, or Mask2Former) finds them and a colour classifier
 names their colours. ``partial`` is what flow_grpo, DiffusionNFT and MARBLE train on; ``strict`` and ``official`` are 0 or 1.
 """
 
@@ -36,15 +36,15 @@ class Detection:
 
 
 class Detector(Protocol):
-    """It may also have ``detect_many`` (images_NHWC -> an iterable of each picture's objects), which is then used, and the class
+    """It may also have ``detect_many`` (images_NHWC -> an iterable of each image's objects), which is then used, and the class
     attribute ``classes``, all that it knows: a prompt that wants another is refused, already by prepare (vocabulary.py)."""
 
     def detect(self, image_HWC: np.ndarray) -> list[Detection]:
-        """Objects of every class it knows in a uint8 RGB picture; what fits no class may come as a class of its own."""
+        """Objects of every class it knows in a uint8 RGB image; what fits no class may come as a class of its own."""
         ...
 
     def self_check(self) -> None:
-        """Raise MarbleError where a picture with known objects is read wrongly."""
+        """Raise MarbleError where an image with known objects is read wrongly."""
         ...
 
 

@@ -15,17 +15,17 @@ from marble_core.evaluation.results import ROLES, Evaluation
 from marble_core.report.changes import change
 from marble_core.types import in_order
 
-PICTURE_BYTES = 1_900_000  # of encoded images; of the page's 3 MB the rest is for curves and text
+IMAGE_BYTES = 1_900_000  # of encoded images; of the page's 3 MB the rest is for curves and text
 LARGE_BYTES = 700_000  # of them, for the four pairs that stand first
 SHOWN = 6  # first images of a source
 SIZES = (256, 192, 128, 96, 64)  # pixels a side, the first that fits
 LARGE_SIZES = (512, 384, 320, *SIZES)
-NOTEWORTHY = 0.25  # base stds by which a picture's reward must change for an arrow
+NOTEWORTHY = 0.25  # base stds by which an image's reward must change for an arrow
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One model's picture, as a data URI. ``crisp``: it is shown pixel by pixel."""
+    """One model's image, as a data URI. ``crisp``: it is shown pixel by pixel."""
 
     role: str
     uri: str
@@ -37,7 +37,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Score:
-    """A reward of each model's picture, in the order of the pictures, and what became of it from first to last."""
+    """A reward of each model's image, in the order of the images, and what became of it from first to last."""
 
     name: str
     values: tuple[float, ...]
@@ -47,7 +47,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt: a picture of each model, and the rewards that apply to it."""
+    """One prompt: an image of each model, and the rewards that apply to it."""
 
     prompt: str
     shots: tuple[Shot, ...]
@@ -68,12 +68,12 @@ Line = Mapping[str, Any]  # of scores.jsonl
 
 def galleries(directory: Path, evaluation: Evaluation) -> list[Gallery]:
     """Of every source of which there are images."""
-    lines = pictured(directory)
+    lines = with_images(directory)
     sources = in_order(line["source"] for line in lines)
     chosen = {s: [line for line in lines if line["source"] == s][:SHOWN] for s in sources}
     roles = [role for role in ROLES if all(role in line["pictures"] for line in lines)]
     files = [directory / line["pictures"][role] for own in chosen.values() for line in own for role in roles]
-    uris = encode(files, SIZES, PICTURE_BYTES - LARGE_BYTES)
+    uris = encode(files, SIZES, IMAGE_BYTES - LARGE_BYTES)
     return [
         Gallery(source, tuple(_case(line, roles, uris, directory, evaluation) for line in own))
         for source, own in chosen.items()
@@ -82,7 +82,7 @@ def galleries(directory: Path, evaluation: Evaluation) -> list[Gallery]:
 
 def large_pairs(directory: Path, evaluation: Evaluation) -> list[Case]:
     """Base and trained of four prompts: those that won and lost most on average, and the first that nobody chose."""
-    lines = pictured(directory)
+    lines = with_images(directory)
     ranked = sorted(lines, key=lambda line: change(line, evaluation))
     labelled = [("Largest win", ranked[-1]), ("Largest loss", ranked[0])] if len(ranked) > 1 else []
     firsts = {line["source"]: line for line in reversed(lines)}
@@ -108,14 +108,14 @@ def scored(directory: Path) -> list[Line]:
     return [json.loads(text) for text in lines if text.strip()]
 
 
-def pictured(directory: Path) -> list[Line]:
+def with_images(directory: Path) -> list[Line]:
     """The lines that have images."""
     return [line for line in scored(directory) if "pictures" in line]
 
 
 def shown_files(directory: Path) -> list[Path]:
-    """scores.jsonl and the pictures of each source's first prompts: what a later comparison of runs shows."""
-    lines = pictured(directory)
+    """scores.jsonl and the images of each source's first prompts: what a later comparison of runs shows."""
+    lines = with_images(directory)
     sources = in_order(line["source"] for line in lines)
     first = [line for s in sources for line in [line for line in lines if line["source"] == s][:SHOWN]]
     return [directory / SCORES, *(directory / name for line in first for name in line["pictures"].values())]
@@ -131,7 +131,7 @@ def _scores(line: Line, roles: Sequence[str], evaluation: Evaluation) -> Iterato
         yield Score(name, tuple(line[role][name] for role in roles), effect, max(2, result.digits - 1))
 
 
-def encode(files: Sequence[Path], sizes: Sequence[int] = SIZES, budget: int = PICTURE_BYTES) -> dict[Path, str]:
+def encode(files: Sequence[Path], sizes: Sequence[int] = SIZES, budget: int = IMAGE_BYTES) -> dict[Path, str]:
     """Data URIs by file, of the largest of ``sizes`` at which all of them are no longer than ``budget``; small ones stay PNG."""
     from PIL import Image
 
