@@ -280,13 +280,15 @@ class RewardCard:
 
     ``assets`` are what it reads, ``host_memory`` the bytes that it takes in the host's memory wherever it computes. ``applies`` says
     which prompts it can use. ``check`` looks at the prompts of each set (train, evaluation): it raises MarbleError, with the place, for
-    one that it could never judge, and returns sentences to be told. Nothing here may need torch, so import it inside of functions.
+    one that it could never judge, and returns sentences to be told. ``says`` is one sentence: what is scored, on which scale. Nothing here
+    may need torch, so import it inside of functions.
     """
 
     assets: Callable[[Options], Sequence[RewardAsset]] = lambda options: ()
     applies: Callable[[Prompt, Options], bool] = lambda prompt, options: True
     check: Callable[[Options, Mapping[str, Sequence[Placed]]], list[str]] = lambda options, sets: []
     host_memory: int = 0
+    says: str = ""
 
 
 Cards = Mapping[str, RewardCard]  # by the rewards' configured names

@@ -12,7 +12,20 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from marble_core.cli import bench, checkpoints, cluster, demo, evaluate, experiments, fetch, pipeline, registry, runs, serve
+from marble_core.cli import (
+    bench,
+    checkpoints,
+    cluster,
+    demo,
+    evaluate,
+    experiments,
+    fetch,
+    listing,
+    pipeline,
+    registry,
+    runs,
+    serve,
+)
 from marble_core.cli.examples import add_examples
 from marble_core.runtime.environment import CA
 
@@ -45,6 +58,7 @@ for command in (
     pipeline.run,
     pipeline.init,
     pipeline.check,
+    listing.list_,
     fetch.fetch,
     evaluate.evaluate,
     pipeline.compile_,
@@ -101,6 +115,6 @@ def main() -> NoReturn:
 
 def _sentence(error: Any) -> str:
     """What is wrong with the command line, on one line, and where its help is."""
-    said = " ".join(error.format_message().split())
+    said = " ".join(error.format_message().split()).replace("Value error, ", "")
     where = error.ctx.command_path if error.ctx else "marble"
     return f"{said.rstrip('.')} (see {where} --help)."

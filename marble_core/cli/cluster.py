@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marble_core.cli.kubeflow import AsJson, Every, Timeout, at_cluster, cluster_at, print_json, print_table, said
-from marble_core.cli.options import File, Preset, Set
+from marble_core.cli.kubeflow import Every, Timeout, at_cluster, cluster_at, print_table, said
+from marble_core.cli.options import AsJson, File, Preset, Set, print_json
 from marble_core.cli.runs import wait_for
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "init": ("marble init", "marble init sd35.yaml --preset demo", "marble init marble.schema.json --schema"),
     "check": ("marble check --config marble.yaml", "marble check --estimate --preset sd35-medium-1gpu-24g"),
+    "list": ("marble list presets", "marble list rewards --json"),
     "fetch": ("marble fetch --dry-run", "marble fetch demo"),
     "evaluate": (
         "marble evaluate --published --preset sd35-medium-8gpu --adapter models:/marble@champion",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from marble_kubeflow.pipelines.cluster import Cluster
     from marble_kubeflow.pipelines.connection import Target
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Every = Annotated[float, typer.Option(min=0.01, help="Seconds between two questions.")]
 Timeout = Annotated[float | None, typer.Option(min=0, help="Wait no longer than these seconds. Default: for ever.")]
 
@@ -78,10 +76,6 @@ def said(answer: Any) -> dict[str, Any]:
     from marble_kubeflow.pipelines.cluster import as_json
 
     return as_json(answer)
-
-
-def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:

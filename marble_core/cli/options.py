@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ ROOT = Path(".marble")  # data of the embedded services, and a directory for eac
 Preset = Annotated[str, typer.Option(help="The preset that the configuration starts from.")]
 File = Annotated[Path | None, typer.Option("--config", help="A YAML file laid over the preset.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One value; may be repeated.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def load(preset: str, file: Path | None, assignments: list[str] | None) -> tuple[RunConfig, list[str]]:
@@ -30,3 +32,7 @@ def load(preset: str, file: Path | None, assignments: list[str] | None) -> tuple
     sections = read_sections(file) if file else {}
     of_file = [f"{name}={yaml.safe_dump(value, default_flow_style=True, width=1_000_000)}" for name, value in sections.items()]
     return settings, of_file + list(assignments or [])
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -11,15 +11,14 @@ from marble_core.cli.kubeflow import (
     CANCELED,
     FAILED,
     STILL_RUNNING,
-    AsJson,
     Every,
     Timeout,
     at_cluster,
     cluster_at,
-    print_json,
     print_table,
     said,
 )
+from marble_core.cli.options import AsJson, print_json
 
 if TYPE_CHECKING:
     from marble_kubeflow.pipelines.cluster import Cluster

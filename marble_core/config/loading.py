@@ -55,6 +55,12 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
         raise MarbleError(sentence(error, _origin(error, layers))) from None
 
 
+def preset_says(name: str) -> str:
+    """What a preset is for: the comment that its file begins with."""
+    text = files("marble_core.config").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
+    return text.partition("\n")[0].removeprefix("#").strip()
+
+
 @cache
 def _preset(name: str) -> dict[str, Any]:
     """Not to be changed by the caller."""

@@ -12,22 +12,47 @@ Mixing = Literal["rewards", "advantages"]
 class Method:
     """``balancer`` is the import path of its class. It ``solves`` for weights of the rewards' gradients, or not. ``mixing``: it makes
     one advantage per image of the raw rewards, or of their advantages, before there is a gradient. ``of`` follows a colon: single:ocr.
+    ``says`` is one sentence for those who choose.
     """
 
     balancer: str
     solves: bool = False
     mixing: Mixing | None = None
     of: str = ""
+    says: str = ""
 
 
 METHODS: dict[str, Method] = {
-    "marble": Method("marble_core.algorithm.marble:MinNorm", solves=True),
-    "mgda": Method("marble_core.algorithm.marble:MinNorm", solves=True),
-    "weighted_sum": Method("marble_core.algorithm.balancers:WeightedSum", mixing="rewards"),
-    "equal": Method("marble_core.algorithm.balancers:Balancer"),
-    "gdpo": Method("marble_core.algorithm.balancers:Gdpo", mixing="advantages"),
-    "sequential": Method("marble_core.algorithm.balancers:Sequential"),
-    "single": Method("marble_core.algorithm.balancers:Single", of="reward"),
+    "marble": Method(
+        "marble_core.algorithm.marble:MinNorm",
+        solves=True,
+        says="The min-norm point of the normalised gradients, solved on each step: the paper's method, and the presets'.",
+    ),
+    "mgda": Method(
+        "marble_core.algorithm.marble:MinNorm",
+        solves=True,
+        says="The min-norm point of the gradients as they are: the smallest gradient weighs most.",
+    ),
+    "weighted_sum": Method(
+        "marble_core.algorithm.balancers:WeightedSum",
+        mixing="rewards",
+        says="The mean of an image's raw rewards makes one advantage: the common baseline, in which the widest reward rules.",
+    ),
+    "equal": Method(
+        "marble_core.algorithm.balancers:Balancer", says="Each reward's gradient weighs 1/K; no problem is solved."
+    ),
+    "gdpo": Method(
+        "marble_core.algorithm.balancers:Gdpo",
+        mixing="advantages",
+        says="The mean of an image's advantages, whitened over the step, makes one advantage: one gradient.",
+    ),
+    "sequential": Method(
+        "marble_core.algorithm.balancers:Sequential",
+        says="Equal weights on the rewards of each stage in balance.stages, one stage after another.",
+    ),
+    "single": Method(
+        "marble_core.algorithm.balancers:Single", of="reward", says="One reward alone, on the prompts that it applies to."
+    ),
 }
 NAMES = ", ".join(name + (f":<{method.of}>" if method.of else "") for name, method in METHODS.items())
 

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, model_validator
 from marble_core.config.balance import BalanceConfig
 from marble_core.config.constraints import parse
 from marble_core.config.data import DataConfig
+from marble_core.config.families import FAMILIES, FamilyPath
 from marble_core.config.formats import CONFIGURATION
 from marble_core.config.loss import LossConfig
 from marble_core.config.roles import RolesConfig
@@ -33,8 +34,8 @@ class ModelConfig(Section):
     """The base model, which is fine-tuned: a diffusers directory, a hub id, an s3:// prefix, or demo://sd3. [O]"""
     revision: str | None = None
     """Commit, branch or tag of the hub's repository; null: its main branch. [O]"""
-    family: DottedPath = "marble_core.models.sd3:SD3"
-    """Import path of the class that knows the model's layers: package.module:Class. [O]"""
+    family: FamilyPath = FAMILIES["sd3"].path
+    """The class that knows the model's layers: sd3, flux, or an import path, package.module:Class. [O]"""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Precision of the frozen weights except the VAE's; the LoRA and its gradients stay fp32. [P]"""
     gradient_checkpointing: bool = False

@@ -30,7 +30,10 @@ class Aesthetic:
 
     name = "aesthetic"
     value_range = (0.0, 11.0)
-    card = RewardCard(assets=lambda options: named(options, "checkpoint", CLIP_L) + named(options, "head", HEAD))
+    card = RewardCard(
+        assets=lambda options: named(options, "checkpoint", CLIP_L) + named(options, "head", HEAD),
+        says="How beautiful the image is, without its prompt: a small head on CLIP features, usually 4 to 8.",
+    )
 
     def __init__(
         self,

@@ -19,7 +19,10 @@ class ClipScore:
 
     name = "clipscore"
     value_range = (-1.0, 1.0)
-    card = RewardCard(assets=lambda options: named(options, "checkpoint", CLIP_L))
+    card = RewardCard(
+        assets=lambda options: named(options, "checkpoint", CLIP_L),
+        says="How well the image fits its prompt: the cosine of CLIP ViT-L/14, usually .15 to .40.",
+    )
 
     def __init__(
         self,

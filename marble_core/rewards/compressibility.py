@@ -20,7 +20,7 @@ class Compressibility:
 
     name = "compressibility"
     value_range = (-float("inf"), 0.0)
-    card = RewardCard()
+    card = RewardCard(says="Minus the size of the image as JPEG, in kB; needs no weights and is easily hacked.")
 
     def applies(self, prompt: Prompt) -> bool:
         return True

@@ -22,7 +22,10 @@ class Diversity:
     name = "diversity"
     value_range = (0.0, 2.0)
     groupwise = True
-    card = RewardCard(assets=lambda options: named(options, "checkpoint", CLIP_L))
+    card = RewardCard(
+        assets=lambda options: named(options, "checkpoint", CLIP_L),
+        says="How unlike the other images of its prompt an image is: the mean cosine distance of CLIP, 0 to 2.",
+    )
 
     def __init__(
         self, checkpoint: str = CLIP_L.uri, device: str | None = None, dtype: str = "fp32", batch_size: int = BATCH_SIZE

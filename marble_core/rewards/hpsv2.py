@@ -31,7 +31,8 @@ class HPSv2:
     name = "hpsv2"
     value_range = (-1.0, 1.0)
     card = RewardCard(
-        assets=lambda options: named(options, "checkpoint", HPSV2) + named(options, "processor", CLIP_L, part="processor")
+        assets=lambda options: named(options, "checkpoint", HPSV2) + named(options, "processor", CLIP_L, part="processor"),
+        says="Human preference by HPSv2.1, a CLIP ViT-H/14: usually .15 to .40.",
     )
 
     def __init__(

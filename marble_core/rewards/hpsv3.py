@@ -58,7 +58,9 @@ class HPSv3:
     name = "hpsv3"
     value_range = (-30.0, 30.0)
     side = ("sigma",)
-    card = RewardCard(assets=_assets)
+    card = RewardCard(
+        assets=_assets, says="Human preference by HPSv3, which is Qwen2-VL-7B with a head: published averages are -2 to 12."
+    )
 
     def __init__(
         self,

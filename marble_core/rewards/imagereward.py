@@ -40,7 +40,10 @@ class ImageReward:
 
     name = "imagereward"
     value_range = (-10.0, 10.0)
-    card = RewardCard(assets=lambda options: named(options, "checkpoint", IMAGE_REWARD) + named(options, "tokenizer", BERT))
+    card = RewardCard(
+        assets=lambda options: named(options, "checkpoint", IMAGE_REWARD) + named(options, "tokenizer", BERT),
+        says="Human preference by ImageReward, a BLIP that reads prompt and image together: usually -2.3 to 2.",
+    )
 
     def __init__(
         self,

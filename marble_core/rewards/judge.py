@@ -102,7 +102,10 @@ class Judge(Judging):
     name = "judge"
     value_range = (0.0, 1.0)
     how = "Answer yes or no."
-    card = RewardCard(applies=lambda prompt, options: _has_fields(prompt, str(options.get("question", QUESTION))))
+    card = RewardCard(
+        applies=lambda prompt, options: _has_fields(prompt, str(options.get("question", QUESTION))),
+        says="How likely a vision-language model answers yes to a question on the image, 0 to 1; it is served elsewhere (option url).",
+    )
 
     question: str = QUESTION
 

@@ -50,7 +50,13 @@ class Ocr:
     value_range = (0.0, 1.0)
     side = ("whole_text",)
     background = True
-    card = RewardCard(_assets, can_use, check_readable, host_memory=100_000_000)  # rapidocr's sessions
+    card = RewardCard(
+        _assets,
+        can_use,
+        check_readable,
+        host_memory=100_000_000,
+        says="How much of the text that the prompt wants can be read in the image, 0 to 1.",
+    )  # rapidocr's sessions
 
     def __init__(
         self,

@@ -37,7 +37,10 @@ class PickScore:
 
     name = "pickscore"
     value_range = (-4.0, 4.0)
-    card = RewardCard(assets=_assets)
+    card = RewardCard(
+        assets=_assets,
+        says="Human preference for an image under its prompt, by a CLIP ViT-H/14 trained on Pick-a-Pic: usually .70 to .95.",
+    )
 
     def __init__(
         self,

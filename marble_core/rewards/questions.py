@@ -59,7 +59,11 @@ class Questions(Judging):
     name = "questions"
     value_range = (0.0, 1.0)
     how = "Answer with one word."
-    card = RewardCard(applies=lambda prompt, options: _has_list(prompt), check=_check)
+    card = RewardCard(
+        applies=lambda prompt, options: _has_list(prompt),
+        check=_check,
+        says="The share of a prompt's list of questions that a served vision-language model answers right, 0 to 1.",
+    )
 
     mean: Literal["geometric", "arithmetic"] = "geometric"
 

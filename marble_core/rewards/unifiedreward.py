@@ -47,7 +47,9 @@ class UnifiedReward(Chat):
 
     name = "unifiedreward"
     value_range = (_LOW / _HIGH, 1.0)
-    card = RewardCard()  # its 8 B weights are served elsewhere
+    card = RewardCard(
+        says="A vision-language model's mark from 1 to 5, divided by 5; it is served elsewhere (option url)."
+    )  # its 8 B weights are served elsewhere
 
     model: str = "CodeGoat24/UnifiedReward-7b-v1.5"
     max_tokens: int = 1024

@@ -60,4 +60,6 @@ def _check(options: Options, sets: Mapping[str, Sequence[Placed]]) -> list[str]:
     return [sentence for key, sentence in known.unsaid.items() if key in asked]
 
 
-CARD = RewardCard(_assets, _can_use, _check)
+CARD = RewardCard(
+    _assets, _can_use, _check, says="Whether the wanted objects are there, in number, colour and place, by a detector: 0 to 1."
+)
