@@ -46,7 +46,8 @@ PATIENCE = 600.0  # seconds; the machine may be busy
 @dataclass(frozen=True)
 class Job:
     """One process of a training: ``kill_at`` is the number of a moment before or after a write at which it kills itself,
-    ``pace`` the least duration of a step in seconds, ``said`` the file for the sentence that it ends with."""
+    ``pace`` the least duration of a step in seconds, ``begins_after`` the steps after which it counts as begun, ``said`` the file
+    for the sentence that it ends with."""
 
     run_id: str
     directory: Path
@@ -54,6 +55,7 @@ class Job:
     environment: dict[str, str]
     kill_at: int = 0
     pace: float = 0.0
+    begins_after: int = 0
     rank: int = 0
     count: int = 1
     port: int = 0
@@ -79,7 +81,8 @@ def work(job: Job, begun: Any, uploading: Any, cut_off: Any) -> None:
     step = loop.optimizer_step
 
     def paced(*arguments: Any) -> Any:
-        begun.set()
+        if arguments[0].step >= job.begins_after:
+            begun.set()
         if arguments[0].step == 2 and uploading:
             _stop_in_the_next_upload(uploading, cut_off)
         began = time.monotonic()
