@@ -94,7 +94,7 @@ def fill(context: Path, torch: str) -> str:
     shutil.copytree(Path(pip.__file__).parent, tools / "pip", ignore=shutil.ignore_patterns("__pycache__"))
     (tools / "pip.conf").write_text(_pip_settings(tools), encoding="utf-8")
     wheel(context)
-    if not torch.endswith(".whl"):
+    if not torch.endswith(".whl") or "://" in torch:
         return torch
     shutil.copy(torch, context)
     return f"/build/{Path(torch).name}"

@@ -116,7 +116,7 @@ class DiffusersModel:
             left_out = {self.t5: None, self.t5.replace("text_encoder", "tokenizer"): None}
         with _quiet():
             pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
-                source, torch_dtype={"default": self.dtype, "vae": torch.float32}, **left_out
+                source, torch_dtype={"default": self.dtype, "vae": torch.float32}, use_safetensors=True, **left_out
             )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

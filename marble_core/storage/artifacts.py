@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
+
+from marble_core.types import MarbleError
+
+_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 class Part(StrEnum):
@@ -28,3 +33,16 @@ class Remote(Protocol):
 
     def fetch(self) -> Path:
         """Bring it, or what has changed of it, and return its place. Raises MarbleError."""
+
+
+def refuse_pickled(uri: str, names: Iterable[str]) -> None:
+    """``names`` are the files of a diffusers pipeline, relative to it. Raises MarbleError where weights lie there pickled only:
+    reading those may run code, and diffusers would try."""
+    suffixes: dict[str, set[str]] = {}
+    for part, name in ((PurePath(name).parent, PurePath(name)) for name in names):
+        suffixes.setdefault(str(part), set()).add(name.suffix)
+    if pickled := [part for part, own in sorted(suffixes.items()) if ".safetensors" not in own and own & _PICKLED]:
+        raise MarbleError(
+            f"The base model {uri} has the weights of {', '.join(pickled)} pickled only, which may run code and are not read: "
+            "give one that is saved as safetensors."
+        )

@@ -119,6 +119,7 @@ def test_a_base_model_that_is_not_for_this_account_is_refused_before_a_gpu_is_as
         monkeypatch.setenv("HF_TOKEN", token)
     write_files(hub.root / "org/sd3", *PIPELINE)
     (hub.root / "org/sd3/model_index.json").write_text("{}")
+    write_files(hub.root / "org/pickled", "model_index.json", "vae/diffusion_pytorch_model.bin")
     config = load_config("demo", overrides=["model.path=org/sd3"])
     assert not checked_data(config).warnings and base_of(config.model) == Base("org/sd3", None, "unknown")
     hub.gated.add("org/sd3")
@@ -128,6 +129,7 @@ def test_a_base_model_that_is_not_for_this_account_is_refused_before_a_gpu_is_as
     for path, sentence in (
         ("org/none", "no such repository"),
         ("org/clip", "holds no pipeline"),
+        ("org/pickled", "org/pickled has the weights of vae pickled only"),
         (str(tmp_path), "model_index"),
     ):
         with pytest.raises(MarbleError, match=sentence):

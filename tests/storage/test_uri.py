@@ -1,10 +1,13 @@
 """What a URI names: the package, a path, or nothing that we know."""
 
+import pickle
+
 import pytest
 from huggingface_hub import constants
 
 from commands import sentence_of
-from marble_core.storage.uri import resolve
+from marble_core.storage.artifacts import Part
+from marble_core.storage.uri import check_access, resolve
 from marble_core.types import MarbleError
 from paths import write_files
 
@@ -44,3 +47,21 @@ def test_a_name_that_is_none_is_one_sentence(uri, sentence, monkeypatch, tmp_pat
     with pytest.raises(MarbleError, match=sentence) as caught:
         resolve(uri)
     sentence_of(caught)
+
+
+class Poison:
+    def __init__(self, mark) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return self.mark.touch, ()
+
+
+def test_weights_of_a_base_model_that_are_pickled_only_are_refused_and_not_read(tmp_path):
+    write_files(tmp_path / "sd3", "model_index.json", "vae/diffusion_pytorch_model.safetensors", "vae/old.bin")
+    check_access(str(tmp_path / "sd3"), Part.PIPELINE)
+    write_files(tmp_path / "sd3", "transformer/config.json")
+    (tmp_path / "sd3/transformer/diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Poison(tmp_path / "ran")))
+    with pytest.raises(MarbleError, match="has the weights of transformer pickled only"):
+        check_access(str(tmp_path / "sd3"), Part.PIPELINE)
+    assert not (tmp_path / "ran").exists()
