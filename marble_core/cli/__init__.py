@@ -6,6 +6,7 @@ One file a group of commands. Heavy imports are inside the commands, so that ``m
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
@@ -117,4 +118,17 @@ def _sentence(error: Any) -> str:
     """What is wrong with the command line, on one line, and where its help is."""
     said = " ".join(error.format_message().split()).replace("Value error, ", "")
     where = error.ctx.command_path if error.ctx else "marble"
-    return f"{said.rstrip('.')} (see {where} --help)."
+    return f"{(_of_a_setting(said, error) or said).rstrip('.')} (see {where} --help)."
+
+
+def _of_a_setting(said: str, error: Any) -> str | None:
+    """The sentence for a setting that was not given by --set: as an option of its own, or as an argument. None for anything else."""
+    takes_settings = error.ctx and "--set" in [option for one in error.ctx.command.params for option in one.opts]
+    if not takes_settings or not (found := re.search(r"No such option: --([\w-]+)|extra arguments?.*\(([\w.]+)=", said)):
+        return None
+    from marble_core.config.errors import leaves
+
+    option, key = found.groups()
+    named = leaves().get(option.replace("-", "_"), []) if option else [key]
+    what = f"no option --{option}" if option else f"no argument {key}"
+    return f"There is {what}, but settings are given by --set: --set {named[0]}=VALUE" if named else None

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from marble_core.cli.options import ROOT, File, Preset, Set, load
+from marble_core.cli.servers import mlflow_of_runs
 
 app = typer.Typer(no_args_is_help=True, help="Measure the method: what exact balancing costs, what a step sees of the signal.")
 
@@ -44,7 +45,6 @@ def signal(
 
     Goes on where it was stopped; with more --batches it adds those that are missing.
     """
-    import os
     from contextlib import ExitStack
     from tempfile import TemporaryDirectory
 
@@ -58,9 +58,6 @@ def signal(
     with ExitStack() as stack:
         place = Path(adapter) if adapter else None
         if adapter.startswith("models:/"):
-            if not os.environ.get("MLFLOW_TRACKING_URI"):
-                from marble_core.services.local import addresses, embedded
-
-                os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
+            stack.enter_context(mlflow_of_runs())
             place = fetch_adapter(adapter, stack.enter_context(TemporaryDirectory()))
         run(settings, batches, Design(subgroups, draws), place, without or (), out, Console(highlight=False))

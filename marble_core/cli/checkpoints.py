@@ -83,6 +83,11 @@ def _store(run: str, bucket: str, local: Path) -> Iterator[CheckpointStore]:
     from marble_core.types import MarbleError
 
     directory = local / check_run_id(run) / "checkpoints"
+    own = not (os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"))
+    if own and not directory.exists() and not (ROOT / "s3").exists():  # no server is started to be asked for nothing
+        raise MarbleError(
+            f"There is no checkpoint of the run {run!r}, for nothing has run in this directory: go to that of your runs."
+        )
     with reachable_s3(ROOT, bucket) as environment:
         os.environ.update(environment)
         s3 = S3(bucket)

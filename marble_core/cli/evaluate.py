@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marble_core.cli.options import ROOT, File, Preset, Set, load
+from marble_core.cli.servers import mlflow_of_runs
 
 if TYPE_CHECKING:
     from marble_core.config.schema import RunConfig
@@ -52,10 +52,8 @@ def evaluate(
 
     given = labelled(adapter or ())
     with ExitStack() as stack:
-        if any(uri.startswith("models:/") for uri in given.values()) and not os.environ.get("MLFLOW_TRACKING_URI"):
-            from marble_core.services.local import addresses, embedded
-
-            os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
+        if any(uri.startswith("models:/") for uri in given.values()):
+            stack.enter_context(mlflow_of_runs())
         places = {label: fetch_adapter(uri, stack.enter_context(TemporaryDirectory())) for label, uri in given.items()}
         _measure(as_published(settings) if published else settings, published, places, given, limit, out)
 

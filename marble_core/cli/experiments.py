@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from marble_core.cli.options import ROOT
+from marble_core.cli.servers import mlflow_of_runs
 
 if TYPE_CHECKING:
     from marble_core.tracking.finished_runs import FinishedRun
@@ -61,20 +61,14 @@ def compare(
 
 def _finished(runs: list[str], scratch: Path) -> list[FinishedRun]:
     """From the disk where all are there; else MLflow is asked for those that are not."""
-    import os
-
-    from marble_core.services.local import addresses, embedded
-    from marble_core.tracking.connection import client_of
+    from marble_core.tracking.connection import mlflow_client
     from marble_core.tracking.finished_runs import local_run, tracked_run
 
     found = {name: local_run(name, ROOT / "runs") for name in runs}
     missing = [name for name, run in found.items() if run is None]
     if missing:
-        with contextlib.ExitStack() as stack:
-            if not os.environ.get("MLFLOW_TRACKING_URI"):
-                os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
-            url = os.environ["MLFLOW_TRACKING_URI"]
+        with mlflow_of_runs(), mlflow_client() as client:
             for name in missing:
                 (scratch / name).mkdir()
-                found[name] = tracked_run(name, client_of(url), scratch / name)
+                found[name] = tracked_run(name, client, scratch / name)
     return [run for run in found.values() if run]

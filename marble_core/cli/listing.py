@@ -47,9 +47,9 @@ def _rewards() -> dict[str, str]:
 
 
 def _methods() -> dict[str, str]:
-    from marble_core.config.methods import METHODS
+    from marble_core.config.methods import METHODS, NAMES
 
-    return {name + (f":<{method.of}>" if method.of else ""): method.says for name, method in METHODS.items()}
+    return {name: method.says for name, method in zip(NAMES, METHODS.values(), strict=True)}
 
 
 def _models() -> dict[str, str]:

@@ -39,16 +39,17 @@ def run(
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
     from marble_core.cli.extras import ON_THIS_MACHINE, require
+    from marble_core.config.stage_files import check_run_id, new_run_id
 
     settings, overrides = load(preset, config, set_)
     require(("kfp",) if containers else ON_THIS_MACHINE, ["run"])
     images = _images(registry, tag) if containers else None
+    check_run_id(name := run_id or new_run_id(rehearse))
+    _check_before(settings, containers)
     from rich.console import Console
 
-    from marble_core.config.stage_files import check_run_id, new_run_id
     from marble_core.services.local import embedded
 
-    name = check_run_id(run_id or new_run_id(rehearse))
     console = Console(highlight=False)
     what = f"{settings.train.steps} steps of {settings.balance.method}"
     console.print(f"{f'Rehearsal {name} of' if rehearse else f'Run {name}:'} {what}. Starting the services ...")
@@ -58,6 +59,15 @@ def run(
 
         outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images, rehearse)
     _summary(console, settings, outcome)
+
+
+def _check_before(settings: RunConfig, containers: bool) -> None:
+    """What prepare would refuse is refused before a server is started and MLflow has a run. What lies on S3 waits for its server, and
+    the images have packages that need not be here."""
+    from marble_core.training.data_check import checked_data
+
+    if not containers and "s3://" not in settings.to_json():
+        checked_data(settings)
 
 
 def _images(registry: str, tag: str) -> Images:

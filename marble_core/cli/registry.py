@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from marble_core.cli.options import ROOT
+from marble_core.cli.servers import mlflow_of_runs
 
 
 def rollback(
@@ -21,12 +20,9 @@ def rollback(
 
     Its tags, and those of the version that it replaces, say so. MLflow is the one that MLFLOW_TRACKING_URI names, else this machine's.
     """
-    from marble_core.services.local import addresses, embedded
     from marble_core.tracking.registry import roll_back
 
-    with ExitStack() as stack:
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
+    with mlflow_of_runs():
         before, after = roll_back(model, to)
     print(f"Version {after} of {model} is the champion again, in place of version {before}.")
 
@@ -55,10 +51,8 @@ def export(
 
     place = out or Path("export") / ("marble.safetensors" if form == Form.COMFYUI else "")
     with ExitStack() as stack:
-        if adapter.startswith("models:/") and not os.environ.get("MLFLOW_TRACKING_URI"):
-            from marble_core.services.local import addresses, embedded
-
-            os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
+        if adapter.startswith("models:/"):
+            stack.enter_context(mlflow_of_runs())
         layers = read_unplaced(fetch_adapter(adapter, stack.enter_context(TemporaryDirectory())))
         file = write_lora(layers, place, form.value)
     print(f"{file}: {len(layers)} layers of rank {max(layer.rank for layer in layers.values())}, at strength 1.")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from marble_core.config.methods import NAMES, known
+from marble_core.config.nearest import choose_one_of
 from marble_core.config.section import Section, Share
 
 
@@ -43,7 +44,7 @@ class BalanceConfig(Section):
     """How the rewards' gradients become one update: docs/algorithm.md."""
 
     method: str = Field(
-        "marble", description=f"One of {NAMES}, or the import path of a Balancer: package.module:Class. [P]"
+        "marble", description=f"One of {', '.join(NAMES)}, or the import path of a Balancer: package.module:Class. [P]"
     )  # one of METHODS, or the import path of a Balancer: package.module:Class
     every: int = Field(1, ge=1)
     """Steps from one QP to the next, with one backward pass in between: 1 [O]; 10 [C]."""
@@ -154,7 +155,7 @@ class BalanceConfig(Section):
     @model_validator(mode="after")
     def _known_method(self) -> BalanceConfig:
         if not self.is_own and not known(self.method):
-            raise ValueError(f"unknown method {self.method!r}, choose one of {NAMES} or package.module:Class")
+            raise ValueError(f"unknown method {self.method!r}: {choose_one_of(self.method, NAMES)}, or package.module:Class")
         if (self.method == "sequential") != bool(self.stages):
             raise ValueError("method 'sequential' needs balance.stages, and no other method has them")
         wanted = [key for key in ("prior", "floor", "cap", "wishes") if getattr(self, key)]

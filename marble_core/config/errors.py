@@ -21,11 +21,13 @@ def sentence(error: ValidationError, where: str, root: type[BaseModel] = RunConf
     first = first_error(error)
     path = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1], root)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
-        return f"Unknown key {quoted(path)} in {where}: {hint}"
-    message = _PLAINLY.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+        return f"Unknown key {quoted(path)} in {where}: {_hint(first['loc'], root)}"
+    plainly = _PLAINLY.get(first["type"]) or ("it is empty: give a value" if first["input"] is None else None)
+    message = (
+        plainly.replace("{min_length}", str(first.get("ctx", {}).get("min_length")))
+        if plainly
+        else first["msg"].removeprefix("Value error, ")
+    )
     return f"Invalid {_short(path) or 'configuration'} in {where}: {message[0].lower()}{_short(message[1:])}."
 
 
@@ -35,7 +37,31 @@ _PLAINLY = {
     "dict_type": "it must be a mapping of names to values, like {name: value}",
     "tuple_type": "it must be a list, like [one, two]",
     "missing": "it is missing",
+    "too_short": "it must have at least {min_length} of them",
 }
+
+
+def _hint(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:
+    """The keys that are called so elsewhere, else the nearest one here, else the nearest elsewhere, else all that are here."""
+    name, here, everywhere = str(loc[-1]), _fields_at(loc[:-1], root), leaves(root)
+    if same := everywhere.get(name):
+        return f"did you mean {' or '.join(map(repr, same))}?"
+    if near := difflib.get_close_matches(name, here, n=1, cutoff=0.6 if len(loc) == 1 else 0.4):
+        return f"did you mean {near[0]!r}?"
+    if near := difflib.get_close_matches(name, everywhere, n=1, cutoff=0.7):
+        return f"did you mean {' or '.join(map(repr, everywhere[near[0]]))}?"
+    return f"known keys are {', '.join(here)}."
+
+
+def leaves(root: type[BaseModel] = RunConfig) -> dict[str, list[str]]:
+    """Where each key of a section stands, by its last part: steps is train.steps, rollout.steps, ...; those of train come first."""
+    found: dict[str, list[str]] = {}
+    for section, field in sorted(root.model_fields.items(), key=lambda each: each[0] != "train"):
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            for key in inner.model_fields:
+                found.setdefault(key, []).append(f"{section}.{key}")
+    return found
 
 
 def _fields_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:

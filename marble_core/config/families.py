@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from marble_core.config.nearest import choose_one_of
 from marble_core.config.section import DottedPath
+from marble_core.types import MarbleError
 
 
 @dataclass(frozen=True)
 class Family:
-    """``path`` is the import path of its class, ``says`` one sentence for those who choose."""
+    """``path`` is the import path of its class, ``pipeline`` that class's ``pipeline_class``, known without importing it; ``says`` is one
+    sentence for those who choose."""
 
     path: str
+    pipeline: str
     says: str
 
 
 FAMILIES: dict[str, Family] = {
-    "sd3": Family("marble_core.models.sd3:SD3", "Stable Diffusion 3 and 3.5, Medium and Large, and the demo model."),
-    "flux": Family("marble_core.models.flux:Flux", "FLUX.1, which reads its guidance scale as an input."),
+    "sd3": Family(
+        "marble_core.models.sd3:SD3",
+        "StableDiffusion3Pipeline",
+        "Stable Diffusion 3 and 3.5, Medium and Large, and the demo model.",
+    ),
+    "flux": Family("marble_core.models.flux:Flux", "FluxPipeline", "FLUX.1, which reads its guidance scale as an input."),
 }
 
 
@@ -33,9 +40,15 @@ def _path(said: Any) -> Any:
     bare = said.lower() if said.lower() in FAMILIES else re.sub(r"[^a-z]", "", said.lower())  # FLUX.1 is flux
     if found := FAMILIES.get(bare):
         return found.path
-    near = difflib.get_close_matches(bare, FAMILIES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? Else give" if near else f"give {', '.join(FAMILIES)} or"
-    raise ValueError(f"{said!r} is no family of models: {hint} the import path of a class of your own, package.module:Class")
+    raise ValueError(f"{said!r} is no family of models: {choose_one_of(bare, FAMILIES)}, or package.module:Class")
+
+
+def check_pipeline(path: str, pipeline: str, model: str) -> None:
+    """Raises MarbleError where a model that says it is a ``pipeline`` of one built-in family was given to the class of another."""
+    own = [name for name, family in FAMILIES.items() if family.path == path]
+    right = [name for name, family in FAMILIES.items() if family.pipeline == pipeline]
+    if own and right and own != right:
+        raise MarbleError(f"The model {model} is a {pipeline}, and model.family is {own[0]}: give model.family={right[0]}.")
 
 
 FamilyPath = Annotated[DottedPath, BeforeValidator(_path, json_schema_input_type=str)]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from marble_core.config.errors import first_error, quoted, sentence
 from marble_core.config.formats import CONFIGURATION
+from marble_core.config.nearest import choose_one_of
 from marble_core.config.schema import RunConfig
 from marble_core.config.strict_yaml import parse, read_yaml
 from marble_core.types import MarbleError
@@ -44,7 +45,7 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
         40
     """
     if preset not in presets():
-        raise MarbleError(f"There is no preset {preset!r}; choose one of {', '.join(presets())}.")
+        raise MarbleError(f"There is no preset {preset!r}: {choose_one_of(preset, presets())}.")
     layers = [(f"preset {preset}", _preset(preset))]
     if file is not None:
         layers.append((str(file), read_sections(Path(file))))

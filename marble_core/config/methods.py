@@ -54,7 +54,7 @@ METHODS: dict[str, Method] = {
         "marble_core.algorithm.balancers:Single", of="reward", says="One reward alone, on the prompts that it applies to."
     ),
 }
-NAMES = ", ".join(name + (f":<{method.of}>" if method.of else "") for name, method in METHODS.items())
+NAMES = tuple(name + (f":<{method.of}>" if method.of else "") for name, method in METHODS.items())
 
 
 def known(name: str) -> Method | None:

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from marble_core.config.imports import import_class
+from marble_core.config.nearest import choose_one_of
 from marble_core.config.schema import RewardConfig
 from marble_core.rewards.background import Call
 from marble_core.rewards.scoring import in_time, on_device
@@ -102,7 +103,7 @@ def _path(reward: RewardConfig) -> str:
     path = reward.scorer or SCORERS.get(reward.name)
     if path is None:
         raise MarbleError(
-            f"The reward {reward.name!r} is not known: choose one of {', '.join(SCORERS)}, "
+            f"The reward {reward.name!r} is not known: {choose_one_of(reward.name, SCORERS)}, "
             "or give its import path as 'scorer: package.module:Class'."
         )
     return path

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from marble_core.runtime.environment import MLFLOW_DIRECTORY
 from marble_core.runtime.files import full_disk
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,6 +56,11 @@ def mlflow_client() -> Iterator[MlflowClient]:
         yield mlflow.MlflowClient()
     except (MlflowException, RequestException) as error:
         said = " ".join(str(error).split()).rstrip(".")
+        if unreachable := re.search(r"NewConnectionError.*?\[Errno -?\d+\] ([\w ]+)|NameResolutionError", said):
+            raise MarbleError(
+                f"MLflow at {without_secrets(mlflow.get_tracking_uri())} does not answer ({unreachable[1] or 'no such host'}): "
+                "check MLFLOW_TRACKING_URI, and that the server runs."
+            ) from error
         said = said if len(said) <= 400 else f"{said[:150]} ... {said[-250:]}"  # the reason stands at the end
         status = str(getattr(getattr(error, "response", None), "status_code", "") or getattr(error, "error_code", ""))
         hint = _HINTS.get(status, "check MLFLOW_TRACKING_URI and the server")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marble_core.config.schema import RunConfig
+from marble_core.config.schema import ModelConfig, RunConfig
 
 if TYPE_CHECKING:
     from marble_core.prompts.dataset import Data
@@ -23,9 +25,22 @@ def checked_data(config: RunConfig) -> Data:
 
     check_fits(config, cards := cards_of(config.measured))
     said = (check_access(config.model.path, Part.PIPELINE, config.model.revision), *check_own_classes(config))
+    _check_family(config.model)
     check_named(config.measured)
     data = prepare_data(config)
     data.warnings.extend(filter(None, (*said, few_steps(config.model))))
     check_heard(config, data.train, data.evaluation, cards)
     data.warnings.extend(check_prompts(config, {"train": data.placed_train, "evaluation": data.placed_evaluation}, cards))
     return data
+
+
+def _check_family(model: ModelConfig) -> None:
+    """Where the model is on this machine, what it says it is must be of the family that shall read it."""
+    from marble_core.config.families import check_pipeline
+    from marble_core.storage.artifacts import Part
+    from marble_core.storage.uri import find
+
+    place = find(model.path, Part.PIPELINE, model.revision)
+    if (directory := place if isinstance(place, Path) else place.cached()) is not None:
+        index = json.loads((directory / "model_index.json").read_text(encoding="utf-8"))
+        check_pipeline(model.family, index.get("_class_name", ""), model.path)

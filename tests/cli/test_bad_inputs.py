@@ -5,6 +5,7 @@ tests/cases holds those that are a command and files; what needs a server, a mod
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from paths import TESTS
 
 TABLES = sorted((TESTS / "cases").glob("*.yaml"))
 
-CASES = [
-    pytest.param(case, id=f"{table.stem}: {name}")
+CASES = [  # a name that is a command line is what was typed
+    pytest.param({"args": shlex.split(name)[1:], **case} if name.startswith("marble ") else case, id=f"{table.stem}: {name}")
     for table in TABLES
     for name, case in yaml.safe_load(table.read_text(encoding="utf-8")).items()
 ]
@@ -50,6 +51,9 @@ def test_a_bad_input_is_one_sentence_with_its_place_and_exit_code_2_and_writes_n
     case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("KF_PIPELINES_ENDPOINT", "KUBECONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no kubeconfig of the user's
     for name, value in case.get("files", {}).items():
         write(tmp_path / name, value)
     code = run_marble(*command(case), monkeypatch=monkeypatch)
