@@ -242,7 +242,7 @@ def test_a_login_page_is_not_taken_for_an_empty_answer(
         (("submit", "--param", "preset"), ("'preset'", "NAME=VALUE")),
         (("submit", "--param", "config=[]", "--set", "train.steps=7"), ("'config'", "twice")),
         (("submit", "--set", "train.stpes=7"), ("train.stpes", "'steps'")),
-        (("submit", "--param", "method=marbel"), ("marbel", "choose one of")),
+        (("submit", "--param", "method=marbel"), ("marbel", "did you mean 'marble'?")),
         (("submit", "--param", "gpus=all"), ("'all'", "gpus")),
         (("submit", "--run-id", "../x"), ("'../x'", "letters")),
         (("submit", "none.yaml"), ("none.yaml", "No such file")),
