@@ -1,8 +1,8 @@
 """Ends a stage's work, in processes whose PYTHONPATH begins with this directory.
 
 DIES is a JSON list, one entry per attempt: [how, step]. ``how`` is the name of a signal that the work sends to itself as that step
-begins, or Outage, MarbleError or RuntimeError, which it raises; step 0 is before the work has imported anything. An attempt without
-an entry is left alone.
+begins, or Outage, MarbleError or RuntimeError, which it raises, or memory, of which it asks for more than any machine has, or S3, which
+answers nothing from then on; step 0 is before the work has imported anything. An attempt without an entry is left alone.
 """
 
 import json
@@ -13,9 +13,26 @@ from typing import Any
 
 
 def end(how: str, at: int) -> None:
+    if how == "S3":
+        return lose_s3()
+    if how == "memory":
+        import torch
+
+        torch.empty(1 << 50, dtype=torch.uint8)
     if how.startswith("SIG"):
         os.kill(os.getpid(), signal.Signals[how])
     raise {"RuntimeError": RuntimeError}.get(how, getattr(types, how, None))(f"It ends at step {at}.")
+
+
+def lose_s3() -> None:
+    """What boto3 says where nothing listens."""
+    from botocore.exceptions import EndpointConnectionError
+    from botocore.httpsession import URLLib3Session
+
+    def send(_: Any, request: Any) -> Any:
+        raise EndpointConnectionError(endpoint_url=request.url)
+
+    URLLib3Session.send = send
 
 
 if "marble_core.stage_process" in sys.orig_argv:
