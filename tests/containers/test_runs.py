@@ -102,6 +102,18 @@ def test_what_the_containers_register_is_what_the_laptop_registers(
     assert containers_of(found.directory) == ""
 
 
+@pytest.mark.deep  # one pipeline more; tests/training/test_rehearsal.py shows what a rehearsal shortens
+def test_a_rehearsal_in_containers_ends_with_the_time_of_the_whole_run_and_registers_under_its_scratch_name(
+    images: dict[str, str], services: dict[str, str], tmp_path: Path
+) -> None:
+    pairs = [word for pair in (*EASY, "registry.model=rehearsed-in-images") for word in ("--set", pair)]
+    command = [sys.executable, "-m", "marble_core.cli", "run", "--rehearse", *pairs, *CONTAINERS]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "version 1 of rehearsed-in-images-rehearsal as challenger" in done.stdout
+    assert done.stdout.strip().splitlines()[-1].startswith("The whole run will take about")
+
+
 def containers_of(directory: Path, *more: str) -> str:
     return docker("ps", "--quiet", "--filter", f"label=marble.pipeline={directory}", *more)
 

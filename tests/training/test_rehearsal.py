@@ -1,6 +1,7 @@
 """A rehearsal is the run itself, shortened, and says what the run will take."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from marble_core.estimate import resolve_batch_sizes, sizes_of
 from marble_core.estimate.rehearsal import rehearsal_seconds
 from marble_core.rewards.cards import cards_of
 from marble_core.training.rehearsal import whole_run
+from paths import TESTS
 
 # One reward that needs no checkpoint, on the demo's real weights.
 QUICK = [
@@ -104,8 +106,9 @@ def test_a_rehearsal_takes_every_stage_to_a_version_under_a_scratch_name_and_say
 
 @pytest.mark.deep  # four processes that import torch twice: a minute. What the command adds to the stages is two lines.
 def test_the_command_rehearses_in_processes_and_ends_with_the_time_of_the_whole_run(
-    services: dict[str, str], tmp_path: Path
+    services: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)  # of the stages too, which have colour_rewards there
     pairs = [word for pair in (*QUICK, "registry.model=by-command") for word in ("--set", pair)]
     done = marble_process(tmp_path, "run", "--rehearse", *pairs)
     assert done.returncode == 0, done.stdout + done.stderr
