@@ -30,13 +30,22 @@ def stages_of(run: Any) -> dict[str, str]:
     return {stage: str(own.get(stage, found.get(stage))) for stage in STAGES if stage in found}
 
 
+def _going_on(run: Any) -> list[str]:
+    return [stage for stage, its in stages_of(run).items() if its in ("RUNNING", "PENDING")]
+
+
+def stage_of(run: Any) -> str:
+    """The stage that goes on, else the last that has begun; empty where Kubeflow names none."""
+    return next(iter(_going_on(run)), next(reversed(stages_of(run)), ""))
+
+
 def waits(run: Any, now: datetime | None = None) -> str:
     """The sentence on a pod that has waited for over a minute; empty where none does. Kubeflow says that it waits and not why."""
     details = (run.run_details and run.run_details.task_details) or ()
     since = min((task.start_time for task in details if task.state == "PENDING" and task.start_time), default=None)
     if run.state in FINAL or since is None or ((now or datetime.now(UTC)) - since).total_seconds() < PATIENCE:
         return ""
-    stage = next((stage for stage, its in stages_of(run).items() if its in ("RUNNING", "PENDING")), "")
+    stage = next(iter(_going_on(run)), "")
     own = f",marble/stage={stage}" if stage else ""
     return (
         f"The pod of {stage or 'the next stage'} waits since {since.astimezone(UTC):%H:%M} UTC: an image, a GPU, a quota or a secret may "
@@ -48,7 +57,7 @@ def in_words(run: Any) -> str:
     """The state on one line, with the stage that failed, or that runs; on a second one what a pod waits for."""
     stages, state = stages_of(run), state_of(run)
     failed = [stage for stage, its in stages.items() if its in ("FAILED", "SYSTEM_ERROR")] if state == "FAILED" else []
-    now = [stage for stage, its in stages.items() if its in ("RUNNING", "PENDING")] if state in ("RUNNING", "PENDING") else []
+    now = _going_on(run) if state in ("RUNNING", "PENDING") else []
     where = f" in {', '.join(failed or now)}" if failed or now else ""
     reason = f": {' '.join(run.error.message.split())}" if run.error and run.error.message else ""
     line = f"Run {run.display_name} is {state}{where}{reason}"

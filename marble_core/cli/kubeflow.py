@@ -85,4 +85,7 @@ def print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> N
     table = Table(*headings)
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no width by which a name would be broken
+    console.print(table)

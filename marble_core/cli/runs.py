@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from marble_core.cli.kubeflow import (
     said,
 )
 from marble_core.cli.options import AsJson, print_json
+from marble_core.runtime.progress_lines import in_minutes
 
 if TYPE_CHECKING:
     from marble_kubeflow.pipelines.cluster import Cluster
@@ -36,15 +38,20 @@ def list_runs(
     limit: Annotated[int, typer.Option("-n", min=1, help="How many, of the newest.")] = 20,
     json_: AsJson = False,
 ) -> None:
-    """The newest runs, with their state."""
+    """The newest runs, with their state; of one that goes on how far it is, and why it waits."""
     runs = cluster_at(target).runs(limit=limit)
-    _end_orphans(runs)
-    found = [said(run) for run in runs]
+    asked = _end_orphans(runs)
+    progress = [None if _has_ended(run) else _progress(run, asked) for run in runs]
     if json_:
-        return print_json(found)
-    print_table(
-        ("run", "state", "created"), [(r["display_name"], r.get("state", ""), r.get("created_at", "")[:19]) for r in found]
-    )
+        return print_json([said(run) | ({"progress": far} if far else {}) for run, far in zip(runs, progress, strict=True)])
+    rows = [
+        (run.display_name, str(run.state or ""), *_cells(far or {}), _created(run))
+        for run, far in zip(runs, progress, strict=True)
+    ]
+    print_table(("run", "state", "stage", "step", "left", "attempt", "created"), rows)
+    for run, far in zip(runs, progress, strict=True):
+        if far and far["waits"]:
+            typer.echo(f"{run.display_name}: {far['waits']}")
 
 
 @app.command("show")
@@ -54,12 +61,15 @@ def show(
     run: RunName,
     json_: AsJson = False,
 ) -> None:
-    """One run: its state, its parameters, and what failed."""
+    """One run: its state, how far it is, its parameters, and what failed or waits."""
     found = cluster_at(target).run(run)
+    asked = _end_orphans([found])
+    far = _progress(found, asked)
     if json_:
-        return print_json(said(found))
-    _end_orphans([found])
+        return print_json(said(found) | {"progress": far})
     typer.echo(_state(found))
+    if line := _in_words(far):
+        typer.echo(f"  {line}")
     for key, value in ((found.runtime_config and found.runtime_config.parameters) or {}).items():
         typer.echo(f"  {key}={value}")
 
@@ -105,8 +115,8 @@ def wait_for(cluster: Cluster, name: str, timeout: float | None, every: float, j
         raise typer.Exit(CANCELED if state_of(run) == "CANCELED" else FAILED)
 
 
-def _end_orphans(runs: Sequence[Any]) -> None:
-    """A run that was cancelled or killed could not tell MLflow, so whoever sees its end here does."""
+def _end_orphans(runs: Sequence[Any]) -> bool:
+    """A run that was cancelled or killed could not tell MLflow, so whoever sees its end here does. Whether MLflow may be asked more."""
     from marble_core.tracking.orphans import end_orphans
     from marble_core.types import MarbleError
     from marble_kubeflow.pipelines.run_state import FINAL
@@ -116,6 +126,47 @@ def _end_orphans(runs: Sequence[Any]) -> None:
             typer.echo(f"Run {name} was RUNNING in MLflow, though it has ended: it is KILLED there now.", err=True)
     except MarbleError as error:
         typer.echo(f"MLflow was not asked: {error}", err=True)
+        return False
+    return True
+
+
+def _has_ended(run: Any) -> bool:
+    from marble_kubeflow.pipelines.run_state import FINAL
+
+    return run.state in FINAL
+
+
+def _progress(run: Any, ask_mlflow: bool) -> dict[str, Any]:
+    """The stage and why it waits, as Kubeflow says; the training's step, the seconds left, the stage's attempt, as MLflow does."""
+    from marble_core.tracking.run_progress import run_progress
+    from marble_core.types import MarbleError
+    from marble_kubeflow.pipelines.run_state import stage_of, waits
+
+    stage, known = stage_of(run), None
+    try:
+        known = run_progress(run.run_id, stage) if ask_mlflow else None
+    except MarbleError as error:
+        typer.echo(f"MLflow was not asked: {error}", err=True)
+    return {**(asdict(known) if known else {"stage": stage}), "waits": waits(run)}
+
+
+def _cells(far: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Stage, step, time left and attempt, each empty where it is not known."""
+    step, left = far.get("step"), far.get("seconds_left")
+    count = "" if step is None else f"{step}/{far.get('steps') or '?'}"
+    return far.get("stage", ""), count, "" if left is None else in_minutes(left), str(far.get("attempt", ""))
+
+
+def _in_words(far: Mapping[str, Any]) -> str:
+    """One line; empty where there is nothing to say beyond the stage."""
+    stage, count, left, attempt = _cells(far)
+    again = f"attempt {attempt}, since the one before ended: {far['because']}" if far.get("attempt", 1) > 1 else ""
+    parts = [f"step {count}" if count else "", f"{left} left" if left else "", again]
+    return f"{stage}: {', '.join(filter(None, parts))}" if any(parts) else ""
+
+
+def _created(run: Any) -> str:
+    return run.created_at.strftime("%Y-%m-%d %H:%M") if run.created_at else ""
 
 
 def _state(run: Any) -> str:

@@ -39,6 +39,11 @@ def spoken(event: Mapping[str, Any]) -> str:
     return "  ".join(filter(None, [describe_step(event.get("metrics", {})), event.get("note", "")]))
 
 
+def in_minutes(seconds: float) -> str:
+    """A duration, in seconds where it has less than 90 of them."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 class Lines:
     """One line per event, with the time left by the pace since the stage's first count."""
 
@@ -66,4 +71,4 @@ class Lines:
         if event["done"] <= at:
             return ""
         seconds = (event["time"] - began) / (event["done"] - at) * (event["total"] - event["done"])
-        return f"[{seconds / 60:.0f} min left]" if seconds >= 90 else f"[{seconds:.0f} s left]"
+        return f"[{in_minutes(seconds)} left]"
