@@ -16,7 +16,14 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from kfp_server_api import ApiClient, ApiException, V2beta1Pipeline, V2beta1RecurringRun, V2beta1Run
+from kfp_server_api import (
+    ApiClient,
+    ApiException,
+    PipelineUploadServiceApi,
+    V2beta1Pipeline,
+    V2beta1RecurringRun,
+    V2beta1Run,
+)
 
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.connection import Target, Unreachable, connect, spoken
@@ -57,7 +64,9 @@ class Cluster:
             if found := self._version(pipeline_id, package.version):
                 return found
             try:
-                return self.client.upload_pipeline_version(str(package.path), package.version, pipeline_id=pipeline_id)
+                tags = {"tags": json.dumps(package.tags)} if package.tags else {}
+                upload = PipelineUploadServiceApi(self.client.pipelines.api_client)  # kfp's own method takes no tags
+                return upload.upload_pipeline_version(str(package.path), name=package.version, pipelineid=pipeline_id, **tags)
             except ApiException as error:
                 if error.status == 409 and (found := self._version(pipeline_id, package.version)):
                     return found  # somebody else has uploaded the same file meanwhile

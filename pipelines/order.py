@@ -32,6 +32,7 @@ class Order:
             "experiment": self.experiment,
             "pipeline": self.package.name,
             "pipeline_version": self.package.version,
+            "tags": dict(self.package.tags),
             "name": self.name,
             "parameters": dict(self.parameters),
             "service_account": self.service_account,

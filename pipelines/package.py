@@ -6,13 +6,14 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
 from marble_core.estimate import resolve_batch_sizes
+from marble_core.runtime.environment import PIPELINE_VERSION
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.grammar import check_accelerator
 
@@ -100,12 +101,16 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Package:
-    """A compiled pipeline file. ``version`` is its pipeline's name and the beginning of the file's SHA-256: same file, same name."""
+    """A compiled pipeline file. ``version`` is its pipeline's name and the beginning of the file's SHA-256: same file, same name.
+
+    ``tags`` are the version's in Kubeflow, of 63 characters at most: which MARBLE compiled it, and the image that trains.
+    """
 
     path: Path
     name: str
     version: str
     parameters: Parameters
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Package:
@@ -128,4 +133,12 @@ class Package:
         except Exception:  # noqa: BLE001 - whatever a YAML, protobuf or KFP error says, it is no pipeline
             raise MarbleError(f"{path} is no compiled pipeline: make one by marble compile.") from None
         name = parameters.pipeline
-        return cls(path, name, f"{name}-{hashlib.sha256(content).hexdigest()[:12]}", parameters)
+        return cls(path, name, f"{name}-{hashlib.sha256(content).hexdigest()[:12]}", parameters, _tags(spec))
+
+
+def _tags(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Of a pipeline of this package; none of another."""
+    executors = spec.get("deploymentSpec", {}).get("executors", {})
+    container = executors.get("exec-train", {}).get("container", {})
+    compiled = {each["name"]: each.get("value", "") for each in container.get("env", ())}.get(PIPELINE_VERSION, "")
+    return {"marble.version": compiled[:63], "marble.image": container["image"].rpartition("/")[2][:63]} if compiled else {}

@@ -160,6 +160,10 @@ class StubKfp:
         spec, *platform = yaml.safe_load_all(body["uploadfile"])
         whole = {"pipeline_spec": spec, "platform_spec": platform[0]} if platform else spec
         new = {"pipeline_id": pipeline["pipeline_id"], "display_name": query["name"], "pipeline_spec": whole}
+        if "tags" in query:
+            new["tags"] = json.loads(query["tags"])
+            if any(len(text) > 63 for pair in new["tags"].items() for text in pair):
+                raise Refused(400, "Tag keys and values are limited to 63 characters")
         return self._add("versions", "pipeline_version_id", strict(new, "V2beta1PipelineVersion"), unique=True)
 
     def _check_reference(self, body: dict[str, Any]) -> None:

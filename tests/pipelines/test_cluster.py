@@ -12,6 +12,7 @@ import pytest
 
 from cluster_commands import TOKEN, Marble
 from commands import one_sentence
+from marble_core import __version__
 from marble_kubeflow.pipelines.marble import PACKAGE
 from stub_hub import serving
 from stub_kfp import API, Refused, StubKfp, strict
@@ -29,6 +30,8 @@ def test_a_submitted_run_is_what_was_ordered_and_the_same_file_is_uploaded_once(
     parameters = {"preset": "demo", "config": '["train.steps=7"]', "seed": "3", "gate_margin": "0.2", "run_id": "first"}
     assert first["runtime_config"]["parameters"] == parameters
     assert first["pipeline_version_reference"] == second["pipeline_version_reference"]
+    (version,) = server.tables["versions"].values()
+    assert version["tags"] == {"marble.version": __version__, "marble.image": f"marble-train:{__version__}"}
     assert "pipeline_spec" not in said
     (version,) = server.tables["versions"].values()
     assert re.fullmatch(r"marble-[0-9a-f]{12}", version["display_name"])
