@@ -5,6 +5,7 @@ begins, or Outage, MarbleError or RuntimeError, which it raises, or memory, of w
 answers nothing from then on; step 0 is before the work has imported anything. An attempt without an entry is left alone.
 """
 
+import gc
 import json
 import os
 import signal
@@ -25,14 +26,17 @@ def end(how: str, at: int) -> None:
 
 
 def lose_s3() -> None:
-    """What boto3 says where nothing listens."""
+    """From now on nothing listens where this process's clients send to."""
     from botocore.exceptions import EndpointConnectionError
-    from botocore.httpsession import URLLib3Session
 
-    def send(_: Any, request: Any) -> Any:
+    from marble_core.storage.s3 import S3
+
+    def refuse(request: Any, **_: Any) -> None:
         raise EndpointConnectionError(endpoint_url=request.url)
 
-    URLLib3Session.send = send
+    for each in gc.get_objects():
+        if isinstance(each, S3):
+            each._client.meta.events.register("before-send.s3", refuse)
 
 
 if "marble_core.stage_process" in sys.orig_argv:
