@@ -18,7 +18,7 @@ FOLDERS = config prompts algorithm evaluation tracking report cli storage checkp
 # Every processor runs tests, up to four; the tests of one file share their servers and stay together. ARGS="-n 0 --pdb" takes one.
 PARALLEL = -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help venv lock demo test test-elsewhere test-faults test-containers test-deep images bench explorer lint map sabotage mutants release
+.PHONY: help venv lock docs demo test test-elsewhere test-faults test-containers test-deep images bench explorer lint map sabotage mutants release
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -99,6 +99,9 @@ mutants: $(READY)  ## mutation testing of the core on a sample, goes on where it
 
 release: $(READY)  ## wheel, sdist and chart into dist/, with hashes and the images' digests; publishes nothing (REGISTRY=registry.example/team)
 	$(BIN)/python .ci/release.py --registry '$(REGISTRY)' --engine '$(or $(ENGINE),docker)'
+
+docs: $(READY)  ## the pages as a site in build/site; a link or an anchor that leads nowhere fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 map: $(READY)  ## the packages as they import each other: levels, boxes, arrows, circles
 	$(BIN)/python docs/map.py

@@ -4,7 +4,11 @@ import re
 
 from paths import ROOT
 
-PAGES = ("README.md", "docs/laptop.md", "docs/extending.md", "docs/prompts.md", "docs/logged_numbers.md")
+PAGES = (
+    *("README.md", "docs/index.md", "docs/laptop.md", "docs/extending.md", "docs/prompts.md", "docs/logged_numbers.md"),
+    *("docs/reading_a_report.md", "docs/troubleshooting.md", "docs/upgrading.md", "docs/api.md"),
+    *(f"docs/tasks/{page.name}" for page in sorted((ROOT / "docs/tasks").glob("*.md"))),
+)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -23,7 +23,7 @@ class LossConfig(Section):
     clip_range: float = Field(0.2, gt=0, lt=1)
     """Range of awm_clipped, as a share. [O]"""
     advantage_std: Literal["batch", "group"] = "batch"
-    """Standard deviation that an advantage is divided by: batch, as both releases do [N] [C]; group [P]."""
+    """Standard deviation that an advantage is divided by: batch, as both releases do [N], [C]; group [P]."""
     kl_beta: float = Field(1e-4, ge=0)
     """Weight of the KL to the base; 0: none. [N]"""
     kl_fraction: float = Field(0.125, gt=0, le=1)
