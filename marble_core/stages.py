@@ -38,6 +38,7 @@ from marble_core.runtime import progress
 from marble_core.runtime.again import Again, keep_at_it
 from marble_core.runtime.environment import PIPELINE_FORMAT
 from marble_core.runtime.files import atomic_directory
+from marble_core.tracking.notices import failures_noticed, notify_alarms, notify_outcome
 from marble_core.tracking.step_history import last_metrics, trained_steps
 from marble_core.training.rehearsal import begin, foretold, rehearses, tags_of, timed
 
@@ -62,6 +63,7 @@ class Wanted(NamedTuple):
     evaluation_gpus: str
 
 
+@failures_noticed("prepare")
 def prepare(
     preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None, name: str = ""
 ) -> Wanted:
@@ -91,8 +93,7 @@ def prepare(
         config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
         config = resolve_batch_sizes(config, cards := cards_of(config.measured))
         name, run_id = "" if run_id else name, check_run_id(run_id or new_run_id())
-        s3 = S3(config.storage.bucket)
-        answers = require_servers(config, s3, run_id)
+        answers = require_servers(config, s3 := S3(config.storage.bucket), run_id)
         config, beginning = plan_retraining(config, s3, run_id)
         full, config = config, rehearsed(config) if is_rehearsal(form or {}) else config
         check_beginning(config, s3, run_id)
@@ -123,6 +124,7 @@ def prepare(
     return Wanted(run_id, gpus if prompts and config.train.nodes == 1 else "0", evaluation_gpus if prompts else "0")
 
 
+@failures_noticed("train")
 def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics.
 
@@ -157,6 +159,7 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
     return last_metrics(out)
 
 
+@failures_noticed("evaluate")
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
     """Compare base, champion and trained model on the held-out prompts, and decide; ``report`` becomes the HTML page.
 
@@ -207,6 +210,7 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     housekeeping("the hint for retention", lambda: own.record_gain(step, gain))
     metrics = _measured(out)
     tracker.log_metrics(metrics, step)
+    notify_alarms(run_id, step, evaluation.alarms, links.get("Run in MLflow", ""))
     for path in (*pages, out / EVALUATION, out / DECISION_FILE):
         tracker.log_artifact(path)
     for path in shown_files(out / IMAGES):
@@ -234,6 +238,7 @@ def _evaluate_nothing(prepared: Path, out: Path, report: Path, said: str) -> Non
     write_page(report, "Nothing was trained, so there is nothing to compare.", [said], {"Run": run_id})
 
 
+@failures_noticed("register")
 def register(prepared: Path, adapter: Path, evaluation: Path, page: Path) -> Outcome:
     """Do what evaluate decided: make the adapter the next version of the model, or record why not. ``page`` becomes its HTML page."""
     with _stage("register") as result:
@@ -265,10 +270,10 @@ def register(prepared: Path, adapter: Path, evaluation: Path, page: Path) -> Out
             outcome = Outcome(run_id, config.registry.model, decision, numbers, version, alias, notes, links)
             outcome.write_page(page)
             tracker.log_artifact(page)
+        notify_outcome(outcome)
         result |= {"model": config.registry.model, "version": version, "alias": alias, "promoted": decision.promote}
         result |= {"verdict": decision.verdict, "reasons": [*decision.reasons, *notes], "foretold": told}
-        progress.emit("register", note=outcome.sentence)
-        for note in notes:
+        for note in (outcome.sentence, *notes):
             progress.emit("register", note=note)
     return outcome
 

@@ -18,7 +18,7 @@ from marble_core.config.kubernetes import LabelKey, LabelValue, Name, Quantity, 
 from marble_core.config.loading import merged
 from marble_core.config.section import Section
 from marble_core.config.strict_yaml import read_yaml
-from marble_core.runtime.environment import CA
+from marble_core.runtime.environment import CA, WEBHOOK
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.image_names import reference
 
@@ -140,6 +140,7 @@ SECRETS = (
     ),
     Source(name="marble-hub", keys=("HF_TOKEN",), stages=MODELS),
     Source(name="marble-rewards", keys=("OPENAI_API_KEY",), stages=("train", "evaluate")),
+    Source(name="marble-notices", keys=("MARBLE_WEBHOOK",), stages=STAGES),
 )
 CONFIG_MAPS = (
     Source(
@@ -186,7 +187,7 @@ class Settings(Section):
             names = [key for source in (*self.secrets, *self.config_maps) if stage in source.stages for key in source.keys]
             ours = OURS + (CERTIFICATES if self.authority else ())
             for name in names:
-                if name.startswith("MARBLE_") or name in ours:
+                if (name.startswith("MARBLE_") and name != WEBHOOK) or name in ours:
                     raise ValueError(
                         f"the pods of {stage} have {name} from MARBLE itself: take it out of secrets and config_maps"
                     )

@@ -15,3 +15,4 @@ ATTEMPT = "MARBLE_ATTEMPT"  # of the work: which attempt it is, and why the one 
 FAILURE = "MARBLE_FAILURE"  # the file in which the work says why it ends
 CA = "MARBLE_CA"  # a file of private roots (PEM), trusted beside the public ones by all clients: runtime/certificates.py
 IMAGE = "MARBLE_IMAGE"  # a stage's image with its digest
+WEBHOOK = "MARBLE_WEBHOOK"  # the address that notices go to, a secret: tracking/notices.py

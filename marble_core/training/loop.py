@@ -188,11 +188,13 @@ def _on_the_device(learner: Learner) -> str:
     return f"{model.device} holds, in GB: {', '.join(f'{name} {size / 1e9:.2f}' for name, size in sizes.items())}"
 
 
-def _show_look(tracker: Tracker, step: int, found: Look | str) -> None:
+def _show_look(tracker: Tracker, config: RunConfig, run_id: str, step: int, found: Look | str) -> None:
     from marble_core.runtime import progress
+    from marble_core.tracking.notices import notify_alarms
 
     if isinstance(found, Look):
         tracker.log_metrics(found.metrics(), step)
+        notify_alarms(run_id, step, found.alarms, tracker.links(config.registry.model).get("Run in MLflow", ""))
     progress.emit("train", note=f"step {step}, {found}")
 
 
@@ -229,7 +231,7 @@ def _tracked_training(
             note = f"{'SKIPPED: ' if done.skipped else ''}{'; '.join(done.notes)}"
             progress.emit("train", done.step, config.train.steps, note, done.metrics)
 
-        watch = Watch(config, watched, checkpoints.local.parent / WATCH, partial(_show_look, tracker))
+        watch = Watch(config, watched, checkpoints.local.parent / WATCH, partial(_show_look, tracker, config, run_id))
         train(learner, prompts, checkpoints, report, watch, begun=lambda: samples.show(learner))
         _require_ours(checkpoints)
         if learner.step < config.train.steps:
