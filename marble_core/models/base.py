@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from marble_core.config.schema import ModelConfig
 from marble_core.models.sampling import finite
@@ -114,10 +115,13 @@ class DiffusersModel:
         left_out = {}
         if config.t5 == "none" and self.t5:
             left_out = {self.t5: None, self.t5.replace("text_encoder", "tokenizer"): None}
-        with _quiet():
-            pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
-                source, torch_dtype={"default": self.dtype, "vae": torch.float32}, use_safetensors=True, **left_out
-            )
+        try:
+            with _quiet():
+                pipeline = getattr(diffusers, self.pipeline_class).from_pretrained(
+                    source, torch_dtype={"default": self.dtype, "vae": torch.float32}, use_safetensors=True, **left_out
+                )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise MarbleError(f"The base model {config.path} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -10,7 +10,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.preflight.answers import Answer, ask
 from marble_core.tracking import probe
 
-LARGEST = 64_000_000  # bytes: what limits a body, an ingress, stands far below
+LARGEST = 512_000_000  # bytes: above the adapters of all presets, so that a limit on bodies shows before the training
 
 
 def ask_mlflow(config: RunConfig, adapter_bytes: int, run_id: str = "") -> list[Answer]:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,12 +22,12 @@ from typing import Any
 
 from marble_core.config.imports import import_class
 from marble_core.config.schema import ModelConfig, RunConfig
-from marble_core.rewards.registry import SCORERS, check_call
+from marble_core.rewards.geneval.vocabulary import PLUGINS
+from marble_core.rewards.registry import SCORER, SCORERS, check_call, require_members
 from marble_core.types import MarbleError
 
 LIMIT = 120.0  # seconds; importing torch alone takes some
 _OURS = "marble_core."
-_SCORER = ("applies", "score", "self_check")
 _BALANCER = ("needs_gram", "weigh", "between", "state", "load_state")
 _CHILD = "import sys; from marble_core.rewards.own_classes import look; look(*sys.argv[1:])"
 
@@ -48,12 +48,12 @@ def named_by(config: RunConfig) -> list[Named]:
     for reward in config.measured:
         what = f"The reward {reward.name!r}"
         if reward.scorer:
-            found.append(Named(reward.scorer, what, reward.options, _SCORER))
+            found.append(Named(reward.scorer, what, reward.options, SCORER))
         if (reward.scorer or SCORERS.get(reward.name)) == SCORERS["geneval"]:
-            for key in ("detector", "colors"):
+            for key, member in PLUGINS.items():
                 options = reward.options.get(f"{key}_options") or {}
                 if isinstance(path := reward.options.get(key), str) and isinstance(options, dict):
-                    found.append(Named(path, f"The {key} of {what[0].lower()}{what[1:]}", options))
+                    found.append(Named(path, f"The {key} of {what[0].lower()}{what[1:]}", options, (member,)))
     if config.balance.is_own:
         found.append(Named(config.balance.method, "balance.method", None, _BALANCER))
     if config.model.family != ModelConfig().family:
@@ -137,8 +137,7 @@ def _found(one: Named) -> dict[str, str]:
         cls = import_class(one.path, one.what)
         if one.options is not None:
             check_call(cls, one.options, one.what)
-        if lacking := next(_lacking(cls, one.members), None):
-            return {"error": f"{one.what}: {one.path!r} is no class of its kind, it lacks {lacking!r}."}
+        require_members(cls, one.members, one.what)
     except MarbleError as error:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name:
@@ -147,12 +146,3 @@ def _found(one: Named) -> dict[str, str]:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's module
         return {"error": f"{one.what}: importing {one.path!r} failed: {type(error).__name__}: {error}."}
     return {}
-
-
-def _lacking(cls: type, members: Sequence[str]) -> Iterator[str]:
-    """Members that neither the class has nor, as far as can be seen, a constructor sets."""
-    if hasattr(cls, "__getattr__"):
-        return
-    constructors = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
-    set_there = {name for one in constructors if hasattr(one, "__code__") for name in one.__code__.co_names}
-    yield from (member for member in members if not hasattr(cls, member) and member not in set_there)

@@ -24,6 +24,7 @@ from marble_core.types import MarbleError, Prompt, Scorer
 if TYPE_CHECKING:
     from marble_core.runtime.offload import Offloaded
 
+SCORER = ("applies", "score", "self_check")  # what a class must have to be one
 SCORERS = {
     "clipscore": "marble_core.rewards.clipscore:ClipScore",
     "pickscore": "marble_core.rewards.pickscore:PickScore",
@@ -50,10 +51,24 @@ def load_scorers(rewards: Sequence[RewardConfig], offload: bool = False) -> tupl
     return tuple(_load(reward, offload) for reward in rewards)
 
 
-def construct(cls: type, options: Mapping[str, Any], what: str) -> Any:
-    """``cls(**options)``; options that it does not take, or lacks, are answered by one sentence."""
+def construct(cls: type, options: Mapping[str, Any], what: str, members: Sequence[str] = ()) -> Any:
+    """``cls(**options)``, if it is a class with these members: whatever else a configuration names is not called. Options that it
+    does not take, or lacks, are answered by one sentence too."""
     check_call(cls, options, what)
+    require_members(cls, members, what)
     return cls(**options)
+
+
+def require_members(cls: type, members: Sequence[str], what: str) -> None:
+    """Raises MarbleError for a member that neither the class has nor, as far as can be seen, a constructor sets."""
+    if hasattr(cls, "__getattr__"):
+        return
+    constructors = [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]
+    set_there = {name for one in constructors if hasattr(one, "__code__") for name in one.__code__.co_names}
+    for member in members:
+        if not hasattr(cls, member) and member not in set_there:
+            path = f"{cls.__module__}:{cls.__qualname__}"
+            raise MarbleError(f"{what}: {path!r} is no class of its kind, it lacks {member!r}.")
 
 
 def check_call(cls: type, options: Mapping[str, Any], what: str) -> None:
@@ -111,7 +126,7 @@ def _path(reward: RewardConfig) -> str:
 
 def _load(reward: RewardConfig, offload: bool) -> Scorer:
     what, path = f"The reward {reward.name!r}", _path(reward)
-    scorer = construct(import_class(path, what), reward.options, what)
+    scorer = construct(import_class(path, what), reward.options, what, SCORER)
     for member in ("applies", "score", "self_check", "value_range"):
         if not hasattr(scorer, member):
             raise MarbleError(f"{what}: {path!r} is no scorer, it lacks {member!r}.")

@@ -35,12 +35,18 @@ class Remote(Protocol):
         """Bring it, or what has changed of it, and return its place. Raises MarbleError."""
 
 
-def refuse_pickled(uri: str, names: Iterable[str]) -> None:
-    """``names`` are the files of a diffusers pipeline, relative to it. Raises MarbleError where weights lie there pickled only:
-    reading those may run code, and diffusers would try."""
+def refuse_code(uri: str, names: Iterable[str]) -> None:
+    """``names`` are the files of a diffusers pipeline, relative to it. Raises MarbleError where it brings code of its own, and where
+    weights lie there pickled only, since reading those may run code."""
+    paths = sorted(PurePath(name) for name in names)
+    if code := [path.as_posix() for path in paths if path.suffix == ".py"]:
+        raise MarbleError(
+            f"The base model {uri} brings code of its own ({code[0]}), which is not run: give one of diffusers' own classes, or name "
+            "a class for it in model.family, see docs/extending.md."
+        )
     suffixes: dict[str, set[str]] = {}
-    for part, name in ((PurePath(name).parent, PurePath(name)) for name in names):
-        suffixes.setdefault(str(part), set()).add(name.suffix)
+    for path in paths:
+        suffixes.setdefault(str(path.parent), set()).add(path.suffix)
     if pickled := [part for part, own in sorted(suffixes.items()) if ".safetensors" not in own and own & _PICKLED]:
         raise MarbleError(
             f"The base model {uri} has the weights of {', '.join(pickled)} pickled only, which may run code and are not read: "

@@ -17,7 +17,7 @@ import huggingface_hub as hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from marble_core.storage.artifacts import Part, refuse_pickled
+from marble_core.storage.artifacts import Part, refuse_code
 from marble_core.types import MarbleError
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class HubRepository:
         if not wanted:
             raise MarbleError(f"The repository {self.name!r} of the hub holds no {self.part}: check its name.")
         if self.part == Part.PIPELINE:
-            refuse_pickled(self.name, wanted)
+            refuse_code(self.name, wanted)
         return None
 
     def fetch(self) -> Path:

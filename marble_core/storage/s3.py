@@ -170,6 +170,13 @@ class S3:
         with self._sentences("deleted", key):
             self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
 
+    def clear(self, key: str) -> None:
+        """A JSON object that counts no more: deleted, or ``{}`` where the keys may not delete."""
+        try:
+            self.delete(key)
+        except Refused:
+            self.put_json(key, {})
+
     def keys(self, prefix: str) -> Iterator[str]:
         """The keys of all objects below a prefix, in order."""
         for page in self._pages(Prefix=_join(prefix)):

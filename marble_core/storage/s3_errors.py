@@ -44,6 +44,11 @@ def sentence(error: Exception, endpoint: str, place: str, bucket: str, done: str
     code, reason = code_of(error), " ".join(str(error).split()).rstrip(".")[:_REASON]
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return Refused(f"There are no S3 credentials for {endpoint}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    if code == "SecondLevelDomainForbidden" or "virtual hosted" in reason:
+        return Refused(
+            f"{endpoint} wants the bucket in the host's name ({reason}): name a file in AWS_CONFIG_FILE in which s3 has "
+            "addressing_style = virtual, see docs/storage.md."
+        )
     if code == "AccessDenied" or (code == "403" and key):
         return Refused(
             f"{endpoint} refuses the keys for the S3 bucket {bucket!r}: {place} may not be {done} ({code}); they need "

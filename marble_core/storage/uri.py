@@ -18,7 +18,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from marble_core.storage.artifacts import Part, Remote, refuse_pickled
+from marble_core.storage.artifacts import Part, Remote, refuse_code
 from marble_core.types import MarbleError
 
 DEMO = "demo://"
@@ -70,7 +70,7 @@ def check_access(uri: str, part: Part = Part.MODEL, revision: str | None = None)
 def require_pipeline(directory: Path, uri: str) -> None:
     if not (directory / "model_index.json").is_file():
         raise MarbleError(f"The base model {uri} has no model_index.json; give a directory that diffusers saved.")
-    refuse_pickled(uri, (str(file.relative_to(directory)) for file in directory.glob("*/*")))
+    refuse_code(uri, (str(file.relative_to(directory)) for pattern in ("*.py", "*/*") for file in directory.glob(pattern)))
 
 
 def portable(uri: str) -> str:

@@ -51,7 +51,7 @@ def beating(s3: S3, place: str) -> Iterator[None]:
 
 def forget_silence(s3: S3, place: str) -> None:
     """Before a job is made anew: its processes are to train."""
-    s3.delete(_mark(place))
+    s3.clear(_mark(place))
 
 
 class Listener:
@@ -62,7 +62,7 @@ class Listener:
 
     def ended_before(self) -> bool:
         """Whether another process has ended already because nobody watches."""
-        return self._s3.exists(_mark(self._place))
+        return bool(self._s3.get_json(_mark(self._place)))
 
     def listen(self, first: bool) -> None:
         """From now on SIGTERM comes to this process when nobody watches, and its end if it does not heed that. ``first`` saves."""

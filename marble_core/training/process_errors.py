@@ -38,6 +38,12 @@ def first_error(s3: S3, place: str) -> MarbleError | None:
     return _first([s3.get_json(key) for key in s3.keys(f"{place}/errors")])
 
 
+def forget_errors(s3: S3, place: str) -> None:
+    """Before a job is made anew."""
+    for key in s3.keys(f"{place}/errors"):
+        s3.clear(key)
+
+
 def first_error_here(out: Path) -> MarbleError | None:
     """The same of processes of this machine."""
     file = out.parent / ERRORS
@@ -46,7 +52,7 @@ def first_error_here(out: Path) -> MarbleError | None:
 
 def _first(said: list[Any]) -> MarbleError | None:
     """A refusal, where there is one: that a process stopped for another's sake is no news."""
-    said = [each for each in said if each["error"]]
+    said = [each for each in said if each.get("error")]
     refusals = [each for each in said if not each.get("passes")]
     if not said:
         return None

@@ -27,7 +27,7 @@ from marble_core.runtime.environment import IMAGE, KFP_RUN, KUBEFLOW_PAGE, NODES
 from marble_core.runtime.progress import emit
 from marble_core.storage.s3 import S3
 from marble_core.training.heartbeat import beating, forget_silence
-from marble_core.training.process_errors import first_error
+from marble_core.training.process_errors import first_error, forget_errors
 from marble_core.training.trainer_api import CONTAINER, RUNTIME, Log, answer, client, first_log, last_event, sentences
 from marble_core.types import MarbleError, Outage
 
@@ -57,8 +57,7 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
     pods = json.loads(os.environ[NODES])
     s3, name = S3(config.storage.bucket), _name_of(run_id, prepared)
     place = f"runs/{run_id}/nodes/{name}"
-    for key in s3.keys(f"{place}/errors"):
-        s3.delete(key)
+    forget_errors(s3, place)
     for file in SHARED:
         s3.upload_file(prepared / file, f"{place}/prepared/{file}")
     job = TrainJob(name)

@@ -8,10 +8,11 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from marble_core.config.loading import load_config
+from marble_core.config.loading import load_config, presets
 from marble_core.config.schema import RunConfig
+from marble_core.estimate import sizes_of
 from marble_core.preflight.answers import require
-from marble_core.preflight.models import ask_mlflow
+from marble_core.preflight.models import LARGEST, ask_mlflow
 from marble_core.preflight.servers import ask_named
 from marble_core.types import MarbleError
 from peculiar_s3 import Answer, Request, before
@@ -110,3 +111,10 @@ def test_a_deleted_experiment_says_how_it_comes_back(config: RunConfig) -> None:
     client.delete_experiment(made)
     with pytest.raises(MarbleError, match=rf"was deleted in MLflow: restore it \(mlflow experiments restore -x {made}\)"):
         require(ask_mlflow(config, 1000))
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_the_model_that_is_logged_beforehand_is_as_large_as_the_adapter_will_be(preset: str) -> None:
+    config = load_config(preset)
+    sizes = sizes_of(config.model)
+    assert sizes and 4 * sizes.lora(config.lora.rank) <= LARGEST

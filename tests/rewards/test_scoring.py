@@ -208,13 +208,24 @@ def test_the_demos_rewards_prefer_the_right_whole_picture():
         ({"name": "mine", "scorer": "no_such_package.mod:Mine"}, "cannot be imported"),
         ({"name": "mine", "scorer": "marble_core.types:Nothing"}, "has no class 'Nothing'"),
         ({"name": "mine", "scorer": "marble_core.types:PromptBatch"}, "needs the option 'prompts'"),
-        ({"name": "mine", "scorer": SHAPES_DETECTOR}, "is no scorer, it lacks 'applies'"),
+        ({"name": "mine", "scorer": SHAPES_DETECTOR}, "is no class of its kind, it lacks 'applies'"),
         ({"name": "clipscore", "options": {"checkpoint": "/no/such"}}, "'/no/such' does not exist"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_answered_by_one_sentence(reward, sentence):
     with pytest.raises(MarbleError, match=sentence):
         load_scorers([RewardConfig(**reward)])
+
+
+@pytest.mark.parametrize("field", ["scorer", "detector", "colors"])
+def test_what_is_no_class_of_its_kind_is_refused_before_it_is_called(field, tmp_path):
+    """subprocess.Popen is a class, and to call it is to run a program."""
+    path, options = "subprocess:Popen", {"args": ["touch", str(tmp_path / "ran")]}
+    plugin = {"detector": SHAPES_DETECTOR, field: path, f"{field}_options": options}
+    mine = {"name": "mine", "scorer": path, "options": options}
+    with pytest.raises(MarbleError, match="'subprocess:Popen' is no class of its kind, it lacks"):
+        load_scorers([RewardConfig(**(mine if field == "scorer" else {"name": "geneval", "options": plugin}))])
+    assert not (tmp_path / "ran").exists()
 
 
 class Plugin(Reward):

@@ -65,3 +65,10 @@ def test_weights_of_a_base_model_that_are_pickled_only_are_refused_and_not_read(
     with pytest.raises(MarbleError, match="has the weights of transformer pickled only"):
         check_access(str(tmp_path / "sd3"), Part.PIPELINE)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("file", ["pipeline.py", "transformer/mine.py"])
+def test_a_base_model_with_code_of_its_own_is_refused(tmp_path, file):
+    write_files(tmp_path / "sd3", "model_index.json", "transformer/diffusion_pytorch_model.safetensors", file)
+    with pytest.raises(MarbleError, match="brings code of its own"):
+        check_access(str(tmp_path / "sd3"), Part.PIPELINE)

@@ -10,12 +10,16 @@ import pytest
 
 from marble_core.storage.s3 import S3
 from marble_core.training import heartbeat
+from marble_core.training.process_errors import first_error, forget_errors
+from peculiar_s3 import no_delete, peculiar
 from waiting import eventually
 
 LISTENS = """
 import signal, sys
 from marble_core.storage.s3 import S3
 from marble_core.training import heartbeat
+from marble_core.training.process_errors import first_error, forget_errors
+from peculiar_s3 import no_delete, peculiar
 heartbeat.PATIENCE, heartbeat.LOOK = 1.5, 0.1
 
 def ends(*_):
@@ -58,3 +62,17 @@ def test_a_process_goes_on_while_its_watcher_lives_and_saves_and_ends_once_it_is
     assert heartbeat.Listener(bucket, "place").ended_before(), "a container that is started again in place ends at once"
     heartbeat.forget_silence(bucket, "place")
     assert not heartbeat.Listener(bucket, "place").ended_before()
+
+
+def test_keys_that_may_not_delete_clear_the_mark_of_silence_and_the_errors_of_the_job_before(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with peculiar(services, no_delete) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        ours = S3(bucket.bucket)
+        for key in ("place/unwatched.json", "place/errors/0.json"):
+            ours.put_json(key, {"time": 1.0, "error": "of before"})
+        assert heartbeat.Listener(ours, "place").ended_before() and first_error(ours, "place") is not None
+        heartbeat.forget_silence(ours, "place")
+        forget_errors(ours, "place")
+        assert not heartbeat.Listener(ours, "place").ended_before() and first_error(ours, "place") is None

@@ -17,7 +17,7 @@ from marble_core.prompts.metadata import excluded, included
 from marble_core.rewards.geneval.boxes import Box, iou, relations
 from marble_core.rewards.geneval.card import CARD
 from marble_core.rewards.geneval.sharing import Found, Handed, Objects, Wishes, each_alone, shared_out, totals
-from marble_core.rewards.geneval.vocabulary import CLIP_COLORS, MASK2FORMER
+from marble_core.rewards.geneval.vocabulary import CLIP_COLORS, MASK2FORMER, PLUGINS
 from marble_core.rewards.geneval.wishes import MAX_OBJECTS, unknown_name
 from marble_core.rewards.registry import construct
 from marble_core.types import MarbleError, Prompt
@@ -273,4 +273,4 @@ class GenEval:
 
 def _plugin(path: str, options: Mapping[str, Any] | None, field: str) -> Any:
     what = f"The {field} of the reward 'geneval'"
-    return construct(import_class(path, what), dict(options or {}), what)
+    return construct(import_class(path, what), dict(options or {}), what, [PLUGINS[field]])

@@ -19,6 +19,7 @@ MASK2FORMER, CLIP_COLORS = (
     "marble_core.rewards.geneval.mask2former:Mask2Former",
     "marble_core.rewards.geneval.colors:ClipColors",
 )
+PLUGINS = {"detector": "detect", "colors": "colors"}  # options that name a class, and what it must have
 COPIES = ("tuple", "list", "set", "frozenset", "sorted")  # calls that keep the strings
 
 
