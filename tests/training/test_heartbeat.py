@@ -18,8 +18,6 @@ LISTENS = """
 import signal, sys
 from marble_core.storage.s3 import S3
 from marble_core.training import heartbeat
-from marble_core.training.process_errors import first_error, forget_errors
-from peculiar_s3 import no_delete, peculiar
 heartbeat.PATIENCE, heartbeat.LOOK = 1.5, 0.1
 
 def ends(*_):
