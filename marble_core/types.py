@@ -173,9 +173,9 @@ class Rollout:
     first: int = 0
     base: Rollout | None = None
 
-    def conditioning_of(self, index_B: np.ndarray) -> Conditioning:
-        """Of these of the step's images, which are held here."""
-        return self.conditioning[self.batch.prompt_N[index_B] - self.batch.prompt_N[self.first]]
+    def rows_of(self, index_B: np.ndarray) -> np.ndarray:
+        """Rows of ``conditioning`` of these of the step's images, which are held here."""
+        return self.batch.prompt_N[index_B] - self.batch.prompt_N[self.first]
 
     @property
     def index_N(self) -> np.ndarray:

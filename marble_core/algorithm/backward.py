@@ -16,6 +16,7 @@ from marble_core.config.loss import LossConfig
 from marble_core.models.policy import Policy
 from marble_core.runtime import distributed
 from marble_core.runtime.seeding import derive, noise
+from marble_core.runtime.transfer import to_device
 from marble_core.types import Conditioning, Rollout
 
 
@@ -206,15 +207,20 @@ def _micro_batches(rollout: Rollout, config: LossConfig, share: float = 1.0) -> 
         images_B = np.intersect1d(np.arange(starts[s], min(starts[s] + config.micro_batch, N)), rollout.index_N)
         if not len(images_B):
             continue
-        x0, t_B = rollout.x0_NCHW[images_B - rollout.first], t_NT[images_B, j].to(rollout.x0_NCHW.device)
-        eps = noise([derive(seed, "eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:])).to(x0.device)
+        device, rows_B = rollout.x0_NCHW.device, torch.as_tensor(images_B - rollout.first)
+        x0, t_B = rollout.x0_NCHW[to_device(rows_B, device)], to_device(t_NT[images_B, j], device)
+        eps = to_device(noise([derive(seed, "eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:])), device)
         scale = 1 / taken if n in carriers else 0.0  # N T / taken, over N T
         base = None
         if scale and rollout.base:
-            x0_base = rollout.base.x0_NCHW[images_B - rollout.first]
-            own = noise([derive(seed, "base eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:])).to(x0.device)
-            base = noisy(x0_base, own, t_B), rollout.base.conditioning_of(images_B)
-        yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, rollout.conditioning_of(images_B), scale, base)
+            x0_base = rollout.base.x0_NCHW[to_device(rows_B, device)]
+            own = noise([derive(seed, "base eps", step, i, j) for i in images_B.tolist()], tuple(x0.shape[1:]))
+            base = noisy(x0_base, to_device(own, device), t_B), _conditioning(rollout.base, images_B)
+        yield _MicroBatch(images_B, x0, noisy(x0, eps, t_B), t_B, _conditioning(rollout, images_B), scale, base)
+
+
+def _conditioning(rollout: Rollout, images_B: np.ndarray) -> Conditioning:
+    return rollout.conditioning[to_device(torch.as_tensor(rollout.rows_of(images_B)), rollout.x0_NCHW.device)]
 
 
 def _training_times(t_S: torch.Tensor, config: LossConfig, seed: int, step: int, image: int) -> torch.Tensor:
@@ -249,4 +255,4 @@ def _choice(size: int, count: int, seed: int) -> torch.Tensor:
 
 
 def _times(weight_B: torch.Tensor, q_BCHW: torch.Tensor) -> torch.Tensor:
-    return weight_B.to(q_BCHW)[:, None, None, None] * q_BCHW
+    return to_device(weight_B.to(q_BCHW.dtype), q_BCHW.device)[:, None, None, None] * q_BCHW

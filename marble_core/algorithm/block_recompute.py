@@ -8,7 +8,7 @@ through it, free it, go on with the block before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class _Call:
     wanted: tuple[int, ...]  # positions of the arguments that a gradient goes on from
     origins: tuple[int, ...]  # which output of the call before each of them is; empty for the first call
     outputs: Tensors
-    autocast: tuple[bool, torch.dtype]
+    autocast: torch.dtype | None  # of a family that uses it
 
 
 class Tape:
@@ -53,7 +53,8 @@ class Tape:
         with torch.no_grad():
             result = block(*args)
         outputs = [None if o is None else o.detach().requires_grad_() for o in _as_tuple(result)]
-        autocast = (torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device))
+        on = torch.amp.is_autocast_available(self.device) and torch.is_autocast_enabled(self.device)
+        autocast = torch.get_autocast_dtype(self.device) if on else None
         self.calls.append(_Call(block, args, wanted, origins, outputs, autocast))
         return tuple(outputs) if isinstance(result, tuple) else outputs[0]
 
@@ -70,8 +71,7 @@ class Tape:
                 a.detach().requires_grad_(i in call.wanted) if isinstance(a, torch.Tensor) else a
                 for i, a in enumerate(call.args)
             ]
-            enabled, dtype = call.autocast
-            with torch.enable_grad(), torch.autocast(self.device, dtype, enabled=enabled):
+            with torch.enable_grad(), torch.autocast(self.device, call.autocast) if call.autocast else nullcontext():
                 outputs = _as_tuple(call.block(*args))
             for n, (_, context) in enumerate(passes):
                 with context:

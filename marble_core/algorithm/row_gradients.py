@@ -23,6 +23,8 @@ import torch
 from torch.nn import functional as F
 
 from marble_core.algorithm.block_recompute import Tape
+from marble_core.models.adapters import added
+from marble_core.runtime.transfer import to_device
 
 SMALLEST_SCALE = 2.0**-60
 
@@ -37,13 +39,16 @@ class Pass:
 
     q_BCHW: torch.Tensor
     weights_JB: torch.Tensor
-    scale: float = field(init=False)
+    scale: torch.Tensor = field(init=False)  # (), on the device: nobody waits for it
     collected: set[str] = field(default_factory=set)  # layers that have added their share
-    overflowed: bool = False
+    finite: dict[str, torch.Tensor] = field(default_factory=dict)  # by layer, of float16: whether what it saw was finite
+    _placed_JB: dict[float, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        largest = float(self.q_BCHW.abs().max())
-        self.scale = 2.0 ** -math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
+        largest = self.q_BCHW.abs().max()
+        usable = (largest > 0) & torch.isfinite(largest)
+        exponent = torch.frexp(torch.where(usable, largest, 0.5)).exponent  # of 0.5 it is 0
+        self.scale = torch.ldexp(torch.ones_like(largest), -exponent.clamp(-100, 100))
 
     @property
     def is_finite(self) -> bool:
@@ -53,9 +58,28 @@ class Pass:
     def cotangent(self) -> torch.Tensor:
         return self.q_BCHW * self.scale
 
+    def weights_on(self, total: torch.Tensor, factor: float) -> torch.Tensor:
+        """Beside the accumulators, times ``factor`` and with the scale undone: a copy to the device a pass, not one a layer."""
+        if not self._placed_JB:
+            self._placed_JB[1.0] = to_device(self.weights_JB.to(total.dtype), total.device) / self.scale
+        if factor not in self._placed_JB:
+            self._placed_JB[factor] = factor * self._placed_JB[1.0]
+        return self._placed_JB[factor]
+
+    def overflowed(self) -> bool:
+        """After the pass: whether layers saw what is not finite, which have not added their share. Looked at once for all layers."""
+        if not self.finite:
+            return False
+        flags = torch.stack(list(self.finite.values())).tolist()
+        bad = {name for name, fine in zip(self.finite, flags, strict=True) if not fine}
+        self.collected -= bad
+        self.finite.clear()
+        return bool(bad)
+
     def again(self) -> Pass:
         """The same pass for the layers that overflowed, at half the scale."""
-        self.scale, self.overflowed = self.scale / 2, False
+        self.scale = self.scale / 2
+        self._placed_JB.clear()
         return self
 
 
@@ -93,12 +117,13 @@ class RowGradients:
         """Within it, forwards with gradients through the layers prepare them for ``backward``."""
         for name, layer in self.layers.items():
             layer.forward = partial(_forward, layer, self, name)  # type: ignore[method-assign]
+            layer.added_to = partial(_added_to, layer, self, name)  # type: ignore[assignment]
         try:
             with self._tape.recording() if self._tape else nullcontext():
                 yield
         finally:
             for layer in self.layers.values():
-                del layer.forward
+                del layer.forward, layer.added_to
 
     def backward(self, v_BCHW: torch.Tensor, passes: Sequence[Pass]) -> None:
         """Add sum_b weights[j, b] times image b's vector-Jacobian product with q to every row j, for each pass. To be called within ``capturing``, once a forward.
@@ -113,7 +138,7 @@ class RowGradients:
                 for one in passes:
                     with self._collecting(one):
                         torch.autograd.grad(v_BCHW, self.grad_anchor, one.cotangent, retain_graph=True, allow_unused=True)
-            failed = [one for one in passes if one.overflowed]
+            failed = [one for one in passes if one.overflowed()]
             passes = [one.again() for one in failed if one.scale > SMALLEST_SCALE and one.is_finite]
             if len(passes) < len(failed):  # no scale helps: what is not a number must show, or the step would not be skipped
                 for total in self.sums.values():
@@ -124,17 +149,17 @@ class RowGradients:
     def _collecting(self, one: Pass) -> _Collecting:
         return _Collecting(self, one)
 
-    def _collect(self, name: str, x: torch.Tensor, d: torch.Tensor) -> None:
+    def _collect(self, name: str, x: torch.Tensor, d: torch.Tensor, factor: float = 1.0) -> None:
         assert self._pass is not None
         if name in self._pass.collected:
             return
-        if d.dtype == torch.float16 and not torch.isfinite(d).all():
-            self._pass.overflowed = True
-            return
+        if d.dtype == torch.float16:
+            self._pass.finite[name] = torch.isfinite(d).all()
+            d = torch.where(self._pass.finite[name], d, 0.0)
         images, total = len(x), self.sums[name]
-        x, d = (a.reshape(images, -1, a.shape[-1]).to(total.dtype) for a in (x, d))
-        weights_JB = self._pass.weights_JB.to(total) / self._pass.scale
-        total.view(self.rows, -1).addmm_(weights_JB, torch.bmm(d.mT, x).view(images, -1))
+        x, d = (a.reshape(images, -1, a.shape[-1]) for a in (x, d))
+        each = _products(d.mT, x, total.dtype).view(images, -1)
+        total.view(self.rows, -1).addmm_(self._pass.weights_on(total, factor), each)
         self._pass.collected.add(name)
 
     def gram(self) -> np.ndarray:
@@ -173,6 +198,30 @@ class _CapturingLinear(torch.autograd.Function):
         return (d @ weight.to(d.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None, None, None, None, None
 
 
+class _CapturingSum(torch.autograd.Function):
+    """The same for a linear layer whose output is added to another one's, times a factor."""
+
+    @staticmethod
+    def forward(ctx, h, result, grad_anchor, weight, factor, rows, name):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(h, weight)
+        ctx.rows, ctx.name, ctx.factor = rows, name, factor
+        return added(weight, h, result, factor)
+
+    @staticmethod
+    def backward(ctx, d):  # type: ignore[no-untyped-def]
+        h, weight = ctx.saved_tensors
+        ctx.rows._collect(ctx.name, h, d, ctx.factor)
+        d_h = ctx.factor * (d @ weight.to(d.dtype)).to(h.dtype) if ctx.needs_input_grad[0] else None
+        return d_h, d if ctx.needs_input_grad[1] else None, None, None, None, None, None
+
+
+def _products(a: torch.Tensor, b: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """a b image by image, summed in ``wide``. A product of two narrow numbers is exact in float32, so on a GPU they need no cast."""
+    if a.dtype == b.dtype != wide and wide == torch.float32 and a.device.type != "cpu":
+        return torch.bmm(a, b, out_dtype=wide)
+    return torch.bmm(a.to(wide), b.to(wide))
+
+
 def _wide(layer: torch.nn.Linear) -> torch.dtype:
     return torch.promote_types(layer.weight.dtype, torch.float32)
 
@@ -181,3 +230,11 @@ def _forward(layer: torch.nn.Linear, rows: RowGradients, name: str, x: torch.Ten
     if not torch.is_grad_enabled():
         return F.linear(x, layer.weight)
     return _CapturingLinear.apply(x, rows.grad_anchor, layer.weight, rows, name)
+
+
+def _added_to(
+    layer: torch.nn.Linear, rows: RowGradients, name: str, h: torch.Tensor, result: torch.Tensor, factor: float
+) -> torch.Tensor:
+    if not torch.is_grad_enabled():
+        return added(layer.weight, h, result, factor)
+    return _CapturingSum.apply(h, result, rows.grad_anchor, layer.weight, factor, rows, name)

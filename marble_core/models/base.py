@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from marble_core.config.schema import ModelConfig
+from marble_core.models.lean import lighten
 from marble_core.models.sampling import finite
 from marble_core.runtime import distributed
 from marble_core.runtime.offload import HOST, Offloaded
@@ -21,6 +24,7 @@ from marble_core.types import Conditioning, MarbleError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILED_VERSIONS = 32
+ENCODED_TOKENS = 4096  # at once, 16 prompts of 256: T5-XXL takes .1 GB for each of these
 DECODED_PIXELS = 2**20  # at once: the VAE of SD3 takes about 0.8 GB for each quarter of it
 DECODED_IMAGES = 36  # at once: from 64 on diffusers' upsampling leaves channels_last, and the decoder takes a third longer
 
@@ -29,8 +33,8 @@ class DiffusersModel:
     """A pipeline of diffusers, frozen, on this process's device: transformer and text encoders in the configured precision, the
     VAE in float32, for half precision leaves it with black and banded images.
 
-    A family says ``pipeline_class``, ``lora_targets``, ``t5`` and ``no_guidance``, and has ``embed`` and ``predict``. A forward runs under
-    autocast, so that normalisations stay float32 and a float32 LoRA meets the transformer's weights.
+    A family says ``pipeline_class``, ``lora_targets``, ``t5`` and ``no_guidance``, and has ``embed`` and ``predict``. A forward is in
+    the transformer's precision throughout, without autocast: ``predict`` gets latents of it, and times in float32.
 
     Args:
         config: The section ``model``.
@@ -56,6 +60,7 @@ class DiffusersModel:
         self.config, self.device, self.dtype = config, distributed.device(), DTYPES[config.precision]
         self.pipeline = self._load() if pipeline is None else pipeline
         self.transformer = self.pipeline.transformer.requires_grad_(False).to(self.device)
+        lighten(self.transformer, self.dtype)
         self.vae = self.pipeline.vae.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         self.latent_shape = self._latent_shape()
         self.flow_shift = float(self.pipeline.scheduler.config.shift)
@@ -73,18 +78,19 @@ class DiffusersModel:
         raise NotImplementedError
 
     def predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """The transformer's velocity v_BCHW at times t in (0, 1]."""
+        """The transformer's velocity v_BCHW at times t_B in (0, 1], in float32, for latents in the transformer's precision."""
         raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Conditioning:
         with self.encoders:
-            conditioning = self.embed(list(prompts))
-        return Conditioning(*(t.to(self.device, self.dtype) for t in (conditioning.tokens, conditioning.pooled)))
+            n = max(1, ENCODED_TOKENS // self.config.max_sequence_length)
+            parts = [self.embed(list(prompts[start : start + n])) for start in range(0, len(prompts), n)]
+        tokens, pooled = (torch.cat(each) for each in zip(*((part.tokens, part.pooled) for part in parts), strict=True))
+        return Conditioning(tokens.to(self.device, self.dtype), pooled.to(self.device, self.dtype))
 
     def velocity(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        with self._autocast():
-            return self.predict(x_BCHW, t_B, conditioning).float()
+        return self.predict(x_BCHW.to(self.dtype), t_B, conditioning).float()
 
     @torch.no_grad()
     def decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
@@ -100,11 +106,10 @@ class DiffusersModel:
         latents = x0_NCHW / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)
         images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
         x0_NCHW[~finite(images)] = torch.nan
-        images = self.pipeline.image_processor.postprocess(images, output_type="np")
-        return (images * 255).round().astype("uint8")
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        shown = self.pipeline.image_processor.denormalize(images.float())  # to [0, 1]
+        return (
+            (shown * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        )  # a quarter of the bytes cross to the host
 
     def _load(self) -> Any:
         import diffusers
@@ -155,6 +160,13 @@ class DiffusersModel:
         """Block by block, so that equal ones share their code: a version each for kind of block, adapter, and one or more images."""
         import torch._dynamo
 
+        if self.device.type == "cuda" and not any(
+            shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")
+        ):
+            raise MarbleError(
+                "model.compile = true needs a C compiler, with which Triton builds its launchers, and this machine has none: install "
+                "gcc, or set model.compile=false."
+            )
         torch._dynamo.config.recompile_limit = max(COMPILED_VERSIONS, torch._dynamo.config.recompile_limit)
         for child in self.transformer.children():
             if isinstance(child, torch.nn.ModuleList):

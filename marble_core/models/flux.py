@@ -28,6 +28,7 @@ class Flux(DiffusersModel):
         if config.t5 == "none":
             raise MarbleError("FLUX reads its prompts through T5 alone: set model.t5 to device or cpu.")
         super().__init__(config)
+        self.transformer.x_embedder.register_forward_pre_hook(self._narrow)
         self.guidance_scale = GUIDANCE if self.transformer.config.guidance_embeds else 1.0
         _, height, width = self.latent_shape
         self.flow_shift = _flow_shift(self.pipeline.scheduler.config, height * width // 4)
@@ -41,9 +42,10 @@ class Flux(DiffusersModel):
 
     def predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         B, C, H, W = x_BCHW.shape
+        # Times and guidance take the precision of the latents in there, and 1000 times a bfloat16 time is off by up to 2.
         reads_guidance = self.transformer.config.guidance_embeds
         v_BLD = self.transformer(
-            hidden_states=self.pipeline._pack_latents(x_BCHW, B, C, H, W),
+            hidden_states=self.pipeline._pack_latents(x_BCHW.float(), B, C, H, W),
             timestep=t_B,
             guidance=torch.full_like(t_B, GUIDANCE) if reads_guidance else None,
             encoder_hidden_states=conditioning.tokens,
@@ -53,6 +55,9 @@ class Flux(DiffusersModel):
             return_dict=False,
         )[0]
         return self.pipeline._unpack_latents(v_BLD, self.config.height, self.config.width, self.pipeline.vae_scale_factor)
+
+    def _narrow(self, _: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(x.to(self.dtype) for x in given)
 
 
 def _flow_shift(scheduler: Mapping[str, Any], tokens: int) -> float:

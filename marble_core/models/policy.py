@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLora
-from peft.tuners.lora import LoraLayer
 
 from marble_core.config.imports import import_class
 from marble_core.config.schema import RunConfig
 from marble_core.config.training import OptimizerConfig
 from marble_core.models import DiffusionModel
 from marble_core.models.adapter_file import LowRank, peft_config, read_lora, write_lora
+from marble_core.models.adapters import Adapters
 from marble_core.models.lora_targets import require_targets
 from marble_core.runtime.seeding import derive
 from marble_core.types import MarbleError, Rollout
@@ -28,6 +28,7 @@ class Policy:
         self.model = model
         self.checkpointing = checkpointing
         self.transformer: Any = model.transformer
+        self.adapters = Adapters(model.transformer)
         self.ema: dict[str, torch.Tensor] = {}
         self.old_is_default = False
         self._kept: dict[str, torch.Tensor] = {}  # default's weights while the EMA takes their place
@@ -50,16 +51,13 @@ class Policy:
             target_modules=list(self.model.lora_targets),
         )
         for name in ("default", "old"):
-            self.transformer.add_adapter(self.lora, name)
-            self._widen(name)
-        self.transformer.requires_grad_(False)
+            self.adapters.add(self.lora, name)
         self.copy("default", "old")
         self.ema = {n: p.detach().clone() for n, p in self.parameters_of("default").items()}
         self.old_is_default = True
 
     def parameters_of(self, adapter: str) -> dict[str, torch.nn.Parameter]:
-        mark = f".{adapter}."
-        return {n.replace(mark, "."): p for n, p in self.transformer.named_parameters() if mark in n and ".lora_" in n}
+        return self.adapters.weights(adapter)
 
     def layers_of(self, adapter: str) -> dict[str, torch.nn.Linear]:
         """The LoRA's linear layers by the names of their weights in ``parameters_of``."""
@@ -69,11 +67,6 @@ class Policy:
             for n, m in self.transformer.named_modules()
             if n.endswith(end) and isinstance(m, torch.nn.Linear)
         }
-
-    def _widen(self, adapter: str) -> None:
-        """peft and diffusers give an adapter the frozen weights' precision, which an optimizer's small steps are lost in."""
-        for p in self.parameters_of(adapter).values():
-            p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
 
     @torch.no_grad()
     def copy(self, source: str, target: str) -> None:
@@ -87,38 +80,26 @@ class Policy:
 
         ``strength`` multiplies what the adapter adds to the weights, as the weight of diffusers' ``set_adapters`` does.
         """
-        if not getattr(self.transformer, "peft_config", None):
-            if adapter != "off":
-                raise ValueError(f"no adapter {adapter!r} is loaded")
-            yield self.model
-            return
-        if adapter == "off":
-            self.transformer.disable_adapters()
-        else:
-            self.transformer.set_adapter(adapter)
+        self.adapters.use(adapter)
         if strength != 1:
             self._scale(adapter, strength)
-        self.transformer.requires_grad_(False)
         try:
             yield self.model
         finally:
             if strength != 1:
                 self._scale(adapter, 1.0)
-            if adapter == "off":
-                self.transformer.enable_adapters()
-                self.transformer.requires_grad_(False)  # which peft undoes
+            self.adapters.end(adapter)
 
     def _scale(self, adapter: str, strength: float) -> None:
-        for layer in self.transformer.modules():
-            if isinstance(layer, LoraLayer):
-                layer.set_scale(adapter, strength)
+        for layer in self.adapters.layers:
+            layer.set_scale(adapter, strength)
 
     @contextmanager
     def merged(self, adapter: str) -> Iterator[DiffusionModel]:
         """As ``using``, for many forwards without gradients: the LoRA lies in the frozen weights meanwhile, which are restored bit
         by bit. Weights narrower than float32 would round it away; beside those it stays apart.
         """
-        layers: list[Any] = [m for m in self.transformer.modules() if isinstance(m, LoraLayer) and adapter in m.lora_A]
+        layers = [layer for layer in self.adapters.layers if adapter in layer.lora_A]
         frozen = [layer.get_base_layer().weight for layer in layers]
         if not layers or frozen[0].dtype != torch.promote_types(frozen[0].dtype, torch.float32):
             with self.using(adapter) as model:
@@ -195,9 +176,7 @@ class Policy:
         """Load a LoRA as the adapter ``name``, at strength 1. Raises MarbleError where it is none of this model's, or not of this
         ``rank``."""
         layers = self.read_adapter(place, rank)
-        self.transformer.add_adapter(peft_config(layers), name)
-        self.transformer.requires_grad_(False)
-        self._widen(name)
+        self.adapters.add(peft_config(layers), name)
         for key, p in self.parameters_of(name).items():
             layer, _, part = key.rpartition(".lora_")
             p.copy_(layers[layer].A_ri if part == "A.weight" else layers[layer].B_or)

@@ -111,7 +111,7 @@ class Served:
     def _forget(self) -> None:
         """All but the champion and the one before it."""
         for version in self._loaded - {self.version, self.previous}:
-            self.policy.transformer.delete_adapters(_adapter(version))
+            self.policy.adapters.remove(_adapter(version))
             self._loaded.remove(version)
 
 
