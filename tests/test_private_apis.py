@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-pytest.register_assert_rewrite("private_apis_of_kubeflow", "private_apis_of_models", "private_apis_of_tools")
+pytest.register_assert_rewrite(*(f"private_apis_of_{part}" for part in ("kubeflow", "models", "tools", "torch")))
 
 import private_apis_of_kubeflow as kubeflow
 import private_apis_of_models as models
 import private_apis_of_tools as tools
+import private_apis_of_torch as below
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("marble_core", "pipelines", "components", "images", "tests")
@@ -43,6 +44,15 @@ ROWS = [Row(*row) for row in (
     ("torch", "nn.Module.compile", "families of models, their tests", "acts in place, takes a backend", models.compiled_blocks),
     ("torch", "nn.Module().forward", "gradients of LoRA layers", "one set on a layer is called until it is deleted", models.lora),
     ("torch", "utils.flop_counter.FlopCounterMode(custom_mapping)", "bench", "its formulas get shapes", models.low_level),
+    ("torch", "utils._python_dispatch.TorchDispatchMode", "counted kernels, live bytes, tests of waiting", "sees every operation below autograd", below.modes),
+    ("torch", "utils._pytree.tree_leaves", "counted kernels, live bytes, tests of waiting", "tensors in nested arguments", below.modes),
+    ("torch", "utils.flop_counter.flop_registry", "counted kernels", "formulas by operation, which get tensors", below.modes),
+    ("torch", "overrides.TorchFunctionMode", "counted kernels, tests of precision", "sees functions of torch.nn.functional", below.modes),
+    ("torch", "ops.aten._to_copy", "counted kernels", "what a cast is below autograd", below.modes),
+    ("torch", "ops.aten._unsafe_view", "counted kernels", "how a product's rows are put back, without a kernel", below.modes),
+    ("torch", "_foreach_copy_", "LoRA layers", "copies a list of tensors into another, of another precision", below.modes),
+    ("peft", "tuners.lora.LoraLayer()._active_adapter", "LoRA layers", "the list of adapters that a forward applies", below.switch),
+    ("peft", "tuners.lora.LoraLayer()._disable_adapters", "LoRA layers", "a forward applies none", below.switch),
     ("torch", "save(_use_new_zipfile_serialization)", "tests of published heads", "False writes the old format, no zip", models.low_level),
     ("accelerate", "PartialState._reset_state", "process group", "forgets the group, so that the next one is seen", models.default_store),
     ("diffusers", "SD3Transformer2DModel()._gradient_checkpointing_func", "recomputation", "called with a block and its arguments, nothing between", models.checkpointing),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 REWARDS = (2, 5, 16, 64)  # K
 JACOBIANS = (2, 5)  # K for which another library's Jacobian is measured beside
 SOLVE_EVERY = 10  # of the amortised mode
 
+C = TypeVar("C")
 Recompute = Literal["none", "each pass", "once"]
 
 
@@ -27,19 +28,19 @@ def without_halves(K: int) -> int:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Costs of one micro-batch: velocities with the LoRA, without it, and with a graph; backward passes over that graph.
+class Parts(Generic[C]):
+    """Costs, in one unit or as counted work, of one micro-batch: velocities with the LoRA, without it, and with a graph; backward passes over that graph.
 
     ``plain`` is autograd's own backward to the LoRA's weights, ``rows[R]`` one pass of ``RowGradients`` with R rows,
     ``jacobian[K]`` the K gradients by TorchJD's autojac (only where it was measured).
     """
 
-    forward: float
-    reference: float
-    taped: float
-    plain: float
-    rows: Mapping[int, float]
-    jacobian: Mapping[int, float] = field(default_factory=dict)
+    forward: C
+    reference: C
+    taped: C
+    plain: C
+    rows: Mapping[int, C]
+    jacobian: Mapping[int, C] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,32 +56,32 @@ class Schedule:
     sampling: int = 25
     timesteps: int = 24
 
-    def plain(self, parts: Parts) -> float:
+    def plain(self, parts: Parts[float]) -> float:
         """Weighted sum: one backward, in which the KL rides along."""
         return self._step(parts, parts.plain, passes=1)
 
-    def mixed(self, parts: Parts) -> float:
+    def mixed(self, parts: Parts[float]) -> float:
         """The same through ``RowGradients``: what a step between two QPs costs."""
         return self._step(parts, parts.rows[1], passes=1)
 
-    def exact(self, parts: Parts, rows: int) -> float:
+    def exact(self, parts: Parts[float], rows: int) -> float:
         """All rewards from two passes, and the KL's share of a third."""
         passes = 2 + self.kl_fraction
         return self._step(parts, passes * parts.rows[rows], passes)
 
-    def amortised(self, parts: Parts, rows: int) -> float:
+    def amortised(self, parts: Parts[float], rows: int) -> float:
         return (self.exact(parts, rows) + (SOLVE_EVERY - 1) * self.mixed(parts)) / SOLVE_EVERY
 
-    def separate(self, parts: Parts, K: int) -> float:
+    def separate(self, parts: Parts[float], K: int) -> float:
         """K + 1 ordinary backward passes: one a reward, and the KL's share."""
         passes = K + self.kl_fraction
         return self._step(parts, passes * parts.plain, passes)
 
-    def jacobian(self, parts: Parts, K: int) -> float:
+    def jacobian(self, parts: Parts[float], K: int) -> float:
         """The K gradients by TorchJD's autojac, and the KL's share of an ordinary backward."""
         return self._step(parts, parts.jacobian[K] + self.kl_fraction * parts.plain, passes=K + self.kl_fraction)
 
-    def _step(self, parts: Parts, backward: float, passes: float) -> float:
+    def _step(self, parts: Parts[float], backward: float, passes: float) -> float:
         recomputes = {"none": 0.0, "each pass": passes, "once": 1.0}[self.recompute]
         velocities = parts.forward + self.kl_fraction * parts.reference + parts.taped
         return self.sampling * parts.forward + self.timesteps * (velocities + backward + recomputes * parts.forward)

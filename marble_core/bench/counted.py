@@ -16,7 +16,7 @@ from marble_core.bench.shapes import Shape
 T = TypeVar("T")
 
 
-def count(shape: Shape, rows: Sequence[int]) -> Parts:
+def count(shape: Shape, rows: Sequence[int]) -> Parts[float]:
     """FLOP of one image; every part is linear in the number of images."""
     return Probe(replace(shape, images=1), "meta").parts(rows, flops)
 

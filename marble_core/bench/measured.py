@@ -24,7 +24,7 @@ T = TypeVar("T")
 QP_REPEATS = 20
 
 
-def measure(shape: Shape, rows: Sequence[int], rounds: int) -> Parts:
+def measure(shape: Shape, rows: Sequence[int], rounds: int) -> Parts[float]:
     """Seconds of a micro-batch. A round runs every part in turn, so that a slow minute is every part's; the first, which
     touches all memory for the first time, does not count."""
     probe = Probe(shape, "cpu")

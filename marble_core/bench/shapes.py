@@ -16,7 +16,7 @@ from marble_core.storage.uri import WEIGHTS
 class Shape:
     """A transformer's configuration as diffusers names it, its inputs and its schedule. Weights are always random.
 
-    ``side`` is that of the square latents, ``images`` the size of a micro-batch.
+    ``side`` is the latents' width, ``images`` the size of a micro-batch.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Shape:
     images: int
     schedule: Schedule = field(default_factory=Schedule)
     rank: int = 32
+    height: int = 0  # of the latents; 0: as wide
 
 
 SD35_MEDIUM = Shape(

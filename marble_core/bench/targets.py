@@ -25,7 +25,7 @@ class Target:
         return self.value <= self.limit
 
 
-def counted(parts: Parts) -> list[Target]:
+def counted(parts: Parts[float]) -> list[Target]:
     """Whole steps on SD3.5-Medium's shape, halves included; where K is not named, the dearest of 2, 5, 16 and 64."""
     published = Schedule(kl_fraction=1)
     ours = Schedule()
@@ -64,7 +64,7 @@ def memory(peaks: Mapping[int, int], lora_bytes: int) -> list[Target]:
     ]
 
 
-def ratios(parts: Parts, schedule: Schedule) -> dict[str, float]:
+def ratios(parts: Parts[float], schedule: Schedule) -> dict[str, float]:
     """Whole steps over the plain one: everything that the table shows of a schedule."""
     plain = schedule.plain(parts)
     table = {"plain through RowGradients": schedule.mixed(parts)}
@@ -75,5 +75,5 @@ def ratios(parts: Parts, schedule: Schedule) -> dict[str, float]:
     return {name: cost / plain for name, cost in table.items()}
 
 
-def _ratio(parts: Parts, schedule: Schedule) -> float:
+def _ratio(parts: Parts[float], schedule: Schedule) -> float:
     return max(schedule.exact(parts, with_halves(K)) for K in REWARDS) / schedule.plain(parts)

@@ -26,6 +26,57 @@ def costs(
 
 
 @app.command()
+def roofline(
+    preset: Preset = "sd35-medium-8gpu",
+    config: File = None,
+    set_: Set = None,
+    gpu: Annotated[
+        str, typer.Option(help="The GPU that the phases are timed for: H100, H200, A100, L40S or RTX4090.")
+    ] = "H100",
+    rewards: Annotated[int, typer.Option(min=0, help="As if there were so many rewards; 0: those of the preset.")] = 0,
+    compare: Annotated[bool, typer.Option(help="Count exact over plain steps, and the released loops, beside.")] = False,
+    out: Annotated[Path, typer.Option(help="The JSON file that is written.")] = ROOT / "roofline.json",
+) -> None:
+    """A step's FLOP, bytes and kernels by phase, counted without a GPU, and the time that GPUs need for them at least."""
+    from rich.console import Console
+
+    from marble_core.bench.roofline_table import run as run_roofline
+    from marble_core.estimate.gpus import GPUS
+    from marble_core.types import MarbleError
+
+    if gpu not in GPUS:
+        raise MarbleError(f"--gpu {gpu} is not in the table of GPUs: choose {', '.join(GPUS)}.")
+    settings, _ = load(preset, config, set_)
+    run_roofline(settings, GPUS[gpu], rewards or None, compare, out, Console(highlight=False))
+
+
+@app.command()
+def gpu(
+    images: Annotated[int, typer.Option(min=1, help="Images in a micro-batch.")] = 18,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of each part, after two that do not count.")] = 5,
+    out: Annotated[Path, typer.Option(help="The JSON file that is written.")] = ROOT / "gpu.json",
+) -> None:
+    """Time and peak memory of sampling, plain and exact steps (K = 5, 16) on this machine's GPU, with random weights of SD3.5-Medium's
+    shape, in bf16 and fp16, beside what was counted. Under eight minutes; nothing is downloaded.
+    """
+    from dataclasses import replace
+
+    import torch
+    from rich.console import Console
+
+    from marble_core.bench.on_gpu import run as run_on_gpu
+    from marble_core.bench.shapes import SD35_MEDIUM
+    from marble_core.types import MarbleError
+
+    if not torch.cuda.is_available():
+        raise MarbleError(
+            "marble bench gpu needs a CUDA GPU, and torch sees none here: marble bench roofline counts without one."
+        )
+    shape = replace(SD35_MEDIUM, images=images)
+    run_on_gpu(shape, "cuda", ("bf16", "fp16"), (5, 16), repeats, out, Console(highlight=False))
+
+
+@app.command()
 def signal(
     preset: Preset = "demo",
     config: File = None,

@@ -44,6 +44,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "runs wait": ("marble runs wait 20261124-093000-3fa9c1 --timeout 86400",),
     "ui": ("marble ui",),
     "bench costs": ("marble bench costs --rounds 2",),
+    "bench gpu": ("marble bench gpu --images 9",),
+    "bench roofline": ("marble bench roofline --preset sd35-medium-1gpu-24g --gpu RTX4090",),
     "bench signal": (
         "marble bench signal --config docs/studies/signal.yaml --without compressibility",
         "marble bench signal --adapter models:/marble@champion --batches 5 --out .marble/signal-of-the-champion",

@@ -7,27 +7,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from marble_core.config.schema import RunConfig
-    from marble_core.estimate import Memory, Work
+    from marble_core.estimate import Hours, Memory, Work
 
 
 def lines(config: RunConfig) -> Iterator[str]:
     """The batch arithmetic, the memory by part and phase, and the hours."""
-    from marble_core.estimate import GIB, checkpoint_of, memory_of, sizes_of, work_of
+    from marble_core.estimate import GIB, checkpoint_of, hours_of, memory_of, sizes_of, work_of
     from marble_core.estimate.rehearsal import rehearsal_seconds
     from marble_core.rewards.cards import cards_of
     from marble_core.types import duration
 
     sizes = sizes_of(config.model)
-    yield from _arithmetic(config, work := work_of(config, sizes))
+    yield from _arithmetic(config, work_of(config, sizes))
     if sizes is None:
         yield "memory       not known before the model's files are on this machine (marble fetch)"
         return
     yield from _table(config, memory_of(config, sizes, cards_of(config.measured)))
     yield f"checkpoint   {checkpoint_of(config, sizes) / GIB:.2f} GiB"
-    yield from _hours(config, work)
-    if work.hours is not None:
-        seconds = rehearsal_seconds(config, sizes)
-        yield f"rehearsal    about {duration(seconds)} of the same, without loading: marble run --rehearse measures, for a run's hours"
+    yield _hours(config, hours_of(config, sizes))
+    seconds = duration(rehearsal_seconds(config, sizes))
+    yield f"rehearsal    at most {seconds} of the same, without loading: marble run --rehearse measures, for a run's hours"
 
 
 def _arithmetic(config: RunConfig, work: Work) -> Iterator[str]:
@@ -60,21 +59,19 @@ def _table(config: RunConfig, memory: Memory) -> Iterator[str]:
     where = f"a GPU of {hardware.memory_gib:g}" if hardware.gpus else f"a machine of {hardware.memory_gib:g}"
     yield f"memory       GiB on {where}, estimated; offload: {config.model.offload}"
     width = max(map(len, memory.parts))
-    yield f"  {'':{width}}" + "".join(f"{phase:>10}" for phase in memory.phases)
+    yield f"  {'':{width}}" + "".join(f"{phase:>11}" for phase in memory.phases)
     for part in memory.parts:
-        yield f"  {part:{width}}" + "".join(f"{phase[part] / GIB:>10.2f}" for phase in memory.phases.values())
-    yield f"  {'together':{width}}" + "".join(f"{memory.total(phase) / GIB:>10.2f}" for phase in memory.phases)
+        yield f"  {part:{width}}" + "".join(f"{phase.get(part, 0) / GIB:>11.2f}" for phase in memory.phases.values())
+    yield f"  {'together':{width}}" + "".join(f"{memory.total(phase) / GIB:>11.2f}" for phase in memory.phases)
     yield f"  the peak is {memory.peak_phase}, with {memory.peak / GIB:.1f} GiB"
     for reward in memory.unknown:
         yield f"  not counted: what {reward} loads, for its size is not known on this machine"
 
 
-def _hours(config: RunConfig, work: Work) -> Iterator[str]:
-    hardware = config.hardware
-    if work.flop is None or work.hours is None:
-        return
-    devices = f"{hardware.gpus} GPU{'s' if hardware.gpus > 1 else ''}" if hardware.gpus else "the CPU"
-    yield (
-        f"hours        about {work.hours:.2g}, estimated and not measured: {work.flop / 1e12:.3g} TFLOP a step on {devices} at "
-        f"{hardware.tflops:g} TFLOPS x {hardware.utilisation:g} used, as stated in hardware; without scoring and evaluation"
+def _hours(config: RunConfig, hours: Hours) -> str:
+    gpus = config.hardware.gpus
+    devices = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "the CPU"
+    return (
+        f"hours        {hours.low:.2g} to {hours.high:.2g} for the training on {devices}, counted and not measured: {hours.by}; then at "
+        f"least {hours.evaluation:.2g} for the evaluation of base and trained model; without scoring"
     )

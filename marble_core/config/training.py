@@ -54,8 +54,10 @@ class HardwareConfig(Section):
     """GPUs over all machines; 0: the CPU of one. [O]"""
     memory_gib: float = Field(8, gt=0)
     """Memory of each GPU, in GiB; without a GPU, of the machine. [O]"""
+    gpu: Literal["H100", "H200", "A100", "L40S", "RTX4090"] | None = None
+    """The GPU, whose reachable peaks the estimate of hours takes; null: by tflops. [O]"""
     tflops: float = Field(0.1, gt=0)
-    """Dense TFLOP/s of each GPU in the model's precision, as its maker states; without a GPU, of the CPU. [O]"""
+    """Where gpu is null: dense TFLOP/s of each GPU in the model's precision, as its maker states; without a GPU, of the CPU. [O]"""
     utilisation: Share = 0.35
     """Share of tflops that the estimate of hours expects; a guess until it is measured. [O]"""
 

@@ -4,17 +4,20 @@ It is an estimate: its memory is held against measured peaks on the CPU in tests
 """
 
 from marble_core.estimate.fit import check_fits, resolve_batch_sizes
+from marble_core.estimate.hours import Hours, hours_of
 from marble_core.estimate.memory import GIB, Memory, checkpoint_of, memory_of
 from marble_core.estimate.sizes import Sizes, sizes_of
 from marble_core.estimate.work import Work, work_of
 
 __all__ = [
     "GIB",
+    "Hours",
     "Memory",
     "Sizes",
     "Work",
     "check_fits",
     "checkpoint_of",
+    "hours_of",
     "memory_of",
     "resolve_batch_sizes",
     "sizes_of",

@@ -18,6 +18,7 @@ RESERVE_GIB, RESERVE_SHARE = 1.5, 0.05  # [O] CUDA's own, workspaces and fragmen
 REMEDIES: tuple[tuple[str, str, object], ...] = (
     ("loss", "micro_batch", 0),
     ("rollout", "batch_size", 0),
+    ("evaluation", "batch_size", 0),
     ("model", "offload", "encoders"),
     ("model", "offload", "scorers"),
     ("model", "offload", "all"),
@@ -81,10 +82,11 @@ def _chosen(config: RunConfig, sizes: Sizes, cards: Cards) -> RunConfig | None:
         return None
     for section, key in wanted:
         if section == "evaluation":  # it samples as a step does, and trains nothing
-            most = config.rollout.batch_size
-        else:
-            most = _largest(images, partial(_fits_with, config, sizes, cards, section, key))
-            most = -(-images // -(-images // most))
+            most = _largest(config.rollout.batch_size, partial(_fits_with, config, sizes, cards, section, key))
+        else:  # a rollout in four batches or more, so that images of one are read and scored while the next is sampled
+            limit = -(-images // 4) if section == "rollout" else images
+            most = _largest(limit, partial(_fits_with, config, sizes, cards, section, key))
+            most = -(-images // -(-images // most))  # evenly divided
         config = _with(config, section, key, most)
     return config
 
@@ -120,7 +122,7 @@ def _refusal(config: RunConfig, sizes: Sizes, cards: Cards) -> MarbleError:
     if preset := _preset_for(config):
         advice.append(f"start from --preset {preset}")
     if not advice:
-        least = memory_of(_applied(tried, REMEDIES[2:]), sizes, cards)
+        least = memory_of(_applied(tried, REMEDIES[3:]), sizes, cards)
         advice.append(
             f"no setting makes it fit, for {least.peak_phase} needs {least.peak / GIB:.1f} GiB in any case, so take more memory or a "
             "smaller model"

@@ -16,16 +16,14 @@ from marble_core.storage.catalogue import needs
 from marble_core.types import Cards, RewardCard
 
 GIB = 2**30
-PHASES = ("encoding", "sampling", "decoding", "scoring", "training")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-DECODED_PIXELS, DECODED_IMAGES = 2**20, 36  # at once, whatever the batch: models/base.py
+ENCODED_TOKENS, DECODED_PIXELS, DECODED_IMAGES = 4096, 2**20, 36  # at once, whatever the batch: models/base.py
 
-# Bytes kept of a forward for each token and channel, by the size of a weight: a joint block, the second attention of a dual one,
+# Numbers kept of a forward for each token and channel, in the weights' precision: a joint block, the second attention of a dual one,
 # the text stream of SD3's last block, a block of one stream (not counted: by the likeness of its parts). Then what is there beside
 # these for a while: in a backward pass, and in a forward without gradients.
-JOINT, DUAL, LAST_TEXT, SINGLE = {4: 56, 2: 48}, {4: 24, 2: 20}, {4: 32, 2: 32}, {4: 50, 2: 42}
-BACKWARD, FORWARD = {4: 44, 2: 35}, {4: 50, 2: 25}
-FORWARD_DUAL = {4: 7, 2: 4}
+JOINT, DUAL, LAST_TEXT, SINGLE = 13, 6, 7, 12.5
+BACKWARD, FORWARD, FORWARD_DUAL = 11, 12.5, 2
 PER_HEAD = 12  # of attention's and normalisation's statistics, each in float32
 
 
@@ -62,7 +60,7 @@ def memory_of(config: RunConfig, sizes: Sizes, cards: Cards) -> Memory:
     always = {
         "transformer": b * sizes.transformer,
         "VAE": 4 * sizes.vae,
-        "LoRA: default, old, average": 3 * lora,
+        "LoRA: default, old, average": 3 * lora + (2 * lora * b // 4 if b < 4 else 0),  # and narrow copies that a forward reads
         "optimizer": 2 * lora,
         "prompts and latents": prompts * sizes.text_tokens * sizes.text_width * b + 4 * images * _latents(config, sizes),
     }
@@ -86,9 +84,13 @@ def memory_of(config: RunConfig, sizes: Sizes, cards: Cards) -> Memory:
     return Memory(
         {
             "encoding": phase("encoding", activations=_encoding(config, sizes, prompts, b)),
-            "sampling": phase("sampling", activations=_sampling(config, sizes, b) + (merged if m.precision == "fp32" else 0)),
+            "sampling": phase(
+                "sampling",
+                activations=_sampling(config, sizes, b, config.rollout.batch_size) + (merged if m.precision == "fp32" else 0),
+            ),
             "decoding": phase("decoding", activations=_decoding(config, sizes)),
             "scoring": phase("scoring", activations=_scoring(networks, images)),
+            "evaluating": _evaluating(config, sizes, cards, always["transformer"], encoders, (encoders_wait, scorers_wait)),
             "training": phase("training", activations=_training(config, sizes, b), accumulators=(rows_of(config) + 1) * lora),
         },
         unknown,
@@ -133,10 +135,37 @@ def _merged(networks: Mapping[str, Mapping[str, Scorer]]) -> dict[str, Scorer]:
     return {uri: network for own in networks.values() for uri, network in own.items()}
 
 
-def _networks(config: RunConfig, cards: Cards) -> tuple[dict[str, dict[str, Scorer]], tuple[str, ...]]:
-    """By reward, the networks that lie on the device, and the rewards that have one of unknown size."""
+def _evaluating(
+    config: RunConfig, sizes: Sizes, cards: Cards, transformer: int, encoders: int, waits: tuple[bool, bool]
+) -> dict[str, int]:
+    """The last stage, on one GPU, in the largest of its own phases. It measures ``evaluation.rewards`` too, and trains nothing."""
+    b, lora = BYTES[config.model.precision], 4 * sizes.lora(config.lora.rank)
+    networks, _ = _networks(config, cards, measured=True)
+    all_scorers = 4 * sum(n.weights for n in _merged(networks).values())
+    one = max((4 * sum(n.weights for n in own.values()) for own in networks.values()), default=0)
+    text, scorers = 0 if waits[0] else encoders, 0 if waits[1] else all_scorers
+    batch = config.evaluation.batch_size
+    inner = [
+        (encoders, scorers, _encoding(config, sizes, batch, b)),
+        (text, scorers, _sampling(config, sizes, b, batch)),
+        (text, scorers, _decoding(config, sizes)),
+        (text, one if waits[1] else scorers, _scoring(networks, batch)),
+    ]
+    here, loaded, activations = max(inner, key=sum)
+    kept = batch * sizes.text_tokens * sizes.text_width * b
+    parts = {
+        "transformer": transformer,
+        "VAE": 4 * sizes.vae,
+        "LoRA: default, old, average": 2 * lora,
+        "prompts and latents": kept,
+    }
+    return parts | {"text encoders": here, "scorers": loaded, "activations": activations, "accumulators": 0}
+
+
+def _networks(config: RunConfig, cards: Cards, measured: bool = False) -> tuple[dict[str, dict[str, Scorer]], tuple[str, ...]]:
+    """By reward, the networks that lie on the device, and the rewards that have one of unknown size. ``measured``: in the evaluation."""
     found, unknown = {}, []
-    for reward in config.rewards:
+    for reward in config.measured if measured else config.rewards:
         if _on_cpu(reward) and config.hardware.gpus:
             continue
         read = needs(reward, _card(reward, cards)).values()
@@ -164,14 +193,14 @@ def _encoding(config: RunConfig, sizes: Sizes, prompts: int, b: int) -> int:
     if config.model.t5 == "none" or (config.model.t5 == "cpu" and config.hardware.gpus):
         return 0
     length, width = config.model.max_sequence_length, sizes.text_width
-    return prompts * (length * width * 10 * b + width // 64 * length**2 * 6)
+    at_once = min(prompts, max(1, ENCODED_TOKENS // length))
+    return at_once * (length * width * 10 * b + width // 64 * length**2 * 6)
 
 
-def _sampling(config: RunConfig, sizes: Sizes, b: int) -> int:
-    m, images = config.model, config.rollout.batch_size
-    tokens = sizes.image_tokens(m.height, m.width) + sizes.text_tokens
-    beside = FORWARD[b] + (FORWARD_DUAL[b] if sizes.dual else 0)
-    return images * (tokens * sizes.width * beside + sizes.text_tokens * sizes.text_width * b)
+def _sampling(config: RunConfig, sizes: Sizes, b: int, images: int) -> int:
+    tokens = sizes.image_tokens(config.model.height, config.model.width) + sizes.text_tokens
+    beside = FORWARD + (FORWARD_DUAL if sizes.dual else 0)
+    return images * b * int(tokens * sizes.width * beside + sizes.text_tokens * sizes.text_width)
 
 
 def _decoding(config: RunConfig, sizes: Sizes) -> int:
@@ -191,7 +220,7 @@ def _scoring(networks: Mapping[str, Mapping[str, Scorer]], images: int) -> int:
 def _training(config: RunConfig, sizes: Sizes, b: int) -> int:
     m = config.model
     image, text = sizes.image_tokens(m.height, m.width), sizes.text_tokens
-    beside = (image + text) * sizes.width * BACKWARD[b] + text * sizes.text_width * b
+    beside = (image + text) * sizes.width * BACKWARD * b + text * sizes.text_width * b
     if m.gradient_checkpointing:
         inputs = (sizes.blocks + sizes.single + 1) * (image + text) * sizes.width * b
         kept = inputs + _kept(config, sizes, b, blocks=1, dual=min(1, sizes.dual), single=0, whole=True)
@@ -206,9 +235,9 @@ def _kept(config: RunConfig, sizes: Sizes, b: int, blocks: int, dual: int, singl
     image, text = sizes.image_tokens(m.height, m.width), sizes.text_tokens
     statistics = PER_HEAD * sizes.heads
     lora = 4 * config.lora.rank * b
-    joint = (image + text) * (JOINT[b] * width + statistics + lora)
-    last = 0 if whole else text * ((JOINT[b] - LAST_TEXT[b]) * width)
-    second = image * (DUAL[b] * width + statistics)
-    one_stream = (image + text) * (SINGLE[b] * width + statistics + lora)
+    joint = (image + text) * (JOINT * b * width + statistics + lora)
+    last = 0 if whole else text * (JOINT - LAST_TEXT) * b * width
+    second = image * (DUAL * b * width + statistics)
+    one_stream = int((image + text) * (SINGLE * b * width + statistics + lora))
     modulation = 16 * width * b
     return blocks * (joint + modulation) - last + dual * second + single * one_stream

@@ -1,4 +1,4 @@
-"""How much a step computes: images, micro-batches, forwards and backwards, floating-point operations, and hours."""
+"""How much a step computes: images, micro-batches, forwards and backwards, and floating-point operations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ BACKWARD = 1.13 * 1.01  # of a forward: to the LoRA's layers, whose rows are wei
 class Work:
     """One optimizer step over all processes, on a step whose gradients are balanced. Micro-batches are of one process.
 
-    ``flop`` is a mean over steps, without scoring and the text encoders; None where the model's sizes are not known. ``hours``
-    follow from it and the stated throughput: an estimate. Of ``watch``: images of a look, looks with the one at the base, and all
+    ``flop`` is a mean over steps, without scoring and the text encoders; None where the model's sizes are not known. Of ``watch``: images of a look, looks with the one at the base, and all
     of them as a share of the steps' ``flop``.
     """
 
@@ -29,7 +28,6 @@ class Work:
     forwards: int
     backwards: int
     flop: float | None
-    hours: float | None
     images_per_look: int = 0
     looks: int = 0
     watching: float = 0.0
@@ -37,7 +35,7 @@ class Work:
 
 def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
     _, images = share_of(config)
-    rollout, loss, hardware = config.rollout, config.loss, config.hardware
+    rollout, loss = config.rollout, config.loss
     micro_batches = -(-images // loss.micro_batch) * loss.timesteps
     every = micro_batches * processes_of(config)
     carriers = math.ceil(loss.kl_fraction * every) if loss.kl_beta else 0
@@ -51,7 +49,6 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
     images_per_look = images_of_look(config) if looks else 0
     look = images_per_look * config.evaluation.steps * flop_of_velocity(config, sizes) if sizes else 0.0
     watching = looks * look / (step * config.train.steps) if step else 0.0
-    speed = 1e12 * hardware.tflops * hardware.utilisation * max(1, hardware.gpus)
     return Work(
         images=rollout.prompts * rollout.images_per_prompt,
         images_per_process=images,
@@ -60,7 +57,6 @@ def work_of(config: RunConfig, sizes: Sizes | None) -> Work:
         forwards=_velocities(config) * (every + again) + carriers + at_base,
         backwards=_terms(config) * every + carriers if solves and not again else every + at_base + _terms(config) * again,
         flop=step,
-        hours=(1 + watching) * step * config.train.steps / speed / 3600 if step and speed else None,
         images_per_look=images_per_look,
         looks=looks,
         watching=watching,
@@ -89,6 +85,12 @@ def flop_of_step(config: RunConfig, sizes: Sizes, solves: bool) -> float:
 
 def timestep_forwards(config: RunConfig, solves: bool = True) -> float:
     """What a training timestep of an image costs, in forwards of that image: velocities, recomputation and backward passes."""
+    velocities, passes = of_a_timestep(config, solves)
+    return velocities + passes * BACKWARD
+
+
+def of_a_timestep(config: RunConfig, solves: bool = True) -> tuple[float, float]:
+    """Forwards, recomputation among them, and backward passes of an image at a training timestep, as a mean over steps."""
     loss = config.loss
     kl = loss.kl_fraction if loss.kl_beta else 0.0
     at_base = kl if loss.kl_states == "base" else 0.0
@@ -101,7 +103,7 @@ def timestep_forwards(config: RunConfig, solves: bool = True) -> float:
     if at_base and not (solves and config.balance.every == 1 and not again):
         passes += at_base
     velocities = (_velocities(config) + config.model.gradient_checkpointing) * (1 + again) + kl + at_base
-    return velocities + passes * BACKWARD
+    return velocities, passes
 
 
 def _velocities(config: RunConfig) -> int:

@@ -155,7 +155,7 @@ def test_in_each_phase_there_is_on_the_device_what_the_estimate_says_and_nothing
     look("training")
 
     expected = memory_of(config, sizes_of(config.model), cards_of(config.measured)).phases
-    assert set(seen) == set(expected)
+    assert set(seen) == set(expected) - {"evaluating"}  # a stage of its own, with these phases in it
     for phase, times in seen.items():
         for part in parts:
             most = max(at[part] for at in times)
