@@ -1,4 +1,5 @@
-"""What another user of the machine can do: `another_user.py DIRECTORY` becomes nobody (where this is root), finds the servers that
+"""What another user of the machine can do: `another_user.py DIRECTORY` becomes nobody (where this is root; else it has no key, and
+leaves out files and sockets, which are its own), finds the servers that
 are started in the directory by what everybody sees of processes, tries their ports, sockets and files, and prints as JSON what let
 it in. It has no key, and looks for none but where everybody may look.
 """
@@ -52,7 +53,8 @@ def main(directory: str, weed: str) -> None:
     lines = servers(directory)
     binary = os.open(weed, os.O_RDONLY)
     statuses(9, "GET", "/")  # imports what it needs as long as Python's own files can be read
-    if os.getuid() == 0:
+    another = os.getuid() == 0
+    if another:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
@@ -89,17 +91,21 @@ def main(directory: str, weed: str) -> None:
             said = error.stdout or b""
         if re.search(rb"secretKey|^marble$", said, re.MULTILINE):
             entries.append("the shell of SeaweedFS")
-    for path in Path("/tmp").glob("seaweedfs-*.sock"):
-        if int(re.findall(r"\d+", path.name)[-1]) in ports:
-            try:
-                with socket.socket(socket.AF_UNIX) as client:
-                    client.connect(str(path))
+    if another:  # files and sockets are open to who started the servers
+        for path in Path("/tmp").glob("seaweedfs-*.sock"):
+            if int(re.findall(r"\d+", path.name)[-1]) in ports:
+                try:
+                    with socket.socket(socket.AF_UNIX) as client:
+                        client.connect(str(path))
+                    entries.append(str(path))
+                except OSError:
+                    pass
+        for path in (
+            Path(directory),
+            *(Path(directory) / name for name in ("s3", "mlflow", "s3/keys.json", "mlflow/password")),
+        ):
+            if os.access(path, os.R_OK):
                 entries.append(str(path))
-            except OSError:
-                pass
-    for path in (Path(directory), *(Path(directory) / name for name in ("s3", "mlflow", "s3/keys.json", "mlflow/password"))):
-        if os.access(path, os.R_OK):
-            entries.append(str(path))
     print(json.dumps({"servers": len(lines), "ports": len(ports), "lines": lines, "let in": entries}))
 
 
