@@ -43,6 +43,7 @@ NEEDS = {  # a real call of each command: the package that a plain install lacks
     "schedule resume": (["schedule", "resume", "x"], "kfp"), "schedule delete": (["schedule", "delete", "x"], "kfp"),
     "runs list": (["runs", "list"], "kfp"), "runs show": (["runs", "show", "x"], "kfp"), "runs cancel": (["runs", "cancel", "x"], "kfp"),
     "runs wait": (["runs", "wait", "x"], "kfp"), "ui": (["ui"], "weed"), "bench costs": (["bench", "costs", "--rounds", "0"], "torch"),
+    "bench gpu": (["bench", "gpu"], "torch"), "bench roofline": (["bench", "roofline"], "torch"),
     "bench signal": (["bench", "signal"], "torch"), "study": (["study", "x.yaml"], "kfp"), "compare": (["compare", "a", "b"], "weed"),
     "export": (["export", "x"], "torch"), "serve": (["serve"], "torch"), "rollback": (["rollback"], "weed"), "checkpoints list": (["checkpoints", "list", "x"], "weed"),
     "checkpoints verify": (["checkpoints", "verify", "x"], "weed"), "checkpoints prune": (["checkpoints", "prune", "x"], "weed"),
