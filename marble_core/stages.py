@@ -206,8 +206,8 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     pages = write_pages(out, evaluation, decision, adapter / HISTORY, config, past, run_id, links)
     report.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(out / REPORT, report)
-    own, step, gain = RunCheckpoints(S3(config.storage.bucket), run_id), trained_steps(adapter), evaluation.mean_gain.mean
-    housekeeping("the hint for retention", lambda: own.record_gain(step, gain))
+    step, gain = trained_steps(adapter), evaluation.mean_gain.mean
+    housekeeping("the hint for retention", lambda: RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, gain))
     metrics = _measured(out)
     tracker.log_metrics(metrics, step)
     notify_alarms(run_id, step, evaluation.alarms, links.get("Run in MLflow", ""))

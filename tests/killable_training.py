@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ PATIENCE = 600.0  # seconds; the machine may be busy
 class Job:
     """One process of a training: ``kill_at`` is the number of a moment before or after a write at which it kills itself,
     ``pace`` the least duration of a step in seconds, ``begins_after`` the steps after which it counts as begun, ``said`` the file
-    for the sentence that it ends with."""
+    for the sentence that it ends with, ``patience`` the seconds after which it takes an owner that stands still for dead (0: as usual)."""
 
     run_id: str
     directory: Path
@@ -56,6 +57,7 @@ class Job:
     kill_at: int = 0
     pace: float = 0.0
     begins_after: int = 0
+    patience: float = 0.0
     rank: int = 0
     count: int = 1
     port: int = 0
@@ -93,6 +95,10 @@ def work(job: Job, begun: Any, uploading: Any, cut_off: Any) -> None:
     loop.optimizer_step = paced
     if job.kill_at:
         _kill_at(job.kill_at)
+    if job.patience:
+        store.CheckpointStore.owned = partialmethod(  # type: ignore[method-assign,assignment]
+            store.CheckpointStore.owned, job.patience / 4, job.patience
+        )
     try:
         with distributed.processes():
             loop.run_training(config, job.run_id, prompts, job.directory / f"{job.run_id}.adapter")
@@ -248,6 +254,15 @@ def _points(run_id: str) -> dict[str, list[tuple[int, str]]]:
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps)), f"{name} is doubled or out of order: {steps}"
     return found
+
+
+def status_of(run_id: str) -> str:
+    """Of its run in MLflow."""
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("marble")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`marble.run_id` = '{run_id}'")
+    return str(run.info.status)
 
 
 def random_moments(seed: int, count: int, most: int) -> list[int]:

@@ -1,6 +1,8 @@
 """A run that is killed goes on to the same bits: kill -9 at random moments, in steps, in saving, in uploading."""
 
+import os
 import random
+import signal
 import threading
 import time
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
-from killable_training import PATIENCE, Left, Training, random_moments
+from killable_training import PATIENCE, Left, Training, random_moments, status_of
 from oracles import relative_error
 
 pytestmark = pytest.mark.faults
@@ -75,6 +77,30 @@ def test_of_two_runs_with_one_id_at_once_one_goes_on_and_the_other_says_why_it_d
     assert "The run same is being worked on by process" in refused.said and "\n" not in refused.said
     left = Left.of("same")
     assert left.tensors == at_6.tensors and left.history == at_6.history and left.state == at_6.state
+
+
+@pytest.mark.deep  # two trainings each: five minutes in all
+@pytest.mark.parametrize("nth", range(10))
+def test_an_owner_that_was_stopped_and_wakes_after_a_takeover_deletes_doubles_and_ends_nothing_of_the_new_owners(
+    undisturbed, tmp_path: Path, nth: int
+) -> None:
+    at_6, _, step_seconds = undisturbed
+    run_id, moment = f"woken-{nth}", random.Random(nth).random()
+    sleeper = Training(run_id, tmp_path / "a", "train.steps=6", patience=3.0)
+    assert sleeper.begun.wait(PATIENCE), sleeper.said
+    threading.Event().wait(6 * step_seconds * moment)
+    pid = sleeper.processes[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    heir = Training(run_id, tmp_path / "b", "train.steps=6", patience=3.0)
+    assert heir.end() == [0], heir.said
+    status = status_of(run_id)
+    os.kill(pid, signal.SIGCONT)
+    assert sleeper.end()[0] in (0, 2), sleeper.said  # 0: it had been done
+    left = Left.of(run_id)
+    assert left.tensors == at_6.tensors and left.history == at_6.history and left.state == at_6.state
+    assert left.metrics == {name: points[:6] for name, points in at_6.metrics.items()}
+    assert status_of(run_id) == status == "RUNNING", "of which evaluation and gate are not done"
 
 
 def test_of_two_processes_one_is_killed_and_the_run_goes_on_with_two_to_the_bit_or_with_one_to_rounding(
