@@ -105,7 +105,7 @@ def test_gpus_are_parameters_of_the_run_for_train_and_evaluate_alone(spec: dict,
 def test_a_stage_gets_the_secrets_that_it_needs_and_no_others(pods: dict[str, dict]) -> None:
     aws, token = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, {"HF_TOKEN"}
     assert secrets_of(pods["train"])["marble-s3"] == aws and secrets_of(pods["train"])["marble-hub"] == token
-    assert set(secrets_of(pods["register"])) == {"marble-s3", "marble-mlflow"}
+    assert set(secrets_of(pods["register"])) == {"marble-s3", "marble-mlflow", "marble-notices"}
     assert all("marble-mlflow" in secrets_of(pod) for pod in pods.values())
     assert all(pod["configMapAsEnv"][0]["configMapName"] == "marble-defaults" for pod in pods.values())
 
