@@ -48,7 +48,9 @@ def run_process(words: list[str], folder: Path) -> tuple[int, str]:
     words = [sys.executable, "-m", "marble_core.cli", *words[1:]] if words[0] == "marble" else words
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     where = folder if "marble_core.cli" in words or "examples/" in " ".join(words) else ROOT
-    done = subprocess.run(words, cwd=where, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
+    within_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # by which a make says what it enters and leaves
+    environment = {name: value for name, value in os.environ.items() if name not in within_make} | {"PATH": path}
+    done = subprocess.run(words, cwd=where, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr if done.returncode else done.stdout  # where libraries' progress is not
 
 

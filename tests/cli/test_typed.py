@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import mlflow
 import pytest
 import typer
 
@@ -77,7 +78,7 @@ def test_the_table_of_families_names_each_class_s_own_pipeline() -> None:
 
 
 def test_an_mlflow_that_nobody_runs_is_one_sentence_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+    mlflow.set_tracking_uri("http://me:secret@127.0.0.1:1")  # it remembers another test's above the environment's
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(MarbleError) as caught, mlflow_client() as client:
         client.search_experiments()
