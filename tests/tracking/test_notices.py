@@ -82,7 +82,7 @@ def test_kubeflows_page_is_the_link_where_it_is_known_and_a_login_in_an_error_is
     assert text.endswith(" https://kubeflow.example/pipeline/#/runs/details/ab-12") and "PASSWORD" not in text
 
 
-@pytest.mark.parametrize("trouble", [500, 302, "gone"])
+@pytest.mark.parametrize("trouble", [500, 307, "gone"])
 def test_a_server_that_takes_no_notice_ends_nothing_and_its_address_is_in_no_log(
     webhook: Webhook, trouble: int | str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
