@@ -67,12 +67,13 @@ test-faults: $(READY)  ## kills, outages and broken checkpoints on real servers,
 test-deep: $(READY)  ## what is too slow for every day, by hand (ARGS="-k name")
 	$(BIN)/python -m pytest -m deep tests $(ARGS)
 
-# Of Python it takes pip and setuptools, so that nobody installs torch here to install it in an image.
-build/tools/bin/python:
+# Of Python it takes pip, setuptools and what writes an SBOM, so that nobody installs torch here to install it in an image.
+build/tools/.ready: constraints.txt
 	$(PYTHON) -m venv build/tools
-	build/tools/bin/python -m pip install --quiet $$(grep -i '^setuptools==' constraints.txt || echo 'setuptools>=77')
+	build/tools/bin/python -m pip install --quiet --constraint constraints.txt setuptools cyclonedx-python-lib
+	touch $@
 
-images: build/tools/bin/python  ## the container images on this machine's engine (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=... EXTRA=your/package ONLY=cli)
+images: build/tools/.ready  ## the container images on this machine's engine, and an SBOM of each (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=... EXTRA=your/package ONLY=cli)
 	build/tools/bin/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' --torch '$(TORCH)' \
 		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)' $(if $(EXTRA),--extra '$(EXTRA)') $(if $(ONLY),--only $(ONLY))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import extra
 import pip
+import sbom
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -54,7 +55,10 @@ def main() -> None:
             _run(options.engine, "build", *arguments, *options.flags.split(), "--tag", name, "--file", str(context / image / "Dockerfile"), str(context))  # fmt: skip
     for image in options.only or IMAGES:
         name = reference(image, options.registry, options.tag)
-        print(f"{name}  {size(options.engine, name) / 1e6:.0f} MB")
+        listed = sbom.write(options.engine, name, ROOT / "build" / "sbom")
+        print(
+            f"{name}  {identity(options.engine, name)}  {size(options.engine, name) / 1e6:.0f} MB  {listed.relative_to(ROOT)}"
+        )
 
 
 def version() -> str:
@@ -81,6 +85,11 @@ def revision() -> str:
 def size(engine: str, name: str) -> int:
     """Bytes, the base included."""
     return int(subprocess.check_output([engine, "image", "inspect", "--format", "{{.Size}}", name]))
+
+
+def identity(engine: str, name: str) -> str:
+    """The image's id, ``sha256:...``. A registry's digest, which a push prints, is another: that of its manifest."""
+    return subprocess.check_output([engine, "image", "inspect", "--format", "{{.Id}}", name], text=True).strip()
 
 
 def fill(context: Path, torch: str) -> str:

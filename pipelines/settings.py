@@ -35,7 +35,7 @@ MODELS: tuple[Stage, ...] = ("prepare", "train", "evaluate")
 
 
 class Images(Section):
-    """Where the images lie. ``make images`` builds them, and says their digests once they are pushed."""
+    """Where the images lie. ``make images`` builds them; pushing them prints their digests."""
 
     registry: str = Field("", pattern=r"^[a-z0-9.:/_-]*$")  # registry.example/team; empty: the engine's own images
     tag: str = Field(__version__, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")

@@ -76,6 +76,16 @@ def test_an_image_holds_its_own_stages_packages_and_no_other(images: dict[str, s
     assert here.isdisjoint({"prepare": {"torch", "diffusers"}, "register": {"torch", "tokenizers"}, "train": {"matplotlib"}, "evaluate": {"cvxpy"}}[stage])  # fmt: skip
 
 
+@pytest.mark.parametrize("image", (*STAGES, "cli"))
+def test_the_sbom_of_an_image_names_that_image_and_every_package_in_it(images: dict[str, str], image: str) -> None:
+    listed = json.loads((ROOT / "build" / "sbom" / f"marble-{image}.cdx.json").read_text(encoding="utf-8"))
+    (digest,) = (entry["content"] for entry in listed["metadata"]["component"]["hashes"])
+    assert docker("image", "inspect", "--format", "{{.Id}}", images[image]) == f"sha256:{digest}"
+    found = {(normal(part["name"]), part.get("version")) for part in listed["components"]}
+    assert {(normal(name), version) for name, version in json.loads(in_image(images[image], INSTALLED))} <= found
+    assert {"python3", "ca-certificates"} <= {name for name, _ in found}
+
+
 def test_the_command_lines_image_compiles_and_orders_and_holds_nothing_of_a_stage(images: dict[str, str]) -> None:
     said = in_image(images["cli"], COMMANDS)
     assert '"cron": "0 0 3 * * *"' in said and said.endswith("found: []")
