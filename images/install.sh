@@ -26,6 +26,15 @@ install_pinned() {
     done
 }
 
+# torch in the build that the words say, without its own test programs (133 MB). Of bin, torch_shm_manager alone is called at run time.
+install_torch() {
+    pip install "$@"
+    for torch in /opt/venv/lib/python3*/site-packages/torch; do
+        rm -rf "$torch/test"
+        test ! -d "$torch/bin" || find "$torch/bin" -type f ! -name torch_shm_manager -delete
+    done
+}
+
 # marble_core, and kfp of the version that compiles the pipelines, without its dependencies: a component's executor needs none.
 install_marble() {
     pip install --no-deps --target /opt/stage "$@" marble_core-*.whl
