@@ -94,7 +94,12 @@ def test_the_released_codes_balance_learns_from_a_share_of_a_step_and_steers_mea
     flat = np.array([torch.cat([g.flatten() for g in one_.values()]).numpy() for one_ in part])
     unit = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     alpha, _ = min_norm_by_enumeration(unit @ unit.T)
+    calls, velocity = [], policy.model.velocity
+    policy.model.velocity = lambda *inputs: (calls.append(1), velocity(*inputs))[1]
+    collect(policy, batch, config.rollout)
+    sampling = len(calls)
     found, report = direction_of(one)
+    assert report.metrics["passes/forward"] == len(calls) - 2 * sampling, "those of the share and of the whole step"
     assert np.allclose([report.metrics[f"alpha/{n}"] for n in config.reward_names], alpha, atol=1e-6)
     assert relative_error(found, {n: sum(float(alpha[k]) * whole[k][n] for k in range(3)) + kl[n] for n in kl}) < 1e-5
     assert (report.metrics["passes/backward"], report.metrics["alpha_star/ocr"]) == (13, pytest.approx(alpha[2], abs=1e-6))
@@ -132,6 +137,13 @@ def test_subtracting_the_common_part_leaves_the_one_backward_form_exact():
     assert apart.backwards == 2 * micro_batches, "the common part rides with the KL"
 
 
+def test_images_per_second_are_those_of_the_time_up_to_the_last_lap():
+    clock = metrics.Clock()
+    clock.lap("sample")
+    clock.first, clock.last = 10.0, 14.0
+    assert clock.metrics(6)["images_per_second"] == 1.5
+
+
 def test_the_first_images_are_scored_while_the_next_are_sampled():
     """Sampling waits for the score of its first batch before it gives its second, so without overlap nothing would end."""
     one, scored = learner("rollout.batch_size=8"), threading.Event()
@@ -153,7 +165,7 @@ def test_a_reward_that_is_not_finite_skips_the_step_names_itself_and_changes_not
     one = learner(scorers=rewards(fault_at=1))
     before = weights(one)
     report = optimizer_step(one, prompts())
-    assert report.skipped and "pickscore is not finite for the prompt" in report.notes[0]
+    assert report.skipped and "pickscore is not finite for the prompt" in report.notes[0] and "rank" not in report.notes[0]
     assert all(torch.equal(a, before[n]) for n, a in weights(one).items()) and (one.step, one.updates) == (1, 0)
 
 

@@ -53,6 +53,14 @@ def test_the_variance_of_the_mean_is_the_scatter_of_means_of_many_runs():
     assert runs.variance.mean() == pytest.approx(runs.mean.var(), rel=0.1)
 
 
+def test_a_norm_is_never_below_its_floor_however_sure_the_evidence_is():
+    sure, norm_K = Evidence((4, 4), 0.9), np.array([1.0, 2.0, 0.5, 3.0])
+    for _ in range(5):
+        sure.add(np.diag([1e-8, 1.0, 1e-8, 4.0]), EVERY)
+    _, unit_K, _ = shrunk(sure, norm_K, np.array([True, True, False, True]), 0.25)
+    assert np.allclose(unit_K, [0.25 * 1.0, 1.0, 1.0, 2.0]), "the floor, the signal's own, 1 where inactive, the signal's own"
+
+
 def balancer(**more):
     return make_balancer(BalanceConfig(meter="time", gram="time", rho=0.0, **more), NAMES, 1000)
 

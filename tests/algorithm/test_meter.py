@@ -170,6 +170,7 @@ def test_the_meter_changes_no_bit_of_the_update_and_neither_does_observing():
     assert "consistency_time/ocr" in seen[1] and "consistency_time/ocr" not in seen[0]
     for a, b in ((plain, watched), (by_time, by_time_watched)):
         assert all(torch.equal(w, b[n]) for n, w in a.items())
+    assert runs[2].meter.length_R.shape == (1,), "the update's direction, and no other"
     assert runs[3].meter.count_K.tolist() == [2, 2, 2], "observed steps are not remembered where the balance looks at the meter"
     assert not all(torch.equal(w, by_time[n]) for n, w in plain.items())
 

@@ -65,6 +65,16 @@ def test_p_2_is_the_mean_by_the_prior_to_the_bit():
     assert (point(unit_vectors(0), 2.0, prior) == prior / 8).all()
 
 
+@pytest.mark.parametrize("p", [1.0, 1.5, 4.0])
+def test_limits_that_leave_one_point_give_it(p):
+    assert np.allclose(point(unit_vectors(0, 3), p, limits=limits_of(3, cap=[(0, 0.0), (2, 0.0)])), [0, 1, 0], atol=1e-9)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 4.0])
+def test_where_all_vectors_are_one_the_weights_are_the_priors(p):
+    assert np.allclose(trust_point(np.ones((3, 3)), p, np.array([1.0, 2.0, 1.0]), Limits.none(3)), [0.25, 0.5, 0.25])
+
+
 def test_p_64_is_close_to_the_min_norm_point_and_nearer_than_any_smaller_p():
     """The farthest vector is at most 5^(1/64) = 1.025 times as far as from the centre of the smallest ball."""
     for seed in range(5):
