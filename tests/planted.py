@@ -53,7 +53,7 @@ TESTS = {
     "marble_core/algorithm/metrics.py": STEPS[::-1],
     "marble_core/algorithm/min_norm.py": (BALANCE[4], *BALANCE[:3]),
     "marble_core/algorithm/projection.py": ("tests/algorithm/test_meter.py",),
-    "marble_core/algorithm/row_gradients.py": (*GRADIENTS[1:], *STEPS),
+    "marble_core/algorithm/row_gradients.py": (*GRADIENTS[1:], *STEPS, "tests/models/test_lean.py"),
     "marble_core/algorithm/split_half.py": (BALANCE[3], BALANCE[1], *STEPS),
     "marble_core/algorithm/trust.py": ("tests/algorithm/test_trust.py",),
     "marble_core/algorithm/update.py": (*STEPS, "tests/algorithm/test_meter.py"),

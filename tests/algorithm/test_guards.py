@@ -186,3 +186,13 @@ def test_prompts_are_those_of_the_rewards_with_a_share():
 def test_guards_that_cannot_be_are_one_sentence(overrides, says):
     with pytest.raises(MarbleError, match=says):
         load_config("demo", overrides=overrides)
+
+
+def test_the_worst_cosine_of_the_min_norm_point_is_that_of_the_shares_of_unit_gradients():
+    g_KD = gradients(1) * np.array([[1.0], [3.0], [2.0], [0.5]])
+    G_KK = g_KD @ g_KD.T
+    found = guarded(1.0).weigh(G_KK, np.ones(4, bool))
+    unit_KD = g_KD / np.linalg.norm(g_KD, axis=1, keepdims=True)
+    d_D = found.alpha_star_K @ unit_KD
+    worst = min(unit_KD[k] @ d_D / np.linalg.norm(d_D) for k in SHARED)
+    assert gradient_metrics(NAMES, GradientStats(G_KK, None, found.w_K), found)["cosine/worst_star"] == pytest.approx(worst)

@@ -88,8 +88,8 @@ def test_in_fp16_a_cotangent_of_any_size_loses_nothing(size):
     assert relative_error(totals[1], totals[0]) < 0.01
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_overflow_repeats_the_pass_at_half_the_scale_for_the_layers_that_saw_it(checkpointing):
+@pytest.mark.parametrize(("checkpointing", "size"), [(False, 1.0), (True, 1.0), (False, 2.0**12)])
+def test_an_overflow_repeats_the_pass_at_half_the_scale_for_the_layers_that_saw_it(checkpointing, size):
     config = small_config()
     policy = small_policy(config, perturb=0.05, model=SmallModel(autocast=torch.float16))
     results = []
@@ -99,7 +99,7 @@ def test_an_overflow_repeats_the_pass_at_half_the_scale_for_the_layers_that_saw_
             x = torch.randn(6, *model.latent_shape, generator=torch.Generator().manual_seed(4))
             conditioning = model.encode([f"prompt {i}" for i in range(6)])
             v = model.velocity(x, torch.full((6,), 0.5), conditioning)
-            one = Pass(torch.randn(v.shape, generator=torch.Generator().manual_seed(3)), torch.ones(1, 6))
+            one = Pass(size * torch.randn(v.shape, generator=torch.Generator().manual_seed(3)), torch.ones(1, 6))
             one.scale *= 2.0**boost
             rows.backward(v, [one])
         results.append((rows.backwards, rows.combine(np.ones(1))))

@@ -96,6 +96,7 @@ def evaluation(trained, held_out, change):
         ((0.0, 0.2), (-0.2, -0.1), None, []),
         ((0.1, 0.2), (-0.2, 0.0), None, []),
         ((-0.1, 0.2), (0.1, 0.2), -0.21, ["mode collapse"]),
+        ((-0.1, 0.2), (0.1, 0.2), -0.55, ["mode collapse"]),
         ((-0.1, 0.2), (0.1, 0.2), -0.2, []),
         ((-0.1, 0.2), (0.1, 0.2), 0.3, []),
     ],
@@ -104,7 +105,8 @@ def test_an_alarm_needs_a_whole_interval(trained, held_out, change, kinds):
     found = alarms(evaluation(trained, held_out, change))
     assert [alarm.kind for alarm in found] == kinds
     if kinds == ["mode collapse"]:
-        assert "-21 (-21 to -21) percent" in found[0].text
+        percent = {-0.21: "-21", -0.55: "-55"}[change]
+        assert f"{percent} ({percent} to {percent}) percent" in found[0].text
 
 
 def test_an_interval_is_printed_with_signs():
