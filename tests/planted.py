@@ -38,7 +38,7 @@ TESTS = {
     "marble_core/algorithm/backward.py": ("tests/algorithm/test_baselines.py", *GRADIENTS[1:], *STEPS),
     "marble_core/algorithm/balancers.py": (*BALANCE[:3], *STEPS),
     "marble_core/algorithm/block_recompute.py": GRADIENTS[2:],
-    "marble_core/algorithm/diagnostics.py": STEPS[::-1],
+    "marble_core/algorithm/diagnostics.py": ("tests/algorithm/test_missing_values.py", *STEPS[::-1]),
     "marble_core/algorithm/evidence.py": ("tests/algorithm/test_evidence.py", "tests/algorithm/test_meter.py"),
     "marble_core/algorithm/guards.py": ("tests/algorithm/test_guards.py",),
     "marble_core/algorithm/learner.py": STEPS,

@@ -196,3 +196,12 @@ def test_the_worst_cosine_of_the_min_norm_point_is_that_of_the_shares_of_unit_gr
     d_D = found.alpha_star_K @ unit_KD
     worst = min(unit_KD[k] @ d_D / np.linalg.norm(d_D) for k in SHARED)
     assert gradient_metrics(NAMES, GradientStats(G_KK, None, found.w_K), found)["cosine/worst_star"] == pytest.approx(worst)
+
+
+def test_rethinking_a_guarded_balance_is_a_fresh_one_on_the_other_gram_matrix():
+    one, first, second = guarded(0.5), gradients(1), gradients(2)
+    done = one.weigh(first @ first.T, np.ones(4, bool))
+    H_KK = second @ second.T
+    fresh = guarded(0.5).weigh(H_KK, np.ones(4, bool))
+    assert fresh.w_K[NAMES.index("guard")] > 0, "the guard has to push"
+    assert np.allclose(one.rethink(H_KK, done), fresh.w_K, atol=1e-8)

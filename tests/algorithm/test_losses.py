@@ -55,6 +55,18 @@ def test_the_terms_of_a_loss_are_its_gradient_for_any_advantage(name):
         assert torch.allclose(ours, theirs, rtol=1e-11, atol=1e-14)
 
 
+def test_within_the_clip_range_the_clipped_form_pulls_by_the_ratio():
+    config, (v, _, x0, x) = LossConfig(name="awm_clipped", clip_range=0.5), draws()
+    for change in (-0.02, 0.02):  # of the velocity: ratios on both sides of 1, and within the range
+        leaf = v.clone().requires_grad_(True)
+        loss = awm_clipped_as_written(leaf, (1 + change) * v, x0, x, torch.tensor(ADVANTAGES), config)
+        (theirs,) = torch.autograd.grad(loss.sum(), leaf)
+        terms = LOSSES["awm_clipped"](Point(v, (1 + change) * v, x, x0, T), config)
+        ours = sum(torch.tensor(term.phi(ADVANTAGES))[:, None, None, None] * term.q_BCHW for term in terms)
+        pulled = theirs[ADVANTAGES != 0].abs().amax((1, 2, 3))
+        assert torch.allclose(ours, theirs, rtol=1e-11, atol=1e-14) and (pulled > 0).all()
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_where_old_equals_default_one_term_is_left_and_says_the_same(name):
     config = LossConfig(name=name)

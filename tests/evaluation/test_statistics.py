@@ -137,11 +137,11 @@ def test_held_out_rewards_and_side_values_are_compared_and_do_not_enter_the_mean
 
 
 def test_rewards_rise_together_where_each_that_applies_is_above_the_base():
-    prompts = [Prompt(str(i), "general") for i in range(6)]
-    one = np.array([1.0, 1.0, 1.0, 0.0, -1.0, NAN])
+    prompts = [Prompt(str(i), "general") for i in range(7)]
+    one = np.array([1.0, 3.0, 1.0, 1.0, 0.0, -1.0, NAN])
     two = np.array(
-        [2.0, 0.0, -1.0, 0.0, NAN, NAN]
-    )  # both, one and a tie, against each other, nothing, falls alone, none applies
+        [2.0, NAN, 0.0, -1.0, 0.0, NAN, NAN]
+    )  # both, alone, a tie, against each other, nothing, falls alone, none applies
     found = Bootstrap(prompts, 2000, seed=0).together([one, two])
-    assert (found.all_rise.mean, found.none_falls.mean) == (1 / 5, 2 / 5)
+    assert (found.all_rise.mean, found.none_falls.mean) == (2 / 6, 3 / 6)
     assert found.all_rise.low == 0 and 0.4 < found.all_rise.high <= 1
