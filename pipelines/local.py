@@ -10,10 +10,11 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -23,6 +24,9 @@ from marble_core.runtime.environment import PROGRESS
 from marble_core.runtime.progress_display import Display
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.settings import Images
+
+if TYPE_CHECKING:
+    from marble_kubeflow.pipelines.study import Plan
 
 GRACE = 30.0  # seconds in which an interrupted stage may write its checkpoint
 
@@ -52,17 +56,45 @@ def run(
 
     Raises MarbleError with the sentence of a stage that raised one, and StageFailed for any other failure.
     """
-    directory = directory.resolve()
+    _check_path(directory := directory.resolve(), run_id)
+    config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
+    parameters = {"preset": preset, "config": config, "run_id": run_id, "rehearse": "yes" if rehearse else ""}
+    interrupted = f"A stage that trains writes a checkpoint first; --run-id {run_id} goes on from it."
+    return _executed({"parameters": parameters}, directory, console, "register", interrupted, images)
+
+
+def run_study(plan: "Plan", directory: Path, console: Console, environment: Mapping[str, str]) -> Outcome:
+    """Run a study's pipeline with its files under ``directory``, each cell as a process, two at most at a time, on the S3 server that
+    the environment names. ``environment`` is that of the processes (marble_core.bench.study_checkout).
+
+    Raises MarbleError with the sentence of a cell that raised one, and StageFailed for any other failure.
+    """
+    _check_path(directory := directory.resolve(), plan.name)
+    interrupted = "The same command goes on; finished cells are not made again."
+    return _executed({"study": asdict(plan)}, directory, console, "study_report", interrupted, None, environment)
+
+
+def _check_path(directory: Path, run_id: str) -> None:
     if "python3" in str(directory) or "python3" in run_id:
         # kfp.local replaces this word by the interpreter's path, in arguments too.
         raise MarbleError(f"kfp.local cannot work in a path that contains 'python3'; run in another place than {directory}.")
+
+
+def _executed(
+    told: Mapping[str, Any],
+    directory: Path,
+    console: Console,
+    last: str,
+    interrupted: str,
+    images: Images | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> Outcome:
+    """The pipeline in a child, to the result of its stage ``last``."""
     directory.mkdir(parents=True, exist_ok=True)
     home = directory / "scratch" if images else directory  # the one place that containers see
     events, log = home / "progress.jsonl", directory / "pipeline.log"
     events.unlink(missing_ok=True)
-    config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
-    parameters = {"preset": preset, "config": config, "run_id": run_id, "rehearse": "yes" if rehearse else ""}
-    command = [sys.executable, "-m", __name__, json.dumps(parameters), str(directory)]
+    command = [sys.executable, "-m", __name__, json.dumps(told), str(directory)]
     scratch = home / "tmp"  # kfp leaves a workspace and a directory for each stage behind
     if images:
         from marble_kubeflow.pipelines import containers
@@ -70,7 +102,7 @@ def run(
         containers.hand_over([directory / "artifacts", home, scratch])
         command.append(images.model_dump_json())
     scratch.mkdir(exist_ok=True)
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, PROGRESS: str(events), "TMPDIR": str(scratch)}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **more, PROGRESS: str(events), "TMPDIR": str(scratch)}
     child = ChildProcess(command, log, environment, Path.cwd(), grace=GRACE)
     with Display(events, console) as display:
         try:
@@ -78,7 +110,7 @@ def run(
                 display.poll()
                 time.sleep(0.1)
         except BaseException:
-            console.print(f"Stopping. A stage that trains writes a checkpoint first; --run-id {run_id} goes on from it.")
+            console.print(f"Stopping. {interrupted}")
             raise
         finally:
             child.terminate()
@@ -89,33 +121,41 @@ def run(
         display.poll()
     if display.error:
         raise MarbleError(display.error)
-    if code != 0 or "register" not in display.results:  # kfp.local has called success what was none
+    if code != 0 or last not in display.results:  # kfp.local has called success what was none
         said = display.traceback or log.read_text(errors="replace", encoding="utf-8")
         tail = "\n".join(said.rstrip().splitlines()[-TAIL:])
         raise progress.StageFailed(f"{tail}\nThe pipeline failed; its whole log is {log}.")
     return Outcome(directory, display.results)
 
 
-def main(parameters: dict[str, str], directory: Path, images: Images | None) -> None:
+def main(told: Mapping[str, Any], directory: Path, images: Images | None) -> None:
     """Execute the pipeline in this process and its children, and raise if a stage fails."""
     import warnings
 
     from kfp import local
 
-    from marble_kubeflow.pipelines.marble import build
     from marble_kubeflow.pipelines.settings import Settings, without_retries
 
     root = str(directory / "artifacts")
     if images:
         from marble_kubeflow.pipelines import containers
+        from marble_kubeflow.pipelines.marble import build
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the container end
         local.init(containers.runner(directory, Path(os.environ[PROGRESS])), pipeline_root=root)
-        build(containers.settings_of(images))(**parameters)
+        build(containers.settings_of(images))(**told["parameters"])
         return
     warnings.filterwarnings("ignore", "You may be attemping to run a task")  # no image is run here
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=root)
-    build(without_retries(Settings()))(**parameters)
+    settings = without_retries(Settings())
+    if "study" in told:
+        from marble_kubeflow.pipelines import study
+
+        study.build(study.Plan(**told["study"]), settings)()
+    else:
+        from marble_kubeflow.pipelines.marble import build
+
+        build(settings)(**told["parameters"])
 
 
 if __name__ == "__main__":

@@ -35,8 +35,12 @@ RUN_OF_POD = "metadata.labels['pipeline/runid']"
 SCRATCH, CACHE, AUTHORITY = "/scratch", "/cache", "/etc/marble-ca"  # where the images look for a place to write, see images/
 
 
-def place(task: PipelineTask, stage: str, settings: Settings) -> None:
-    """One stage's pod."""
+AS = {"study-cell": "train", "study-report": "register"}  # a study's pods have what these have
+
+
+def place(task: PipelineTask, name: str, settings: Settings) -> None:
+    """One stage's pod. ``name`` is the task's: a stage's, or one that has a stage's pod."""
+    stage = AS.get(name, name)
     pod, image = settings.pods[stage], settings.images.of(stage)  # type: ignore[index]
     task.set_container_image(image)
     task.set_caching_options(False)  # a nightly run with the same parameters must not be a cache hit
@@ -64,7 +68,7 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
     kubernetes.set_security_context(task, run_as_non_root=True)
     if settings.images.pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(settings.images.pull_secrets))
-    for label, text in {"app.kubernetes.io/part-of": "marble", "marble/stage": stage, **settings.labels}.items():
+    for label, text in {"app.kubernetes.io/part-of": "marble", "marble/stage": name, **settings.labels}.items():
         kubernetes.add_pod_label(task, label, text)
     kubernetes.use_field_path_as_env(task, KFP_RUN, RUN_OF_POD)
     for variable, page in ((KUBEFLOW_PAGE, settings.pages.kubeflow), (MLFLOW_PAGE, settings.pages.mlflow)):
@@ -72,7 +76,7 @@ def place(task: PipelineTask, stage: str, settings: Settings) -> None:
             task.set_env_variable(variable, page)
     _environment(task, stage, settings)
     _volumes(task, stage, settings)
-    if stage == "train":
+    if name == "train":
         for variable, path in OWN_POD.items():
             kubernetes.use_field_path_as_env(task, variable, path)
         task.set_env_variable(NODES, json.dumps(_of_several_nodes(settings)))

@@ -12,7 +12,11 @@ from marble_core.cli.options import ROOT
 from marble_core.cli.servers import mlflow_of_runs
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from marble_core.bench.study import Study
     from marble_core.tracking.finished_runs import FinishedRun
+    from marble_kubeflow.pipelines.study import Plan
 
 
 def study(
@@ -21,6 +25,9 @@ def study(
     jobs: Annotated[
         int, typer.Option(min=0, help="Cells at a time. 0: two where there are two cores, one where the runs want a GPU.")
     ] = 0,
+    pipeline: Annotated[
+        bool, typer.Option("--pipeline", help="Run it as the pipeline that a cluster would run; its cells lie on S3.")
+    ] = False,
 ) -> None:
     """Train several settings with several seeds and hold them against each other on held-out prompts. Goes on where it was stopped.
 
@@ -32,7 +39,35 @@ def study(
     from marble_core.cli.extras import ON_THIS_MACHINE, require
 
     require(ON_THIS_MACHINE, ["study"])
-    run_study(file, out or ROOT / "studies" / file.stem, jobs, Console(highlight=False))
+    own = _run_pipeline if pipeline else run_study
+    own(file, out or ROOT / "studies" / file.stem, jobs, Console(highlight=False))
+
+
+def _run_pipeline(file: Path, out: Path, jobs: int, console: Console) -> None:
+    """The same study by kfp.local, on S3: its page and tables are the last stage's, and stand in ``out`` too."""
+    import shutil
+
+    from marble_core.bench.study import begun, default_jobs
+    from marble_core.services.local import reachable_s3
+    from marble_kubeflow.pipelines.local import run_study
+
+    with begun(file, out, console, ["--jobs", str(jobs), "--pipeline"]) as (study, _, environment):
+        plan = study_plan(study, file.stem, jobs or default_jobs(study), str(out.resolve()))
+        with reachable_s3(ROOT, study.config(*study.cells[0]).storage.bucket) as servers:
+            outcome = run_study(plan, out / "pipeline", console, {**environment, **servers, "PYTHONSAFEPATH": "1"})
+        found = outcome.results["study_report"]
+        for name, made in (("study.html", found["page"]), ("study.json", found["tables"])):
+            shutil.copyfile(made, out / name)
+        console.print(f"Page: {out / 'study.html'}, and {found['address']}", soft_wrap=True)
+
+
+def study_plan(study: Study, name: str, at_once: int = 0, directory: str = "") -> Plan:
+    """What a pipeline is told of a study. A pod of it gets as many GPUs as the arm that wants most."""
+    from marble_core.config.stage_files import check_run_id
+    from marble_kubeflow.pipelines.study import Plan
+
+    gpus = max(study.config(arm, study.seeds[0]).hardware.gpus for arm in study.arms)
+    return Plan(check_run_id(name), study.model_dump(mode="json"), study.cells, gpus, at_once, directory)
 
 
 def compare(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from marble_core.config.schema import RunConfig
     from marble_kubeflow.pipelines.local import Outcome
-    from marble_kubeflow.pipelines.settings import Images
+    from marble_kubeflow.pipelines.settings import Images, Settings
 
 ROOM = 500_000_000  # bytes; a run of the demo writes some 100 MB
 
@@ -159,6 +159,7 @@ def compile_(
     registry: Annotated[str, typer.Option(help="Where the images lie, such as registry.example/team.")] = "",
     tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
     settings: Annotated[Path | None, typer.Option(help="A YAML file on images, pods, secrets; see docs/compile.md.")] = None,
+    study: Annotated[Path | None, typer.Option(help="Compile the pipeline of this study instead; see docs/study.md.")] = None,
 ) -> None:
     """Compile the pipeline to the one file that a cluster takes: upload it in Kubeflow's UI, or give it to marble submit."""
     from marble_core.types import MarbleError
@@ -167,10 +168,19 @@ def compile_(
 
     if output.suffix != ".yaml":
         raise MarbleError(f"The file {str(output)!r} must end with .yaml: give another with --output.")
+    own = read_settings(settings, registry=registry, tag=tag)
     try:
-        print(compile_to(output, read_settings(settings, registry=registry, tag=tag)))
+        print(_compile_study(study, output, own) if study else compile_to(output, own))
     except OSError as error:
         raise MarbleError(f"The file {str(output)!r} cannot be written: {error.strerror}.") from None
+
+
+def _compile_study(file: Path, output: Path, settings: Settings) -> Path:
+    from marble_core.bench.study import Study
+    from marble_core.cli.experiments import study_plan
+    from marble_kubeflow.pipelines.study import compile_to
+
+    return compile_to(output, study_plan(Study.read(file), file.stem), settings)
 
 
 def ui() -> None:

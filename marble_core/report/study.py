@@ -98,14 +98,23 @@ def headline(about: About, cells: Sequence[Cell]) -> str:
     """What the study has found so far, in one sentence."""
     if not cells:
         return f"The study {about.name} has no finished cell yet."
-    step = _steps(cells)[-1]
-    own = {arm: g[MEAN] for arm in about.arms if MEAN in (g := gains(_of(cells, arm), step))}
+    step, own = _steps(cells)[-1], _mean_gains(about, cells)
     if not own:
         return f"The study {about.name} has measured no gain yet."
     best = max(own, key=lambda arm: own[arm].estimate.mean)
     e, count = own[best].estimate, len(own[best].seeds)
     seeds = f"{count} seeds" if count > 1 else "one seed"
     return f"After {step} steps {best} gained most over the base, {signed(e.mean)} standard deviations ({signed(e.low)} to {signed(e.high)}, {seeds})."
+
+
+def mean_gains(about: About, cells: Sequence[Cell]) -> dict[str, float]:
+    """Each arm's over the base after the last step, in the base's standard deviations; without arms that have no finished cell."""
+    return {arm: gain.estimate.mean for arm, gain in _mean_gains(about, cells).items()}
+
+
+def _mean_gains(about: About, cells: Sequence[Cell]) -> dict[str, OverSeeds]:
+    step = _steps(cells)[-1]
+    return {arm: g[MEAN] for arm in about.arms if MEAN in (g := gains(_of(cells, arm), step))}
 
 
 def remarks(cells: Sequence[Cell]) -> list[str]:
