@@ -34,13 +34,12 @@ def study_cell(study: str, name: str, arm: str, seed: int, directory: str, out: 
         arguments = [study, name, arm, str(seed), directory, str(out)]
         keep_at_it("study_cell", arguments, wanted, lambda: max((p.name for p in place.glob("checkpoints/step-*")), default=""))
         return f"{arm}, seed {seed} is done."
-    with progress.stage("study_cell") as result:
+    with progress.stage(who := f"{arm}, seed {seed}", in_all=True) as result:
         check_pipeline(os.environ.get(PIPELINE_FORMAT, ""))
         told = Study.of(json.loads(study), name)
         store, place = StudyStore(told, name), _place(told, name, directory)
-        said = f"{arm}, seed {seed} was finished before, and is not made again."
+        said = f"{who} was finished before, and is not made again."
         if store.fetch(arm, seed, out) is None:
-            progress.emit("study_cell", note=f"{arm}, seed {seed} begins, or goes on.")
             place.mkdir(parents=True, exist_ok=True)
             (place / SNAPSHOT).write_text(study, encoding="utf-8")
             store.fetch_roles(place / "roles")
@@ -48,9 +47,9 @@ def study_cell(study: str, name: str, arm: str, seed: int, directory: str, out: 
             cell.save(out)
             store.keep_roles(place / "roles")
             store.keep(cell, out)
-            said = f"{arm}, seed {seed} is done."
-        progress.emit("study_cell", note=said)
-        result |= {"arm": arm, "seed": seed, "said": said}
+            said = f"{who} is done."
+        progress.emit(who, note=said)
+        result |= {"said": said}
     return said
 
 

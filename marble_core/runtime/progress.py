@@ -30,6 +30,7 @@ from marble_core.types import MarbleError, without_secrets
 
 ARGO = "ARGO_PROGRESS_FILE"
 _LINES = Lines(PAUSE)
+_PREFIX = ""  # of all events of this process, see ``stage``
 
 
 class StageFailed(Exception):
@@ -47,7 +48,7 @@ def emit(
     """Appends one event. Never raises: who watches must not disturb the work."""
     event = {
         "time": round(time.time(), 3),
-        "stage": stage,
+        "stage": stage if stage.startswith(_PREFIX) else f"{_PREFIX}: {stage}",
         "done": done,
         "total": total,
         "note": note,
@@ -84,8 +85,13 @@ def _ends_with_its_sentence(kind: type[BaseException], error: BaseException, tra
 
 
 @contextlib.contextmanager
-def stage(name: str) -> Iterator[dict[str, Any]]:
-    """Frames a stage's work with events; what is put into the dictionary becomes the stage's ``result``."""
+def stage(name: str, in_all: bool = False) -> Iterator[dict[str, Any]]:
+    """Frames a stage's work with events; what is put into the dictionary becomes the stage's ``result``.
+
+    With ``in_all`` the name stands before each event of the process: of several that do the same at once, who watches sees which.
+    """
+    global _PREFIX
+    _PREFIX = name if in_all else ""
     sys.excepthook = _ends_with_its_sentence
     quieten()
     emit(name, state="started")
