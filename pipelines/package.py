@@ -139,6 +139,6 @@ class Package:
 def _tags(spec: Mapping[str, Any]) -> dict[str, str]:
     """Of a pipeline of this package; none of another."""
     executors = spec.get("deploymentSpec", {}).get("executors", {})
-    container = executors.get("exec-train", {}).get("container", {})
+    container = next((executors[name]["container"] for name in ("exec-train", "exec-study-cell") if name in executors), {})
     compiled = {each["name"]: each.get("value", "") for each in container.get("env", ())}.get(PIPELINE_VERSION, "")
     return {"marble.version": compiled[:63], "marble.image": container["image"].rpartition("/")[2][:63]} if compiled else {}

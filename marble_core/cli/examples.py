@@ -21,7 +21,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "marble evaluate --published --adapter ours=adapter --adapter NFT=hf://worstcoder/SD3.5M-DiffusionNFT-MultiReward",
         "marble evaluate --published --set data.evaluation.ocr=ocr/test.txt --limit 50    # the base alone, a quick look",
     ),
-    "compile": ("marble compile --registry registry.example/team --tag 0.1.0", "marble compile --settings settings.yaml"),
+    "compile": (
+        "marble compile --registry registry.example/team --tag 0.1.0",
+        "marble compile --settings settings.yaml",
+        "marble compile --study mine.yaml --output study-pipeline.yaml",
+    ),
     "submit": (
         "marble submit --param preset=demo --param steps=40",
         "marble submit pipeline.yaml --run-id first --wait --json    # exit code as of marble runs wait",
@@ -53,6 +57,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "study": (
         "marble study docs/studies/hackable.yaml",
         "marble study mine.yaml --jobs 1 --out studies/mine    # again: goes on",
+        "marble study mine.yaml --pipeline    # as a cluster would run it",
     ),
     "compare": (
         "marble compare monday tuesday --out week.html",

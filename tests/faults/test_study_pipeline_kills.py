@@ -17,7 +17,7 @@ from browser import chromium
 from marble_core.storage.s3 import S3
 from study_builders import TINY, a_checkout
 
-pytestmark = [pytest.mark.faults, pytest.mark.deep]  # it trains eight tiny models: three minutes on two free cores
+pytestmark = [pytest.mark.faults, pytest.mark.deep]  # it trains eight tiny models, three minutes on two free cores
 
 PATIENCE = 1500.0
 CELLS = "studies/tiny/cells"
@@ -73,8 +73,6 @@ def test_a_study_as_a_pipeline_that_is_killed_goes_on_and_makes_no_finished_cell
         shown = tab.evaluate("document.body.innerText")
         assert "4 of 4 done" in shown and "gained most over the base" in shown and not tab.errors
         assert tab.evaluate("document.querySelectorAll('svg').length") >= 6
-        if place := os.environ.get("SCREENSHOTS"):
-            tab.screenshot(Path(place) / "study.png")
 
 
 def modified(bucket: S3) -> dict[str, object]:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cluster_commands import Marble
+from marble_core import __version__
 from marble_core.bench.study import Study
 from marble_core.runtime.environment import NODES
 from marble_core.types import MarbleError
@@ -54,6 +55,7 @@ def test_the_graph_is_a_loop_over_the_cells_and_the_report_behind_it(compiled: t
             STUDY, "x"
         )
     sent = marble("submit", "study-pipeline.yaml", "--dry-run", "--param", "gpus=1").json
+    assert sent["tags"] == {"marble.version": __version__, "marble.image": f"marble-train:{__version__}"}
     assert sent["pipeline"] == "marble-study" and sent["parameters"] == {"gpus": "1"}
     assert spec["root"]["inputDefinitions"]["parameters"]["gpus"]["defaultValue"] == "2", "of the arm that wants most"
     assert spec["root"]["inputDefinitions"]["parameters"]["name"]["defaultValue"] == "arms", "the file's name"
