@@ -139,6 +139,7 @@ class Package:
 def _tags(spec: Mapping[str, Any]) -> dict[str, str]:
     """Of a pipeline of this package; none of another."""
     executors = spec.get("deploymentSpec", {}).get("executors", {})
-    container = next((executors[name]["container"] for name in ("exec-train", "exec-study-cell") if name in executors), {})
+    trains = executors.get("exec-train") or executors.get("exec-study-cell") or {}
+    container: Mapping[str, Any] = trains.get("container", {})
     compiled = {each["name"]: each.get("value", "") for each in container.get("env", ())}.get(PIPELINE_VERSION, "")
     return {"marble.version": compiled[:63], "marble.image": container["image"].rpartition("/")[2][:63]} if compiled else {}
