@@ -6,14 +6,17 @@ an answer that is no JSON (a login page, some other server) is an error and not 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,6 +34,9 @@ CONNECT_SECONDS = 5.0
 TOKEN = "KF_PIPELINES_TOKEN"  # kfp has no variable for a token itself; the other names are its own
 TOKEN_FILE = kfp.client.KF_PIPELINES_SA_TOKEN_ENV
 PROJECTED_TOKEN = Path(kfp.client.KF_PIPELINES_SA_TOKEN_PATH)
+AUDIENCE = "pipelines.kubeflow.org"  # what Kubeflow Pipelines asks of a token, and the PodDefault's token is for
+MAKE_ONE = f"kubectl -n NAMESPACE create token default-editor --audience {AUDIENCE}"
+LOGINS = ("/dex/", "/oauth2/")  # of Kubeflow's own gateway
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,11 @@ class Unreachable(MarbleError):
 
 
 class _NotTheApi(Exception):
-    """Something answered, and it was no JSON."""
+    """Something answered, and it was no JSON: ``url``, after all redirections."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
 
 
 class _Requests(RESTClientObject):
@@ -99,7 +109,7 @@ class _Requests(RESTClientObject):
         try:
             json.loads(response.data or b"{}")
         except ValueError:
-            raise _NotTheApi from None
+            raise _NotTheApi(response.urllib3_response.geturl() or "") from None
         return response
 
 
@@ -140,7 +150,10 @@ def connect(target: Target) -> kfp.Client:
         warnings.simplefilter("ignore")
         client = _Client(target, **named)
         if client.get_kfp_healthz().multi_user and not client.get_user_namespace():
-            raise MarbleError(f"{target.shown} has a namespace for each user: give yours by --namespace.")
+            raise MarbleError(
+                f"{target.shown} has a namespace for each user: give yours, which is your profile's name, by --namespace or "
+                "KF_PIPELINES_NAMESPACE."
+            )
     return client
 
 
@@ -165,11 +178,8 @@ def spoken(target: Target) -> Iterator[None]:
     except ApiException as error:
         kind = Unreachable if (error.status or 0) >= 500 else MarbleError
         raise kind(_refusal(error, target)) from None
-    except _NotTheApi:
-        raise MarbleError(
-            f"{target.shown} answers with a page and not with Kubeflow Pipelines' API: the address is wrong, or it wants a "
-            f"login, which is a token in {TOKEN}."
-        ) from None
+    except _NotTheApi as error:
+        raise MarbleError(_page(error.url, target)) from None
     except urllib3.exceptions.HTTPError as error:
         raise Unreachable(f"Kubeflow Pipelines at {target.shown} cannot be reached: {_reason(error, target)}.") from None
 
@@ -190,15 +200,51 @@ def _reason(error: urllib3.exceptions.HTTPError, target: Target) -> str:
     return _line(str(cause)) or type(cause).__name__
 
 
+def _page(url: str, target: Target) -> str:
+    if any(login in url for login in LOGINS):
+        return f"{target.shown} has a login page in front (Dex or oauth2-proxy), which a token passes: {_token_wanted(target)}."
+    return (
+        f"{target.shown} answers with a page and not with Kubeflow Pipelines' API: correct the address, which ends with /pipeline "
+        f"where it is Kubeflow's own, or put a token in {TOKEN} where it wants a login."
+    )
+
+
+def _token_wanted(target: Target) -> str:
+    """What to do about a token that is missing, or that was not taken."""
+    file = target.renewed_token_file()
+    held = f"the token in {file or TOKEN}"
+    if not (token := target.token()):
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            return (
+                "this pod has none: give the notebook the configuration 'Allow access to Kubeflow Pipelines' (a PodDefault), "
+                f"or put one in {TOKEN}"
+            )
+        return f"put one in {TOKEN} or name its file by --token-file; {MAKE_ONE} makes one"
+    claims = _claims(token)
+    if isinstance(ends := claims.get("exp"), (int, float)) and ends < time.time():
+        return f"{held} expired at {datetime.fromtimestamp(ends, UTC):%Y-%m-%d %H:%M} UTC; {MAKE_ONE} makes one"
+    audience = claims.get("aud", [])
+    if audience and AUDIENCE not in (audience if isinstance(audience, list) else [audience]):
+        return f"{held} is for {_line(', '.join(map(str, audience)) if isinstance(audience, list) else str(audience))}; {MAKE_ONE} makes one"
+    return f"{held} was not taken: another cluster has made it, or it has been revoked; {MAKE_ONE} makes one"
+
+
+def _claims(token: str) -> dict[str, Any]:
+    """What a JSON Web Token says of itself, unverified; nothing where it is none."""
+    try:
+        body = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    except (ValueError, IndexError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
 def _refusal(error: ApiException, target: Target) -> str:
     told = _told(error, target)
     said, where = f" ({told})" if told else "", target.shown
     match error.status:
         case 401:
-            return (
-                f"{where} does not know you (401): put a token in {TOKEN}, or name its file by --token-file; "
-                "one that worked before has expired."
-            )
+            return f"{where} does not know you (401), for it asks for a token: {_token_wanted(target)}."
         case 403:
             return (
                 f"{where} does not let you do this (403){said}: ask for the role kubeflow-edit there, or correct --namespace."
