@@ -30,10 +30,10 @@ RULES = (  # of the bank, those that are shown
 
 OPENING = """# Evidence
 
-This page is made by `python docs/evidence.py` from the files in [studies/](studies/); nothing in it is typed by hand. What counts as
-shown was committed before the first cell of its study. "Not measured yet" means that, and nothing else.
+`python docs/evidence.py` writes this page from the files in [studies/](studies/). Nobody types a number here. The bullets say what must
+hold for a claim to count as shown; we committed them before the study's first cell. "Not measured yet" means exactly that.
 
-All of it is the laptop demo: a tiny SD3 of the real architecture, five real scorers, 64 x 64 pixels. None of it has been repeated on
+All of it is the laptop demo: a tiny SD3 of the real architecture, five real scorers, 64 x 64 pixels. Nobody has repeated any of it on
 SD3.5. Gains are in standard deviations of the base's scores. Intervals are 95 % and resample seeds and prompts together.
 """
 
@@ -90,14 +90,15 @@ def _number(value: float | None, form: str = "+.2f") -> str:
 
 
 def _bank() -> Iterator[str]:
-    yield "## The bank: what one step's update says of the truth\n"
+    yield "## The bank: how well one step's update agrees with the true gradients\n"
     for path in sorted(STUDIES.glob("signal-*.json")):
         bank = json.loads(path.read_text(encoding="utf-8"))
         names = bank["names"]
         yield (
-            f"`{path.name}`: {bank['batches']} independent batches at a fixed policy. The truth is the product across batches. Each "
-            "number is the cosine of a rule's update with a reward's true gradient; then come the mean's gain over min-norm, "
-            "paired over batches, with its standard error, and the share of the last reward in the update ([signal.md](signal.md)).\n"
+            f"`{path.name}`: {bank['batches']} independent batches at a fixed policy. Products across batches estimate the truth. Each "
+            "number is the cosine between a rule's update and a reward's true gradient. The last columns are the mean's gain over "
+            "min-norm (paired over batches, standard error in brackets) and the last reward's share of the update "
+            "([signal.md](signal.md)).\n"
         )
         for balanced in bank["balance"]:
             yield f"Balanced: {', '.join(balanced['balanced'])}.\n"
@@ -119,7 +120,7 @@ def _meters(bank: dict[str, Any]) -> Iterator[str]:
     halves, time = meters["halves_sd"]["value"], meters["time_sd"]["value"]
     if all(value is None for value in (*halves, *time)):
         return
-    yield f"The spread of each meter of |signal|^2 in units of the truth; in time with beta = {meters['beta']}.\n"
+    yield f"The spread of each meter of |signal|^2, in units of the truth. The meter in time uses beta = {meters['beta']}.\n"
     rows = [
         [name, _number(h, ".2f"), _number(t, ".2f"), _number(None if not h or t is None else t / h, ".2f")]
         for name, h, t in zip(names, halves, time, strict=True)
@@ -129,7 +130,7 @@ def _meters(bank: dict[str, Any]) -> Iterator[str]:
 
 def _rate() -> Iterator[str]:
     yield "## One learning rate for all arms\n"
-    yield "Chosen before the studies, on seed 100, which none of them reports: the rate with the highest mean over both arms.\n"
+    yield "We chose it before the studies, on seed 100, which no study reports: the rate with the highest mean over both arms.\n"
     found = cells("rate")
     if not found:
         yield "Not measured yet.\n"
