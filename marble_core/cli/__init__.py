@@ -26,6 +26,7 @@ from marble_core.cli import (
     registry,
     runs,
     serve,
+    votes,
 )
 from marble_core.cli.examples import add_examples
 from marble_core.runtime.environment import CA
@@ -76,6 +77,7 @@ app.add_typer(cluster.schedule, name="schedule")
 app.add_typer(bench.app, name="bench")
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(votes.app, name="votes")
 app.add_typer(demo.app, name="demo")
 add_examples(app)
 

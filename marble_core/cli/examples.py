@@ -75,6 +75,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "checkpoints list": ("marble checkpoints list nightly-7",),
     "checkpoints verify": ("marble checkpoints verify nightly-7",),
     "checkpoints prune": ("marble checkpoints prune nightly-7 --keep-last 2",),
+    "votes add": ("marble votes add nightly-7 votes.json",),
     "demo pretrain": ("marble demo pretrain --out my_sd3",),
     "demo score": ("marble demo score my_sd3",),
     "demo pretrain-rewards": ("marble demo pretrain-rewards --out my_rewards",),

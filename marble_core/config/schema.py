@@ -111,6 +111,8 @@ class RegistryConfig(Section):
     """Refuse unless shown to be better than the best guided base, at no less diversity. [O]"""
     diversity_loss: Share | None = None
     """Share of the base's diversity that may be lost; the strongest of evaluation.roles.strengths within it is promoted. [O]"""
+    votes: Share | None = None
+    """Refuse until blind votes of people show that more than this share prefers the trained model; such as 0.5. [O]"""
 
 
 class StorageConfig(Section):

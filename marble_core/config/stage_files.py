@@ -34,7 +34,10 @@ DECISION_FILE = "decision.json"  # the gate's, see evaluation/decision_file.py
 IMAGES = "images"
 SCORES = "scores.jsonl"  # below IMAGES, one line per prompt
 EXPLORER = "explorer.html"
+VOTE = "vote.html"  # the blind vote; what comes back lies in VOTES
+VOTES = "votes.json"
 REPORT = "report.html"
+REPORT_INPUTS = "report.json"  # what report.html was made of besides files: earlier runs and links
 
 
 def new_run_id(rehearsal: bool = False) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from marble_core.config.constraints import parse
 from marble_core.config.schema import RegistryConfig
 from marble_core.evaluation.results import Estimate, Evaluation, Variant
-from marble_core.evaluation.statistics import interval
+from marble_core.evaluation.statistics import FEW_PROMPTS, interval
 
 NOTHING_NEW: Literal["nothing new"] = (
     "nothing new"  # the verdict of a run that trained nothing, of which there is no evaluation
@@ -37,6 +37,7 @@ class Decision:
         "below a floor",
         "less diverse",
         "no better than guidance",
+        "not preferred",
         "nothing new",
         "rehearsed",
     ]
@@ -64,7 +65,7 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
     -margin base standard deviations. A gain is shown if the interval of the mean gain over the champion, or over the base where
     there is no champion to compare with, lies above 0. Alarms are said and do not decide, but
     for one: a reward that lacks more values than its ``max_missing`` counts as not measured. ``diversity_loss`` and
-    ``beat_guidance`` ask for more, see ``short_of``.
+    ``beat_guidance`` ask for more, see ``short_of``; and so does ``votes``, see ``unconvinced``.
     """
     gain, over = evaluation.mean_gain, "the base"
     if evaluation.champion:
@@ -72,7 +73,8 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
     gained = f"The mean gain over {over} is {interval(gain)} base standard deviations"
     said = [f"Alarm, {a.kind}: {a.text}" for a in evaluation.alarms if a.kind != "missing values"]
     lost = [a.text for a in evaluation.alarms if a.kind == "missing values"]
-    after = tuple(filter(None, (evaluation.no_champion, *said)))
+    people = f"Of people: {evaluation.votes}." if evaluation.votes else ""
+    after = tuple(filter(None, (evaluation.no_champion, people, *said)))
 
     if harmed := list(_harmed(evaluation, config.margin)):
         return Decision(False, "worse", (*harmed, f"{gained}.", *lost, *after))
@@ -86,6 +88,8 @@ def decide(evaluation: Evaluation, config: RegistryConfig) -> Decision:
         return Decision(False, "below a floor", (*unmet, f"{gained}.", *after))
     if found := short_of(evaluation, config):
         return Decision(False, found[0], (found[1], f"{gained}.", *after))
+    if asked := unconvinced(evaluation, config):
+        return Decision(False, asked[0], (asked[1], f"{gained}.", *after))
     if gain.low <= 0:
         return Decision(False, "no gain", (f"{gained}, an interval that does not lie above 0.", *after))
     reasons = [f"{gained}, an interval that lies above 0.", *_better(evaluation), *_possible_harm(evaluation, config.margin)]
@@ -120,6 +124,27 @@ def short_of(evaluation: Evaluation, config: RegistryConfig) -> tuple[Short, str
         return "not measured", "No base under guidance was measured; set evaluation.roles.base_guidance."
     if best.lead_gain.low <= 0 or best.lead_diversity.high < 0:
         return "no better than guidance", f"It is not shown to beat the base under guidance: {_versus(best)}."
+    return None
+
+
+def unconvinced(evaluation: Evaluation, config: RegistryConfig) -> tuple[Literal["not measured", "not preferred"], str] | None:
+    """What blind votes lack of what ``registry.votes`` asks, in a sentence; None where they show it, or are not asked for.
+
+    They show it where the whole interval of the win rate lies above the share, and enough prompts were voted on.
+    """
+    asked, votes = config.votes, evaluation.votes
+    if asked is None:
+        return None
+    if votes is None:
+        how = "let people answer vote.html, then: marble votes add RUN votes.json"
+        return "not measured", f"registry.votes asks for blind votes, and none is in; {how}."
+    if votes.prompts < FEW_PROMPTS:
+        return (
+            "not measured",
+            f"Blind votes are on only {votes.prompts} prompts; registry.votes asks for {FEW_PROMPTS} at least.",
+        )
+    if votes.win_rate.low <= asked:
+        return "not preferred", f"People are not shown to prefer it on more than {100 * asked:g} % of the pairs: {votes}."
     return None
 
 

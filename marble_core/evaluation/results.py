@@ -119,6 +119,29 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Votes:
+    """Blind votes of people (evaluation/votes.py): ``win_rate`` is the share that the trained model won of ``votes`` votes against
+    ``rival``, a vote for neither counting half; its interval is clustered by the ``prompts`` and the ``voters``."""
+
+    rival: Literal["base", "champion"]
+    votes: int
+    voters: int
+    prompts: int
+    win_rate: Estimate
+
+    @property
+    def over_half(self) -> Estimate:
+        """What the win rate is above one half, in percentage points."""
+        w = self.win_rate
+        return Estimate(100 * (w.mean - 0.5), 100 * (w.low - 0.5), 100 * (w.high - 0.5))
+
+    def __str__(self) -> str:
+        w, people = self.win_rate, "one person" if self.voters == 1 else f"{self.voters} people"
+        share = f"{100 * w.mean:.0f} % ({100 * w.low:.0f} to {100 * w.high:.0f})"
+        return f"it won {share} of {self.votes} blind votes against the {self.rival}, by {people} on {self.prompts} prompts"
+
+
+@dataclass(frozen=True)
 class Alarm:
     """Something that a gain can hide, shown by intervals, in a sentence."""
 
@@ -146,7 +169,8 @@ class Evaluation:
     scorers report beside their rewards (``geneval/strict``), of which neither gain nor gate knows. ``champion_version`` had the
     alias when this was measured; where there is none to compare with, ``no_champion`` says why. ``variants`` are the further roles
     of ``evaluation.roles``; a family that is not sampled under guidance says why in ``no_guidance``. ``trained`` is the LoRA at this
-    ``strength``: 1, unless ``registry.diversity_loss`` chose another one, which is folded into the registered weights.
+    ``strength``: 1, unless ``registry.diversity_loss`` chose another one, which is folded into the registered weights. ``votes`` come
+    later, by marble votes add.
     """
 
     rewards: Mapping[str, RewardResult]
@@ -167,6 +191,7 @@ class Evaluation:
     variants: tuple[Variant, ...] = ()
     no_guidance: str = ""
     strength: float = 1.0
+    votes: Votes | None = None
 
     @property
     def measured(self) -> dict[str, RewardResult]:

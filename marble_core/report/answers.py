@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from marble_core.config.schema import RegistryConfig
-from marble_core.evaluation.gate import REHEARSED, Decision
+from marble_core.evaluation.gate import REHEARSED, Decision, unconvinced
 from marble_core.evaluation.results import Estimate, Evaluation
 from marble_core.report.changes import change, changes
 from marble_core.report.words import effect, listed, number
@@ -134,6 +134,13 @@ def _next(evaluation: Evaluation, decision: Decision, config: RegistryConfig) ->
         return f"{first}Register makes it the champion of {model}: load models:/{model}@champion; marble rollback {model} undoes it."
     if decision.verdict == REHEARSED:
         return "This was a rehearsal: register says how long the whole run will take; start that."
+    asked = unconvinced(evaluation, config)
+    if asked and asked[1] in decision.reasons:
+        return (
+            "Let people answer the blind vote beside this page. Whoever has the run adds their files: marble votes add RUN votes.json."
+            if asked[0] == "not measured"
+            else "It is not registered as champion: look at the pairs of the blind vote, and train again."
+        )
     todo = {
         "worse": "give the reward that got worse a larger share (balance.floor) or more prompts, and train again",
         "no gain": "train longer (train.steps), or evaluate on more held-out prompts, which narrows the interval",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marble_core.config.schema import RegistryConfig, RunConfig
-from marble_core.evaluation.gate import best_guided, short_of, unmet_floors
+from marble_core.evaluation.gate import best_guided, short_of, unconvinced, unmet_floors
 from marble_core.evaluation.results import Estimate, Evaluation, RewardResult, Versus
 from marble_core.report.drawing import colour
 from marble_core.report.words import effect, signed
@@ -136,6 +136,10 @@ def conditions(evaluation: Evaluation, judged: Sequence[Row], config: RegistryCo
             else evaluation.no_guidance or "not measured"
         )
         found.append(Condition("Better than the best guided base at no less diversity", said, met))
+    if config.votes is not None:
+        said = f"{evaluation.votes.win_rate.mean:.0%}" if evaluation.votes else "nobody voted yet"
+        asked = f"Blind votes show that more than {config.votes:.0%} prefer it"
+        found.append(Condition(asked, said, unconvinced(evaluation, config) is None))
     gain = evaluation.champion.mean_gain if evaluation.champion else evaluation.mean_gain
     asked = f"The mean gain over the {rivals[-1]} is shown to be above 0"
     return [*found, Condition(asked, "it is" if gain.low > 0 else "it is not", gain.low > 0)]

@@ -37,11 +37,9 @@ class FinishedRun:
         return self.params.get("reward_names", "").split(",")
 
 
-def local_run(name: str, runs: Path) -> FinishedRun | None:
-    """The run of this name below ``runs``, or the directory of this path; None where there is neither.
-
-    Raises MarbleError where it is there, but was not evaluated (yet).
-    """
+def evaluation_of(name: str, runs: Path) -> tuple[Path, Path] | None:
+    """The directory that evaluate wrote, and train's history, of the run of this name below ``runs`` or of the directory of this path;
+    None where there is neither. Raises MarbleError where it is there, but was not evaluated (yet)."""
     directory = next((d for d in (runs / name, Path(name)) if d.is_dir()), None)
     if directory is None:
         return None
@@ -50,13 +48,24 @@ def local_run(name: str, runs: Path) -> FinishedRun | None:
     if not found.is_file():
         raise MarbleError(f"The run {name} has no evaluation in {directory}: let it finish (marble run --run-id {name}).")
     here = found.parent
+    return here, here.parents[1] / "train" / "adapter" / HISTORY if newest else here / HISTORY
+
+
+def local_run(name: str, runs: Path) -> FinishedRun | None:
+    """The run of this name below ``runs``, or the directory of this path; None where there is neither.
+
+    Raises MarbleError where it is there, but was not evaluated (yet).
+    """
+    place = evaluation_of(name, runs)
+    if place is None:
+        return None
+    here, history = place
     config = read_config(here / CONFIG)
     decision, evaluation, anew = read_decision(here, config.registry)
     assert evaluation is not None, "its file is there"
-    history = here.parents[1] / "train" / "adapter" / HISTORY if newest else here / HISTORY
     params = settings_without_secrets(config.flat())
     verdict = f"{decision.summary} (decided anew)" if anew else decision.summary
-    own = name if directory == runs / name else "/".join(directory.resolve().parts[-3:])  # of a study: ARM/seed-N/step-N
+    own = name if (runs / name).is_dir() else "/".join(Path(name).resolve().parts[-3:])  # of a study: ARM/seed-N/step-N
     return FinishedRun(own, params, evaluation, History.load(history), here / IMAGES, verdict)
 
 
@@ -65,7 +74,7 @@ def tracked_run(name: str, client: MlflowClient, scratch: Path) -> FinishedRun:
 
     Raises MarbleError where MLflow has none, or it was not evaluated.
     """
-    run = _find(name, client)
+    run = find(name, client)
     if run is None:
         raise MarbleError(
             f"There is no run {name!r}, neither below .marble/runs nor in MLflow; marble ui shows the runs there are."
@@ -80,7 +89,8 @@ def tracked_run(name: str, client: MlflowClient, scratch: Path) -> FinishedRun:
     return FinishedRun(str(run.info.run_name), run.data.params, evaluation, history, scratch / "evaluation", verdict)
 
 
-def _find(name: str, client: MlflowClient) -> Run | None:
+def find(name: str, client: MlflowClient) -> Run | None:
+    """The newest run of MARBLE of this name, or the run of this id."""
     from mlflow.exceptions import MlflowException
 
     experiments = [e.experiment_id for e in client.search_experiments()]

@@ -86,6 +86,8 @@ def _table(evaluation: Evaluation) -> list[str]:
             f"Diversity (mean distance of CLIP features between images of one prompt, {d.prompts} prompts): "
             + f"{d.base:.3f} -> {d.trained:.3f}, a change of {_percent(d.change)}.",
         ]
+    if v := evaluation.votes:
+        lines += ["", f"Of people: {v}."]
     return [*lines, *_variants(evaluation)]
 
 

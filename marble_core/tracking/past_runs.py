@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import TYPE_CHECKING
 
-from marble_core.evaluation.results import Evaluation
+from marble_core.evaluation.results import Evaluation, Votes
 from marble_core.tracking.champion import named
 
 if TYPE_CHECKING:
@@ -57,11 +57,19 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
         found |= {f"evaluation/diversity_change/{source}": own.change.mean for source, own in d.by_source.items()}
     if t := evaluation.together:
         found |= {"evaluation/all_rise": t.all_rise.mean, "evaluation/none_falls": t.none_falls.mean}
+    if evaluation.votes:
+        found |= vote_metrics(evaluation.votes)
     for v in evaluation.variants:
         found[f"evaluation/mean_gain/{v.name}"] = v.mean_gain.mean
         if v.diversity:
             found[f"evaluation/diversity_change/{v.name}"] = v.diversity.change.mean
     return found
+
+
+def vote_metrics(votes: Votes) -> dict[str, float]:
+    """evaluation/votes: the share of the blind votes that the trained model won, and the ends of its interval."""
+    w = votes.win_rate
+    return {"evaluation/votes": w.mean, "evaluation/votes/low": w.low, "evaluation/votes/high": w.high}
 
 
 def past_runs(client: MlflowClient, experiment_id: str, model: str, but: str) -> list[PastRun]:

@@ -45,7 +45,7 @@ NEEDS = {  # a real call of each command: the package that a plain install lacks
     "runs wait": (["runs", "wait", "x"], "kfp"), "ui": (["ui"], "weed"), "bench costs": (["bench", "costs", "--rounds", "0"], "torch"),
     "bench gpu": (["bench", "gpu"], "torch"), "bench roofline": (["bench", "roofline"], "torch"),
     "bench signal": (["bench", "signal"], "torch"), "study": (["study", "x.yaml"], "kfp"), "compare": (["compare", "a", "b"], "weed"),
-    "export": (["export", "x"], "torch"), "serve": (["serve"], "torch"), "rollback": (["rollback"], "weed"), "checkpoints list": (["checkpoints", "list", "x"], "weed"),
+    "export": (["export", "x"], "torch"), "serve": (["serve"], "torch"), "rollback": (["rollback"], "weed"), "votes add": (["votes", "add", "x", "v.json"], "weed"), "checkpoints list": (["checkpoints", "list", "x"], "weed"),
     "checkpoints verify": (["checkpoints", "verify", "x"], "weed"), "checkpoints prune": (["checkpoints", "prune", "x"], "weed"),
     "demo pretrain": (["demo", "pretrain", "--out", "p"], "torch"), "demo score": (["demo", "score", "x"], "torch"),
     "demo pretrain-rewards": (["demo", "pretrain-rewards", "--out", "r"], "torch"),
