@@ -8,9 +8,11 @@ import os
 import select
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,7 @@ class Browser:
 
     def press(self, key: str, until: str = "true") -> None:
         """A key, as the keyboard sends it to whatever has the focus; it is held until the expression ``until`` is true."""
-        code = {"ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13}[key]
+        code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27, "Enter": 13}[key]
         typed = {"type": "keyDown", "text": "\r"} if key == "Enter" else {"type": "rawKeyDown"}
         self.call("Input.dispatchKeyEvent", **typed, key=key, code=key, windowsVirtualKeyCode=code)
         deadline = time.monotonic() + PATIENCE
@@ -171,3 +173,30 @@ class Browser:
             self._buffer += read
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
+
+
+@contextmanager
+def sandboxed(page: Path) -> Iterator[str]:
+    """The address of the page as a frame with sandbox="allow-scripts" has it: of no origin, without storage."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == "/page.html"
+            self.send_response(200 if found else 204)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Security-Policy", "sandbox allow-scripts")
+            self.end_headers()
+            self.wfile.write(page.read_bytes() if found else b"")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/page.html"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

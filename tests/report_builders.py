@@ -26,6 +26,7 @@ from marble_core.evaluation.results import (
     Together,
     Variant,
     Versus,
+    Votes,
 )
 from marble_core.evaluation.watch import Look, Record
 from marble_core.report import write_comparison, write_report
@@ -150,6 +151,7 @@ def written_report(directory: Path) -> Path:
         a_variant(3, 1, 0.4, -0.6), a_variant(1, 0.5, 0.1, -0.15), a_variant(1.5, 0.5, 0.2, -0.3),
     )  # fmt: skip
     evaluation = with_champion(replace(an_evaluation(), variants=roles, together=Together(SHARE, SHARE)))
+    evaluation = replace(evaluation, votes=Votes("champion", 120, 3, 40, Estimate(0.64, 0.51, 0.76)))
     images = write_pictures(directory / "images", prompt='<script>alert("x")</script> & co', roles=ROLES)
     history = write_history(directory / "history.jsonl", 6)
     Record([a_look(2), a_look(4, Alarm("reward hacking", "colour_entropy went to 1, while ocr rose."))]).save(directory / WATCH)

@@ -31,9 +31,10 @@ def lay_out_vote(
     champion: bool = False,
     evaluation: Evaluation | None = None,
     per_source: int = 14,
+    config: RunConfig | None = None,
 ) -> Path:
     """The directory that evaluate leaves of a run below ``runs``, with all its pages."""
-    config, found = voted_config(share), evaluation or evaluated()
+    config, found = config or voted_config(share), evaluation or evaluated()
     here, adapter = (runs / name / "artifacts" / "marble-1" / stage for stage in ("evaluate/evaluation", "train/adapter"))
     for directory in (here, adapter):
         directory.mkdir(parents=True)

@@ -26,7 +26,7 @@ EXTRAS = {  # of a command, or of a group of them: the extra that holds all that
     "runs": "cli",
     "ui": "pipelines",
     "rollback": "pipelines",
-    "votes": "pipelines",
+    "votes": "all",
     "checkpoints": "pipelines",
 }
 ON_THIS_MACHINE = ("kfp", "torch", "diffusers", "cvxpy", "matplotlib", "jinja2", "rapidocr")  # of the stages of marble run

@@ -34,8 +34,8 @@ DECISION_FILE = "decision.json"  # the gate's, see evaluation/decision_file.py
 IMAGES = "images"
 SCORES = "scores.jsonl"  # below IMAGES, one line per prompt
 EXPLORER = "explorer.html"
-VOTE = "vote.html"  # the blind vote; what comes back lies in VOTES
-VOTES = "votes.json"
+VOTE = "vote.html"  # the blind vote; the votes that were added lie in VOTES
+VOTES = "counted_votes.json"
 REPORT = "report.html"
 REPORT_INPUTS = "report.json"  # what report.html was made of besides files: earlier runs and links
 

@@ -109,7 +109,7 @@ class Vote(BaseModel):
 
 
 class Box(BaseModel):
-    """votes.json beside evaluation.json: all votes that were added."""
+    """counted_votes.json beside evaluation.json: all votes that were added."""
 
     model_config = _STRICT
     format: Literal[1] = 1
@@ -131,7 +131,7 @@ class Box(BaseModel):
 
 
 def add_votes(file: Path, ballot: Ballot, directory: Path) -> tuple[int, str, Votes]:
-    """Put the votes of a file into votes.json of ``directory``. Returns how many, whose, and what all of them come to.
+    """Put the votes of a file into counted_votes.json of ``directory``. Returns how many, whose, and what all of them come to.
 
     Raises MarbleError where the file is damaged, of another ballot, of unknown pairs, or holds what was counted already; then nothing is
     written.

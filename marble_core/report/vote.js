@@ -57,10 +57,15 @@
     find("download").focus();
   }
   find("many").textContent = pairs.length;
-  find("begin").onsubmit = (event) => {
-    event.preventDefault();
-    find("voter").value = find("voter").value.trim();
-    if (find("voter").value && pairs.length) ask();
+  // No form: a frame without allow-forms would drop it.
+  find("start").onclick = () => {
+    if (find("voter").value.trim()) ask();
+    else find("voter").focus();
+  };
+  find("voter").onkeydown = (event) => {
+    if (event.key !== "Enter") return;
+    event.stopPropagation();
+    find("start").onclick();
   };
   find("neither").onclick = () => answer("");
   find("back").onclick = back;

@@ -190,7 +190,7 @@ def test_votes_are_counted_once_however_often_their_file_is_added(
     one_sentence(capsys.readouterr().err, "a.json counts a pair twice")
     assert run_marble("votes", "add", "monday", "b.json", monkeypatch=monkeypatch) == 0
     assert "of 42 blind votes" in capsys.readouterr().out
-    assert len(json.loads((here / "votes.json").read_text())["votes"]) == 42
+    assert len(json.loads((here / "counted_votes.json").read_text())["votes"]) == 42
 
 
 def voted(mean: float, low: float, high: float, prompts: int = 42) -> Evaluation:

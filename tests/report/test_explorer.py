@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium
+from browser import Browser, chromium, sandboxed
 from explorer_builders import PROMPT, STEPS, scores_of, written_explorer, written_large_explorer
 from paths import ROOT
 
@@ -66,33 +63,6 @@ def test_the_file_stands_alone_and_is_small_enough_for_the_demo(page: Path) -> N
     assert len(text.encode()) <= 4_000_000
     assert "default-src 'none'" in text and not re.search(r"<(?:script|link|img)[^>]*(?:src|href)=\"(?!data:)", text)
     assert "<script>alert" not in text, "a prompt is data, and not run"
-
-
-@contextmanager
-def sandboxed(page: Path) -> Iterator[str]:
-    """The address of the page as a frame with sandbox="allow-scripts" has it: of no origin, without storage."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = self.path == "/explorer.html"
-            self.send_response(200 if found else 204)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Security-Policy", "sandbox allow-scripts")
-            self.end_headers()
-            self.wfile.write(page.read_bytes() if found else b"")
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/explorer.html"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_it_works_in_a_sandbox_and_shows_an_image_in_a_pane_of_600_px(browser: Browser, page: Path) -> None:
