@@ -38,8 +38,9 @@ from marble_core.runtime import progress
 from marble_core.runtime.again import Again, keep_at_it
 from marble_core.runtime.environment import PIPELINE_FORMAT
 from marble_core.runtime.files import atomic_directory
+from marble_core.tracking.kubeflow_metrics import of_evaluation, of_training
 from marble_core.tracking.notices import failures_noticed, notify_alarms, notify_outcome
-from marble_core.tracking.step_history import last_metrics, trained_steps
+from marble_core.tracking.step_history import trained_steps
 from marble_core.training.rehearsal import begin, foretold, rehearses, tags_of, timed
 
 if TYPE_CHECKING:
@@ -126,15 +127,15 @@ def prepare(
 
 @failures_noticed("train")
 def train(prepared: Path, out: Path) -> dict[str, float]:
-    """Train, and make ``out`` an adapter directory that diffusers loads. Returns the last step's metrics.
+    """Train, and make ``out`` an adapter directory that diffusers loads. Returns the few numbers that Kubeflow shows.
 
-    Where there is nothing to train on, ``out`` is empty and so are the metrics.
+    Where there is nothing to train on, ``out`` is empty and there are no numbers.
     """
     if wanted := Again.wanted():
         from marble_core.training.launch import newest_checkpoint
 
         keep_at_it("train", [str(prepared), str(out)], wanted, lambda: newest_checkpoint(prepared))
-        return last_metrics(out)
+        return of_training(out, read_prepared(prepared)[0])
     with _stage("train") as result, timed(prepared, out):
         if said := nothing_new(prepared):
             out.mkdir(parents=True, exist_ok=True)
@@ -156,18 +157,18 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
                 watched = read_watched(prepared / WATCHED_PROMPTS)
                 run_training(config, run_id, read_prompts(prepared / TRAIN_PROMPTS), out, watched)
         result |= {"adapter": str(out)}
-    return last_metrics(out)
+    return of_training(out, config)
 
 
 @failures_noticed("evaluate")
 def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str, float]:
     """Compare base, champion and trained model on the held-out prompts, and decide; ``report`` becomes the HTML page.
 
-    Returns what was measured: nothing where nothing was trained, since nothing is new.
+    Returns the few numbers that Kubeflow shows: none where nothing was trained, since nothing is new.
     """
     if wanted := Again.wanted():
         keep_at_it("evaluate", [str(path) for path in (prepared, adapter, out, report)], wanted, lambda: "")
-        return _measured(out)
+        return _shown(out)
     with _stage("evaluate") as result, timed(prepared, out):
         if said := nothing_new(prepared):
             _evaluate_nothing(prepared, out, report, said)
@@ -180,18 +181,19 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
             tempfile.TemporaryDirectory() as scratch,
         ):
             tracker.watch_machine()
-            metrics = _evaluate(prepared, adapter, out, report, Path(scratch), tracker)
+            _evaluate(prepared, adapter, out, report, Path(scratch), tracker)
         result |= {"evaluation": str(out / EVALUATION), "report": str(report)}
-    return metrics
+    return _shown(out)
 
 
-def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: Path, tracker: Tracker) -> dict[str, float]:
+def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: Path, tracker: Tracker) -> None:
     from marble_core.checkpoints.run_checkpoints import RunCheckpoints
     from marble_core.evaluation.run import run_evaluation
     from marble_core.prompts import read_prompts
     from marble_core.report import shown_files, write_pages
     from marble_core.runtime.housekeeping import housekeeping
     from marble_core.storage.s3 import S3
+    from marble_core.tracking.past_runs import evaluation_metrics
     from marble_core.tracking.registry import fetch_champion
     from marble_core.training.promotion import decided
 
@@ -208,21 +210,18 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     shutil.copyfile(out / REPORT, report)
     step, gain = trained_steps(adapter), evaluation.mean_gain.mean
     housekeeping("the hint for retention", lambda: RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, gain))
-    metrics = _measured(out)
-    tracker.log_metrics(metrics, step)
+    tracker.log_metrics(evaluation_metrics(evaluation), step)
     notify_alarms(run_id, step, evaluation.alarms, links.get("Run in MLflow", ""))
     for path in (*pages, out / EVALUATION, out / DECISION_FILE):
         tracker.log_artifact(path)
     for path in shown_files(out / IMAGES):
         tracker.log_artifact(path, "evaluation")
-    return metrics
 
 
-def _measured(out: Path) -> dict[str, float]:
+def _shown(out: Path) -> dict[str, float]:
     from marble_core.evaluation.results import Evaluation
-    from marble_core.tracking.past_runs import evaluation_metrics
 
-    return evaluation_metrics(Evaluation.load(out / EVALUATION)) if (out / EVALUATION).exists() else {}
+    return of_evaluation(Evaluation.load(out / EVALUATION)) if (out / EVALUATION).exists() else {}
 
 
 def _evaluate_nothing(prepared: Path, out: Path, report: Path, said: str) -> None:

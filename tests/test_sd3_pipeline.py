@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from marble_core import stages
 from marble_core.config.stage_files import ADAPTER_FILE
+from marble_core.tracking.step_history import read_history
 from tiny_models import save_sd3
 
 REWARDS = """rewards=[
@@ -32,8 +33,10 @@ def test_a_tiny_sd35_with_three_text_encoders_runs_from_prompts_to_an_evaluation
     overrides = [f"model.path={path}", f"storage.bucket={bucket.bucket}", REWARDS, *SAVING, *TINY]
     prepared, adapter, evaluation = (tmp_path / name for name in ("prepared", "adapter", "evaluation"))
     stages.prepare("demo", overrides, "tiny-sd35", prepared, tmp_path / "data.html")
-    metrics = stages.train(prepared, adapter)
-    assert "skipped" not in metrics and metrics["passes/backward"] > 0
+    shown = stages.train(prepared, adapter)
+    assert list(shown) == ["hours", "images", "steps", "worst_honest_cosine"] and (shown["images"], shown["steps"]) == (24, 2)
+    metrics = read_history(adapter)[-1]["metrics"]
+    assert not metrics.get("skipped") and metrics["passes/backward"] > 0
     assert {name for name in metrics if name.startswith("alpha/")} == {
         f"alpha/{name}" for name in ("pickscore", "hpsv2", "clipscore", "ocr", "geneval")
     }
@@ -41,7 +44,7 @@ def test_a_tiny_sd35_with_three_text_encoders_runs_from_prompts_to_an_evaluation
     assert len(weights) == 2 * (3 * 8 - 1) and {w.dtype for w in weights.values()} == {torch.float32}
     assert not [name for name in weights if "attn2" in name]
     gains = stages.evaluate(prepared, adapter, evaluation, tmp_path / "report.html")
-    assert "evaluation/hpsv2/difference" in gains
+    assert "gain/hpsv2" in gains
     settings = json.loads((evaluation / "evaluation.json").read_text())["settings"]
     assert (settings["precision"], settings["t5"], settings["vae_tiling"]) == ("bf16", "cpu", False)
     assert (tmp_path / "report.html").stat().st_size > 10_000

@@ -23,7 +23,7 @@ def evaluate(
         prepared: The directory that prepare wrote.
         adapter: The directory that train wrote.
         evaluation: evaluation.json, decision.json and the images.
-        metrics: The mean gain, and every reward's difference, base and trained.
+        metrics: The gain and each reward's, in standard deviations of the base.
         report: One HTML page with images before and after, and curves.
     """
     from pathlib import Path

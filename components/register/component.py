@@ -19,7 +19,7 @@ def register(
         prepared: The directory that prepare wrote.
         adapter: The directory that train wrote.
         evaluation: The directory that evaluate wrote.
-        metrics: promoted, 1 where the model is the champion now and else 0, and the mean gain.
+        metrics: promoted, 1 where the model is the champion now and else 0, and the gain that decided.
         page: The decision and its reasons as one HTML page.
 
     Returns:

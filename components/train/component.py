@@ -20,7 +20,7 @@ def train(
         accelerator: The resource that they are.
         prepared: The directory that prepare wrote.
         adapter: A directory with pytorch_lora_weights.safetensors, as diffusers loads it.
-        metrics: The metrics of the last step.
+        metrics: Hours, images, steps, and the worst honest cosine; MLflow has each step.
     """
     from pathlib import Path
 

@@ -37,9 +37,12 @@ class Outcome:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """``promoted`` is 1 where the model is the champion now, else 0."""
-        gain = {"mean_gain": self.evaluation.mean_gain.mean} if self.evaluation else {}
-        return {"promoted": float(self.alias == CHAMPION), **gain}
+        """``promoted`` is 1 where the model is the champion now, else 0; ``gain`` is that over the champion, or the base, which decided."""
+        found = {"promoted": float(self.alias == CHAMPION)}
+        if self.evaluation:
+            over = self.evaluation.champion or self.evaluation
+            found |= {"gain": over.mean_gain.mean, "gain_low": over.mean_gain.low}
+        return found
 
     def write_page(self, path: Path) -> None:
         facts = {"Run": self.run_id, "Decision": self.decision.summary, "Model": self.model}

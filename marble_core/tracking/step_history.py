@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +23,6 @@ def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
 def read_history(directory: Path) -> list[dict[str, Any]]:
     """Every line of a whole file, as a checkpoint has it. Raises ValueError for one that is not JSON."""
     return [json.loads(line) for line in (directory / HISTORY).read_text(encoding="utf-8").splitlines()]
-
-
-def last_metrics(adapter: Path) -> dict[str, float]:
-    """The finite metrics of a training's last step; none where it made no step."""
-    history = read_history(adapter)
-    return {name: value for name, value in history[-1]["metrics"].items() if math.isfinite(value)} if history else {}
 
 
 _POINTS = 400  # of a curve; longer histories are drawn by the means of blocks of steps

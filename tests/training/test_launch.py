@@ -30,7 +30,7 @@ def test_several_processes_train_the_model_that_one_trains_and_track_it_once(ser
     for count in (1, *several):
         directory = tmp_path / str(count)
         where, run_id = prepared_run(directory, f"train.processes={count}", "rollout.prompts=6", "rollout.images_per_prompt=2")
-        assert "reward/geneval/mean" in stages.train(where, directory / "adapter")
+        assert stages.train(where, directory / "adapter")["steps"] > 0
         adapters.append(load_file(directory / "adapter" / ADAPTER_FILE))
     # AdamW's first steps go by the signs of the gradient, so what is rounded otherwise near 0 shows in single weights.
     one, *others = adapters

@@ -114,7 +114,7 @@ def test_two_nodes_train_the_model_that_one_process_trains(
         for count in (1, 2):
             directory = tmp_path / str(count)
             where, _ = prepared_run(directory, f"train.nodes={count}", "train.steps=1")
-            assert "reward/geneval/mean" in stages.train(where, directory / "adapter"), kube.log
+            assert stages.train(where, directory / "adapter")["steps"] == 1, kube.log
             adapters.append(load_file(directory / "adapter" / ADAPTER_FILE))
     assert relative_error(*adapters) < 1e-3
 
