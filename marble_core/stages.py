@@ -105,7 +105,7 @@ def prepare(
             out.mkdir(parents=True, exist_ok=True)
             data = data if config is full else begin(out, full, config, data)
             write_prepared(out, config, run_id, said, prompts, data)
-            write_page(out / "data_report.html", data.report, [(each.asked, each.answer) for each in answers])
+            write_page(out / "data_report.html", data.report, [(each.asked, each.answer) for each in answers], data.warnings)
             page.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(out / "data_report.html", page)
         if prompts and not beginning.own:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from marble_core.prompts.filters import normal
+from marble_core.prompts.overlap import overlap
 from marble_core.prompts.token_lengths import TextEncoder
 from marble_core.types import Placed, Prompt, without_secrets
 
+LENGTHS = 20  # bars of a histogram of lengths
 NAMED = 3  # places in a warning; the report has all
 
 
@@ -37,8 +39,12 @@ class SourceData:
 
 def data_report(sets: Mapping[str, Sequence[SourceData]], encoders: Sequence[TextEncoder]) -> dict[str, Any]:
     """By set and source, ready for JSON: counts, tags, lengths in characters and in tokens, examples, and the places of what
-    is cut by a text encoder or was dropped."""
-    return {name: {own.source: _describe(own, encoders) for own in sources} for name, sources in sets.items()}
+    is cut by a text encoder or was dropped; of a held-out source how near it comes to the training prompts."""
+    report = {name: {own.source: _describe(own, encoders) for own in sources} for name, sources in sets.items()}
+    trained = [prompt.text for own in sets.get("train", ()) for prompt in own.prompts]
+    for own in sets.get("evaluation", ()):
+        report["evaluation"][own.source]["overlap"] = overlap([prompt.text for prompt in own.prompts], trained)
+    return report
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
@@ -59,14 +65,20 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def write_page(path: Path, report: Mapping[str, Any], answers: Sequence[tuple[str, str]] = ()) -> None:
-    """Write the report as one HTML page; ``answers`` is the table of what was asked of the servers."""
+def write_page(
+    path: Path, report: Mapping[str, Any], answers: Sequence[tuple[str, str]] = (), said: Sequence[str] | None = None
+) -> None:
+    """Write the report as one HTML page; ``answers`` is the table of what was asked of the servers, ``said`` are all warnings of the run,
+    by default those of the report."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = files("marble_core.prompts").joinpath("data_report.html.j2").read_text(encoding="utf-8")
     path.write_text(
-        environment.from_string(source).render(report=report, warnings=warnings(report), answers=answers), encoding="utf-8"
+        environment.from_string(source).render(
+            report=report, warnings=warnings(report) if said is None else said, answers=answers, counts=_counts(report)
+        ),
+        encoding="utf-8",
     )
 
 
@@ -94,8 +106,18 @@ def _describe(own: SourceData, encoders: Sequence[TextEncoder]) -> dict[str, Any
     }
 
 
-def _spread(numbers: Sequence[int]) -> dict[str, float]:
-    return {"min": min(numbers), "median": statistics.median(numbers), "max": max(numbers)}
+def _spread(numbers: Sequence[int]) -> dict[str, Any]:
+    """``histogram`` counts whole numbers from ``min`` on in at most 20 equal steps of ``width``."""
+    low, high = min(numbers), max(numbers)
+    width = -(-(high - low + 1) // LENGTHS)
+    histogram = [0] * -(-(high - low + 1) // width)
+    for number in numbers:
+        histogram[(number - low) // width] += 1
+    return {"min": low, "median": statistics.median(numbers), "max": high, "width": width, "histogram": histogram}
+
+
+def _counts(report: Mapping[str, Any]) -> dict[str, int]:
+    return {name: sum(d["prompts"] for d in sources.values()) for name, sources in report.items()}
 
 
 def _listed(places: Sequence[str]) -> str:
