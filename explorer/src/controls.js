@@ -9,8 +9,7 @@ export function makeControls(changed) {
     left.append(option(role, role));
     right.append(option(role, role));
   }
-  left.value = "base";
-  right.value = "trained";
+  [left.value, right.value] = data.shown;
   source.append(option("", "all"), ...[...new Set(data.cases.map((one) => one.source))].map((s) => option(s, s)));
   alarm.append(option("", "any prompt"), ...data.marks.map((mark) => option(mark, mark)));
   order.append(option("drawn", "as drawn, not chosen"), option("win", "largest win"), option("loss", "largest loss"));

@@ -90,8 +90,9 @@ def compare(
     if tradeoff and not (x and y):
         raise MarbleError(f"--tradeoff {tradeoff!r} must name two rewards with a colon between them, such as ocr:aesthetic.")
     with TemporaryDirectory() as scratch:
-        write_comparison(out, _finished(runs, Path(scratch)), (x, y) if tradeoff else None)
-    typer.echo(f"Comparison: {out}")
+        written = write_comparison(out, _finished(runs, Path(scratch)), (x, y) if tradeoff else None)
+    for name, page in zip(("Comparison", "Explorer"), written, strict=False):
+        typer.echo(f"{name}: {page}")
 
 
 def _finished(runs: list[str], scratch: Path) -> list[FinishedRun]:

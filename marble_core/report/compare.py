@@ -9,6 +9,7 @@ from pathlib import Path
 from marble_core.evaluation.results import Estimate
 from marble_core.report.curves import NARROW, WIDE, Line, panel
 from marble_core.report.drawing import DASHES, Figure, to_svg
+from marble_core.report.explorer_of_runs import write_runs_explorer
 from marble_core.report.images import SHOWN, Case, Score, Shot, encode, with_images
 from marble_core.report.page import cost_of
 from marble_core.report.rendering import render
@@ -18,6 +19,7 @@ from marble_core.report.words import effect, signed
 from marble_core.tracking.finished_runs import FinishedRun, has_images
 from marble_core.types import MarbleError, in_order
 
+SHORT = 14  # letters of a name that fits beside a point
 NOT_WORTH_SAYING = ("storage.", "train.samples_every")  # settings that change no number
 
 
@@ -32,8 +34,9 @@ class Result:
     span: Span
 
 
-def write_comparison(path: Path, runs: Sequence[FinishedRun], pair: tuple[str, str] | None = None) -> None:
-    """Write the page, at most 3 MB. ``pair`` are the rewards of the scatter; by default those whose gradients agree least.
+def write_comparison(path: Path, runs: Sequence[FinishedRun], pair: tuple[str, str] | None = None) -> list[Path]:
+    """Write the page, at most 3 MB, and the explorer of the runs beside it (PAGE-explorer.html) where they drew the same prompts from
+    the same noise; returns what was written. ``pair`` are the rewards of the scatter; by default those whose gradients agree least.
 
     Raises MarbleError where the runs have no reward in common, or not those of ``pair``.
     """
@@ -49,10 +52,12 @@ def write_comparison(path: Path, runs: Sequence[FinishedRun], pair: tuple[str, s
     axis = Axis.around([e for run in runs for e in _gains(run, names).values()], 0.0)
     opposed = (found for run in runs if (found := run.history.most_opposed(names)))
     pair = pair or next(opposed, None) or furthest_apart({n: runs[0].evaluation.measured[n] for n in names})
+    explorer, explored = path.with_name(f"{path.stem}-explorer.html"), all(has_images(run) for run in runs)
     page = render(
         "compare.html.j2",
         headline=headline(runs),
-        remarks=said,
+        remarks=said + ([] if fair else ["Their images are of other prompts or noise, so none stand side by side."]),
+        explorer=explorer.name if fair and explored else "",
         runs=runs,
         styles=[k % len(DASHES) for k in range(len(runs))],
         costs=[cost_of(run.history, _images(run)) for run in runs],
@@ -61,6 +66,7 @@ def write_comparison(path: Path, runs: Sequence[FinishedRun], pair: tuple[str, s
         settings=differing_settings(runs),
         pair=pair,
         scatter=scatter(_points(runs, pair), *pair, "tradeoff") if pair else "",
+        numbered=_mark(runs, 0) != runs[0].name,
         galleries=_galleries(runs) if fair else {},
         reward_figures=[f for n in names if (f := _overlay(runs, n, f"reward/{n}/mean", f"mean of {n} over a step's images"))],
         balance_figures=[
@@ -73,6 +79,10 @@ def write_comparison(path: Path, runs: Sequence[FinishedRun], pair: tuple[str, s
         ],
     )
     path.write_text(page, encoding="utf-8")
+    if not (fair and explored):
+        return [path]
+    write_runs_explorer(explorer, runs, headline(runs))
+    return [path, explorer]
 
 
 def headline(runs: Sequence[FinishedRun]) -> str:
@@ -136,10 +146,18 @@ def _images(run: FinishedRun) -> int:
     return int(run.params.get("rollout.prompts", 0)) * int(run.params.get("rollout.images_per_prompt", 0))
 
 
+def _mark(runs: Sequence[FinishedRun], k: int) -> str:
+    """What stands beside a run's point: its name, or its number where names are long, which a legend then explains."""
+    return runs[k].name if all(len(run.name) <= SHORT for run in runs) else str(k + 1)
+
+
 def _points(runs: Sequence[FinishedRun], pair: tuple[str, str]) -> list[Point]:
     own = [(run.evaluation.measured[pair[0]], run.evaluation.measured[pair[1]]) for run in runs]
     base = Point("base", own[0][0].base, own[0][1].base, None, 2, "base", hollow=True)
-    return [base, *(trained_point(run.name, *xy, k, k, run.name) for k, (run, xy) in enumerate(zip(runs, own, strict=True)))]
+    return [
+        base,
+        *(trained_point(run.name, *xy, k, k, _mark(runs, k)) for k, (run, xy) in enumerate(zip(runs, own, strict=True))),
+    ]
 
 
 def _overlay(runs: Sequence[FinishedRun], title: str, metric: str, what: str, zero: bool = False) -> Figure | None:

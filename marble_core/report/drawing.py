@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,56 @@ def canvas(width: float, height: float) -> tuple[Any, Any]:
         spine.set_color(INK)
         spine.set_alpha(0.4)
     return figure, axes
+
+
+_BESIDE = (  # offsets in points from a spot to its label, and how the text is anchored there; the first that is free is taken
+    *((7, -11, "left"), (7, 5, "left"), (-7, -11, "right"), (-7, 5, "right"), (0, 10, "center"), (0, -18, "center")),
+    *((12, -24, "left"), (12, 18, "left"), (-12, -24, "right"), (-12, 18, "right"), (0, 24, "center"), (0, -32, "center")),
+)
+
+
+def label_spots(figure: Any, axes: Any, spots: Sequence[tuple[float, float, str]], size: float = LEGIBLE) -> None:
+    """Write each text beside its spot (x, y, text), over no other text and no other spot where there is such a place, and within the axes.
+
+    For when everything else is drawn. A spot without a text is only kept free.
+    """
+    figure.draw_without_rendering()  # the layout stands from now on
+    inside, points = axes.get_window_extent(), [axes.transData.transform((x, y)) for x, y, _ in spots]
+    scale = figure.dpi / 72
+    taken: list[Sequence[float]] = []
+    marks = [(px - 4 * scale, py - 4 * scale, px + 4 * scale, py + 4 * scale) for px, py in points]
+    for k, (x, y, text) in enumerate(spots):
+        if not text:
+            continue
+        others = [*taken, *(mark for i, mark in enumerate(marks) if i != k)]
+        best = None
+        for dx, dy, anchor in _BESIDE:
+            label = axes.annotate(
+                text, (x, y), (dx, dy), textcoords="offset points", ha=anchor, fontsize=size, color=INK, parse_math=False
+            )
+            box = label.get_window_extent().extents
+            out = (
+                max(inside.x0 - box[0], 0)
+                + max(box[2] - inside.x1, 0)
+                + max(inside.y0 - box[1], 0)
+                + max(box[3] - inside.y1, 0)
+            )
+            cost = out + sum(_common(box, other) for other in others)
+            if best is None or cost < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (cost, label, box)
+            else:
+                label.remove()
+            if cost == 0:
+                break
+        assert best is not None
+        taken.append(best[2])
+
+
+def _common(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area of two boxes (left, low, right, high) over each other."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def to_svg(figure: Any, key: str, alt: str) -> str:

@@ -43,8 +43,10 @@ _PANELS = (  # (title, what it says, the metrics' prefix, stacked)
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    roles: tuple[str, ...]
+class Sizes:
+    """What of an evaluation came into the page: roles, prompts with images, all prompts, and the pixels of small and large images."""
+
+    roles: Sequence[str]
     imaged: int
     prompts: int
     thumb: int
@@ -67,25 +69,37 @@ def write_explorer(
     and ``beside`` its address relative to the page, where the images lie as they were made.
     """
     lines, history = scored(images_dir), History.load(history_path)
-    cases, sizes = _cases(lines, images_dir, evaluation)
+    cases, sizes = cases_of(lines, images_dir, evaluation, roles_of(lines))
     film = Film.load(history_path.parent if history_path else None, FILM_BYTES)
     data = {
         "roles": sizes.roles,
-        "rewards": [{"name": n, "std": r.base_std, "digits": r.digits} for n, r in evaluation.measured.items()],
+        "shown": ["base", "trained"],
+        "rewards": units(evaluation),
         "cases": cases,
-        "marks": sorted({mark for case in cases for mark in case["marks"]}),
-        "remarks": _left_out(sizes, lines),
+        "remarks": left_out(sizes, lines),
         "beside": beside,
         "film": film.as_data(),
         "steps": [int(step) for step in history.thinned().steps],
         "training": _panels(history.thinned()),
         "models": _models(evaluation),
     }
+    write_data(path, data, answers(evaluation, decision, lines, config.registry).headline, f"run {run}" if run else "")
+
+
+def units(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The rewards, with what one standard deviation of the base is in them."""
+    return [{"name": n, "std": r.base_std, "digits": r.digits} for n, r in evaluation.measured.items()]
+
+
+def write_data(path: Path, data: dict[str, Any], headline: str, of: str) -> None:
+    """The page of these data; ``of`` is the run or the runs."""
+    data["marks"] = sorted({mark for case in data["cases"] for mark in case["marks"]})
     source = files("marble_core.report")
     page = render(
         "explorer.html.j2",
-        headline=answers(evaluation, decision, lines, config.registry).headline,
-        run=run,
+        headline=headline,
+        of=of,
+        film=bool(data["film"]["frames"]),
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         style=source.joinpath("explorer.css").read_text(encoding="utf-8"),
         script=source.joinpath("explorer.js").read_text(encoding="utf-8").replace("</script", "<\\/script"),
@@ -101,9 +115,16 @@ def roles_of(lines: Sequence[Line]) -> tuple[str, ...]:
     return tuple(sorted(common, key=lambda role: (role not in ROLES, ROLES.index(role) if role in ROLES else 0))[:MAX_ROLES])
 
 
-def _cases(lines: Sequence[Line], directory: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any]], _Sizes]:
-    imaged, roles = [line for line in lines if "pictures" in line], roles_of(lines)
-    ranked = sorted(imaged, key=lambda line: change(line, evaluation))
+def cases_of(
+    lines: Sequence[Line],
+    directory: Path,
+    evaluation: Evaluation,
+    roles: Sequence[str],
+    pair: tuple[str, str] = ("base", "trained"),
+) -> tuple[list[dict[str, Any]], Sizes]:
+    """The prompts with scores and images of ``roles``, and what came in. Wins and losses are from the first of ``pair`` to the second."""
+    imaged = [line for line in lines if "pictures" in line]
+    ranked = sorted(imaged, key=lambda line: change(line, evaluation, *pair))
     large = {line["index"]: line for line in (*ranked[:LARGE], *ranked[-LARGE:])}
     thumbs = Thumbnails(
         [directory / line["pictures"][role] for line in imaged for role in roles], (128, 112, 96, 80, 64), THUMB_BYTES
@@ -114,7 +135,12 @@ def _cases(lines: Sequence[Line], directory: Path, evaluation: Evaluation) -> tu
     shown = roles or tuple(role for role in ROLES if lines and role in lines[0])
     cases = []
     for line in lines:
-        case = {"index": line["index"], "prompt": line["prompt"], "source": line["source"], "marks": _marks(line, evaluation)}
+        case = {
+            "index": line["index"],
+            "prompt": line["prompt"],
+            "source": line["source"],
+            "marks": _marks(line, evaluation, *pair),
+        }
         case["scores"] = {role: {n: round(v, 6) for n, v in line[role].items()} for role in shown if role in line}
         if own := line.get("pictures"):
             case["files"] = {role: own[role] for role in roles}
@@ -123,12 +149,12 @@ def _cases(lines: Sequence[Line], directory: Path, evaluation: Evaluation) -> tu
                 role: (full if enlarged else thumbs).uris[directory / own[role]] for role in roles
             }
         cases.append(case)
-    return cases, _Sizes(shown, len(imaged), len(lines), thumbs.side, full.side)
+    return cases, Sizes(shown, len(imaged), len(lines), thumbs.side, full.side)
 
 
-def _marks(line: Line, evaluation: Evaluation) -> list[str]:
+def _marks(line: Line, evaluation: Evaluation, before: str, after: str) -> list[str]:
     """What makes a prompt worth a look: a reward fell, was lost, or fell unseen while what is trained on rose."""
-    own, found = changes(line, evaluation), []
+    own, found = changes(line, evaluation, before, after), []
     if any(value < -NOTEWORTHY for value in own.values()):
         found.append("a reward fell")
     trained = [value for name, value in own.items() if name in evaluation.rewards]
@@ -139,7 +165,8 @@ def _marks(line: Line, evaluation: Evaluation) -> list[str]:
     return found
 
 
-def _left_out(sizes: _Sizes, lines: Sequence[Line]) -> list[str]:
+def left_out(sizes: Sizes, lines: Sequence[Line]) -> list[str]:
+    """What the page does not show, a sentence each."""
     said = []
     if sizes.imaged < sizes.prompts:
         said.append(f"Images of {sizes.imaged} of the {sizes.prompts} prompts were kept; the others have scores alone.")

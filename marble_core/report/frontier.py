@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marble_core.evaluation.results import Estimate, Evaluation
-from marble_core.report.drawing import DASHES, INK, LEGIBLE, MARKERS, Figure, canvas, placeholder, to_svg
+from marble_core.report.drawing import DASHES, INK, LEGIBLE, MARKERS, Figure, canvas, label_spots, placeholder, to_svg
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def draw(found: Sequence[Curve], key: str, title: str = "Gain against diversity"
     figure, axes = canvas(6.4, 3.8)
     axes.grid(axis="x", color=INK, alpha=0.14, linewidth=0.6)
     seen: set[Spot] = set()
+    spots: list[tuple[float, float, str]] = []
     for k, curve in enumerate(found):
         ink = placeholder(curve.ink)
         xs, ys = [100 * s.change.mean for s in curve.spots], [s.gain.mean for s in curve.spots]
@@ -88,11 +89,11 @@ def draw(found: Sequence[Curve], key: str, title: str = "Gain against diversity"
             axes.errorbar(x, y, **reach, fmt="none", ecolor=ink, elinewidth=0.8, alpha=0.4, zorder=2)
             face = {"facecolors": "none" if spot.label == "base" else ink, "edgecolors": ink}
             axes.scatter(x, y, s=34, marker=MARKERS[k % len(MARKERS)], linewidths=1.2, zorder=3, **face)
-            place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": LEGIBLE, "color": INK, "parse_math": False}
-            axes.annotate(spot.label, (x, y), **place)
+            spots.append((x, y, spot.label))
     axes.margins(0.12)
     axes.set_xlabel("change of diversity, % of the base's →", fontsize=LEGIBLE + 0.5, color=INK)
     axes.set_ylabel("mean gain, base stds →", fontsize=LEGIBLE + 0.5, color=INK)
+    label_spots(figure, axes, spots)
     said = "; ".join(
         f"{curve.name}: " + ", ".join(f"{s.label} at {100 * s.change.mean:+.0f} % and {s.gain.mean:+.2f}" for s in curve.spots)
         for curve in found

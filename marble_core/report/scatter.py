@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from marble_core.evaluation.results import Estimate, RewardResult
-from marble_core.report.drawing import INK, LEGIBLE, MARKERS, canvas, placeholder, to_svg
+from marble_core.report.drawing import INK, LEGIBLE, MARKERS, canvas, label_spots, placeholder, to_svg
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,10 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str, key: str) -> str:
         axes.scatter(
             p.x, p.y, s=14 if p.small else 42, marker=MARKERS[p.marker % len(MARKERS)], linewidths=1.4, zorder=3, **face
         )
-        if p.label:
-            place = {
-                "xytext": (7, -11),
-                "textcoords": "offset points",
-                "fontsize": LEGIBLE + 0.5,
-                "color": INK,
-                "parse_math": False,
-            }
-            axes.annotate(p.label, (p.x, p.y), **place)
     axes.margins(0.16)
     for set_label, name in ((axes.set_xlabel, x_name), (axes.set_ylabel, y_name)):
         set_label(f"{name} →", fontsize=LEGIBLE + 0.5, color=INK)
+    label_spots(figure, axes, [(p.x, p.y, p.label) for p in points], LEGIBLE + 0.5)
     where = "; ".join(f"{p.name} at {p.x:.3g} and {p.y:.3g}" for p in points)
     return to_svg(figure, key, f"Scatter of {x_name} and {y_name} on held-out prompts: {where}.")
 

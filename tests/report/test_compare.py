@@ -102,5 +102,5 @@ def test_the_command_writes_the_page_and_says_where(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     three_runs(Path(".marble/runs"))
     command = ["compare", "tuesday", "monday", "--tradeoff", "clipscore:ocr", "--out", "both.html"]
-    assert CliRunner().invoke(app, command).stdout == "Comparison: both.html\n"
+    assert CliRunner().invoke(app, command).stdout == "Comparison: both.html\nExplorer: both-explorer.html\n"
     assert "Scatter of clipscore and ocr" in Page(Path("both.html")).raw
