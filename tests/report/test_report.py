@@ -93,7 +93,7 @@ def test_the_page_begins_with_the_answers_to_four_questions(page: Page) -> None:
 def test_each_interval_is_said_once(page: Page) -> None:
     outside = re.sub(r"<details>.*?</details>|<table class=\"past.*?</table>", "", page.raw, flags=re.DOTALL)
     intervals = re.findall(r'class="interval">([^<]*)<', outside)
-    assert len(intervals) == 2 * (3 + 1)
+    assert len(intervals) == 2 * (3 + 1) + 1, "each reward and the mean, over base and champion; and the votes of people"
     assert "0.200" in outside and outside.count("+0.100 to +0.300") == 2, (
         "of geneval and of the mean gain, which are equal here"
     )
