@@ -104,6 +104,31 @@ def flux_parts(flux: Any) -> None:
     assert torch.equal(packed[0, 1], x[0, :, :2, 2:4].flatten()) and torch.equal(flux._unpack_latents(packed, 32, 48, 8), x)
 
 
+def qwen_image_parts(qwen_image: Any) -> None:
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+
+    model, pipeline = qwen_image.transformer, qwen_image
+    packed = pipeline._pack_latents(x := torch.arange(192.0).view(2, 4, 4, 6), 2, 4, 4, 6)
+    assert torch.equal(packed[0, 1], x[0, :, :2, 2:4].flatten())
+    assert torch.equal(pipeline._unpack_latents(packed, 32, 48, 8), x[:, :, None])
+    before = pipeline.tokenizer(pipeline.prompt_template_encode.partition("{}")[0]).input_ids
+    assert len(before) == pipeline.prompt_template_encode_start_idx == 34
+    assert calculate_shift(8192, 256, 8192, 0.5, 0.9) == pytest.approx(0.9)
+    z, vae = torch.randn(1, 4, 1, 4, 4), pipeline.vae
+    whole = vae.decode(z).sample
+    assert whole.shape == (1, 3, 1, 32, 32) and torch.allclose(vae.decoder(vae.post_quant_conv(z)).clamp(-1, 1), whole)
+    block, ones = model.transformer_blocks[0], torch.ones(2, 32)
+    modulated, gate = block._modulate(2 * torch.ones(2, 5, 32), torch.cat([ones, 3 * ones, 7 * ones], 1))
+    assert modulated.unique().tolist() == [2 * (1 + 3) + 1] and gate.shape == (2, 1, 32) and gate.unique().tolist() == [7]
+    calls: list[Any] = []
+    model._gradient_checkpointing_func = lambda f, *a: (calls.append((f, a, f(*a))), calls[-1][2])[1]
+    model.gradient_checkpointing = True
+    model(torch.randn(2, 6, 16), torch.randn(2, LENGTH, 16), timestep=torch.rand(2), img_shapes=[[(1, 2, 3)]] * 2)
+    model._gradient_checkpointing_func, model.gradient_checkpointing = None, False
+    assert [call[0] for call in calls] == list(model.transformer_blocks)
+    assert {id(tensor) for tensor in calls[0][2]} == {id(tensor) for tensor in calls[1][1][:2]}
+
+
 def schedules() -> None:
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift

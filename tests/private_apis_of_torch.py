@@ -39,6 +39,13 @@ def modes() -> None:
     assert narrow[0].tolist() == [1, 1] and narrow[1].tolist() == [1]
 
 
+def complex_views() -> None:
+    x = torch.ones(3, 2, requires_grad=True)
+    turned = torch.view_as_real(torch.view_as_complex(x) * torch.tensor(1j))
+    assert turned.tolist() == [[-1, 1]] * 3
+    assert torch.ops.aten._conj(torch.tensor(1j)).is_conj(), "a flag, and the same memory"
+
+
 def switch() -> None:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer

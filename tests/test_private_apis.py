@@ -57,6 +57,14 @@ ROWS = [Row(*row) for row in (
     ("accelerate", "PartialState._reset_state", "process group", "forgets the group, so that the next one is seen", models.default_store),
     ("diffusers", "SD3Transformer2DModel()._gradient_checkpointing_func", "recomputation", "called with a block and its arguments, nothing between", models.checkpointing),
     ("diffusers", "FluxTransformer2DModel()._gradient_checkpointing_func", "recomputation", "the same, for both kinds of blocks", models.checkpointing),
+    ("diffusers", "QwenImageTransformer2DModel()._gradient_checkpointing_func", "recomputation", "the same, with the two streams in the other order", models.qwen_image_parts),
+    ("diffusers", "QwenImagePipeline._pack_latents", "Qwen-Image family", "2 x 2 latents a token, row by row", models.qwen_image_parts),
+    ("diffusers", "QwenImagePipeline._unpack_latents", "Qwen-Image family", "the inverse, with an axis of time", models.qwen_image_parts),
+    ("diffusers", "QwenImagePipeline().prompt_template_encode_start_idx", "Qwen-Image family", "tokens of the template before the prompt", models.qwen_image_parts),
+    ("diffusers", "models.transformers.transformer_qwenimage.QwenImageTransformerBlock._modulate", "Qwen-Image family", "shift, scale, gate in one; gives x and the gate", models.qwen_image_parts),
+    ("diffusers", "AutoencoderKLQwenImage().decoder", "Qwen-Image family", "decodes one frame without caches", models.qwen_image_parts),
+    ("diffusers", "pipelines.qwenimage.pipeline_qwenimage.calculate_shift", "tests of Qwen-Image", "mu by the image's tokens", models.qwen_image_parts),
+    ("torch", "ops.aten._conj", "counted kernels", "a conjugate that starts no kernel", below.complex_views),
     ("diffusers", "SD3Transformer2DModel().transformer_blocks", "SD3 family, sizes", "names of the attention's layers; the last block has one less", models.attention_layers),
     ("diffusers", "FluxTransformer2DModel().single_transformer_blocks", "FLUX family, sizes", "q, k and v of a single block", models.attention_layers),
     ("diffusers", "StableDiffusion3Pipeline._get_clip_prompt_embeds", "SD3 family", "tokens and pooled of the CLIP of an index", models.sd3_prompts),
@@ -149,6 +157,15 @@ def flux(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tiny_models import save_flux
 
     return FluxPipeline.from_pretrained(save_flux(tmp_path_factory.mktemp("flux")))
+
+
+@pytest.fixture(scope="module")
+def qwen_image(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from diffusers import QwenImagePipeline
+
+    from tiny_models import save_qwen_image
+
+    return QwenImagePipeline.from_pretrained(save_qwen_image(tmp_path_factory.mktemp("qwen_image")))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row.library}.{row.name}" for row in ROWS])

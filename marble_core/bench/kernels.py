@@ -49,6 +49,9 @@ VIEWS = frozenset(
         "unflatten",
         "unsqueeze",
         "view",
+        "view_as_complex",
+        "view_as_real",
+        "_conj",
         "_unsafe_view",
     ]
 )
@@ -191,7 +194,7 @@ class _AsOnCuda(TorchFunctionMode):
             args = tuple(_cast(a, to) for a in args)
             kwargs = {k: _cast(a, to) for k, a in kwargs.items()}
         if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*args[:3])
+            return _Attention.apply(*(args[:3] or (kwargs["query"], kwargs["key"], kwargs["value"])))
         if func is F.rms_norm:
             return _RMSNorm.apply(args[0])
         return func(*args, **kwargs)

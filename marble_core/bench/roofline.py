@@ -45,7 +45,7 @@ class Roofline:
 
 def shape_of(config: RunConfig, sizes: Sizes) -> Shape:
     """SD3's transformer of these sizes, for a micro-batch of this run."""
-    if sizes.single:
+    if sizes.single or sizes.rotary:
         raise MarbleError("marble bench roofline counts the family SD3 and no other: choose another preset or model.path.")
     side, height = config.model.width // sizes.vae_factor, config.model.height // sizes.vae_factor
     return Shape(

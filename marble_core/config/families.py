@@ -16,11 +16,12 @@ from marble_core.types import MarbleError
 @dataclass(frozen=True)
 class Family:
     """``path`` is the import path of its class, ``pipeline`` that class's ``pipeline_class``, known without importing it; ``says`` is one
-    sentence for those who choose."""
+    sentence for those who choose, ``guided`` the arguments of that pipeline's call that set its guidance."""
 
     path: str
     pipeline: str
     says: str
+    guided: str = "guidance_scale={scale:.4g}"
 
 
 FAMILIES: dict[str, Family] = {
@@ -30,6 +31,12 @@ FAMILIES: dict[str, Family] = {
         "Stable Diffusion 3 and 3.5, Medium and Large, and the demo model.",
     ),
     "flux": Family("marble_core.models.flux:Flux", "FluxPipeline", "FLUX.1, which reads its guidance scale as an input."),
+    "qwen-image": Family(
+        "marble_core.models.qwen_image:QwenImage",
+        "QwenImagePipeline",
+        "Qwen-Image, whose text encoder is a language model.",
+        'true_cfg_scale={scale:.4g}, negative_prompt=" "',
+    ),
 }
 
 
@@ -37,7 +44,8 @@ def _path(said: Any) -> Any:
     """The import path of a family's name; everything else as it is, so that a file that was written with the path stays valid."""
     if not isinstance(said, str) or ":" in said:
         return said
-    bare = said.lower() if said.lower() in FAMILIES else re.sub(r"[^a-z]", "", said.lower())  # FLUX.1 is flux
+    plain = said.lower().replace("_", "-")
+    bare = plain if plain in FAMILIES else re.sub(r"[^a-z-]", "", plain)  # FLUX.1 is flux
     if found := FAMILIES.get(bare):
         return found.path
     raise ValueError(f"{said!r} is no family of models: {choose_one_of(bare, FAMILIES)}, or package.module:Class")
@@ -49,6 +57,12 @@ def check_pipeline(path: str, pipeline: str, model: str) -> None:
     right = [name for name, family in FAMILIES.items() if family.pipeline == pipeline]
     if own and right and own != right:
         raise MarbleError(f"The model {model} is a {pipeline}, and model.family is {own[0]}: give model.family={right[0]}.")
+
+
+def guided_call(path: str, scale: float) -> str:
+    """How a user's call of diffusers' pipeline sets the guidance, for the family with this import path."""
+    found = next((family.guided for family in FAMILIES.values() if family.path == path), Family.guided)
+    return found.format(scale=scale)
 
 
 FamilyPath = Annotated[DottedPath, BeforeValidator(_path, json_schema_input_type=str)]

@@ -35,7 +35,7 @@ class ModelConfig(Section):
     revision: str | None = None
     """Commit, branch or tag of the hub's repository; null: its main branch. [O]"""
     family: FamilyPath = FAMILIES["sd3"].path
-    """The class that knows the model's layers: sd3, flux, or an import path, package.module:Class. [O]"""
+    """The class that knows the model's layers: sd3, flux, qwen-image, or an import path, package.module:Class. [O]"""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Precision of the frozen weights except the VAE's; the LoRA and its gradients stay fp32. [P]"""
     gradient_checkpointing: bool = False
@@ -43,7 +43,7 @@ class ModelConfig(Section):
     offload: Literal["none", "encoders", "scorers", "all"] = "none"
     """What waits in the host's memory while it is not used. [O]"""
     t5: Literal["device", "cpu", "none"] = "device"
-    """Where the T5 encoder computes, or none: it is left out. [O]"""
+    """Where the large text encoder (T5, Qwen2.5-VL) computes, or none: T5 is left out. [O]"""
     vae_tiling: bool = False
     """Decode in overlapping tiles of half the image's sides: less memory, slightly different images. [O]"""
     compile: bool = False
@@ -53,7 +53,7 @@ class ModelConfig(Section):
     width: int = Field(512, gt=0)
     """Width of the images, in pixels. [N]"""
     max_sequence_length: int = Field(256, ge=1)
-    """Tokens that T5 reads of a prompt. [O]"""
+    """Tokens that the large text encoder reads of a prompt. [O]"""
 
     @property
     def offloads_encoders(self) -> bool:

@@ -20,9 +20,9 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 ENCODED_TOKENS, DECODED_PIXELS, DECODED_IMAGES = 4096, 2**20, 36  # at once, whatever the batch: models/base.py
 
 # Numbers kept of a forward for each token and channel, in the weights' precision: a joint block, the second attention of a dual one,
-# the text stream of SD3's last block, a block of one stream (not counted: by the likeness of its parts). Then what is there beside
+# the text stream of SD3's last block, a joint block of Qwen-Image, a block of one stream (not counted: by the likeness of its parts). Then what is there beside
 # these for a while: in a backward pass, and in a forward without gradients.
-JOINT, DUAL, LAST_TEXT, SINGLE = 13, 6, 7, 12.5
+JOINT, DUAL, LAST_TEXT, ROTARY, SINGLE = 13, 6, 7, 14, 12.5
 BACKWARD, FORWARD, FORWARD_DUAL = 11, 12.5, 2
 PER_HEAD = 12  # of attention's and normalisation's statistics, each in float32
 
@@ -235,7 +235,7 @@ def _kept(config: RunConfig, sizes: Sizes, b: int, blocks: int, dual: int, singl
     image, text = sizes.image_tokens(m.height, m.width), sizes.text_tokens
     statistics = PER_HEAD * sizes.heads
     lora = 4 * config.lora.rank * b
-    joint = (image + text) * (JOINT * b * width + statistics + lora)
+    joint = (image + text) * ((ROTARY if sizes.rotary else JOINT) * b * width + statistics + lora)
     last = 0 if whole else text * (JOINT - LAST_TEXT) * b * width
     second = image * (DUAL * b * width + statistics)
     one_stream = int((image + text) * (SINGLE * b * width + statistics + lora))

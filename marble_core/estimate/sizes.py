@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ CLIP_TOKENS = 77
 @dataclass(frozen=True)
 class Sizes:
     """A diffusion model. ``blocks`` attend over image and text tokens together, the first ``dual`` of them once more over the image's
-    alone; ``single`` ones have one stream (FLUX). Numbers of weights, buffers included, are by part."""
+    alone; ``single`` ones have one stream (FLUX). Numbers of weights, buffers included, are by part; ``t5`` is the large text encoder's."""
 
     width: int
     heads: int
@@ -38,6 +39,7 @@ class Sizes:
     t5: int
     vae: int
     ends_in_image: bool = True  # the last joint block drops its text stream (SD3)
+    rotary: bool = False  # queries and keys are turned in float32, and gates are kernels of their own (Qwen-Image)
 
     def image_tokens(self, height: int, width: int) -> int:
         side = self.vae_factor * self.patch
@@ -62,7 +64,8 @@ _SD3 = {
     "single": 0,
 }
 _FLUX = _SD3 | {"clips": 123_060_480, "text_tokens": 0, "dual": 0, "ends_in_image": False}
-# Medium's and Large's counts: diffusers' class on their published configurations. FLUX.1's: its model card.
+# Counts of diffusers' and transformers' classes on the published configurations; of FLUX.1: its model card. Of Qwen-Image's encoder the
+# language model alone, which is what is loaded of it.
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     "stabilityai/stable-diffusion-3.5-medium": _SD3
     | {"width": 1536, "heads": 24, "blocks": 24, "dual": 13, "transformer": 2_469_663_936},
@@ -70,6 +73,10 @@ KNOWN: Mapping[str, Mapping[str, Any]] = {
     | {"width": 2432, "heads": 38, "blocks": 38, "dual": 0, "transformer": 8_146_280_768},
     "black-forest-labs/FLUX.1-dev": _FLUX
     | {"width": 3072, "heads": 24, "blocks": 19, "single": 38, "transformer": 11_901_408_320},
+    "Qwen/Qwen-Image": _SD3
+    | {"width": 3072, "heads": 24, "blocks": 60, "text_width": 3584, "text_tokens": 0, "vae_channels": 192}
+    | {"transformer": 20_430_401_088, "clips": 0, "t5": 7_070_619_136, "vae": 126_892_531}
+    | {"ends_in_image": False, "rotary": True},
 }
 
 
@@ -115,23 +122,24 @@ def scorer_of(asset: RewardAsset) -> Scorer | None:
     return Scorer(weights, tokens * 12 * vision.get("hidden_size", 768))
 
 
-def weights_in(place: Path) -> int:
-    """Numbers in the safetensors files there, other precisions' copies (``*.fp16.safetensors``) left out."""
+def weights_in(place: Path, without: str = "") -> int:
+    """Numbers in the safetensors files there, other precisions' copies (``*.fp16.safetensors``) left out, and tensors whose names match
+    ``without``."""
     files = (
         [place]
         if place.is_file()
         else [f for f in place.glob("*.safetensors") if f.suffixes[-2:-1] not in ([".fp16"], [".bf16"])]
     )
-    return sum(map(_numbers, [f for f in files if f.suffix == ".safetensors"]))
+    return sum(_numbers(f, without) for f in files if f.suffix == ".safetensors")
 
 
-def _numbers(file: Path) -> int:
+def _numbers(file: Path, without: str) -> int:
     """From the header: eight bytes of its length, then JSON with every tensor's shape."""
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             header = json.loads(opened.read(length))
-        shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
+        shapes = [tensor["shape"] for name, tensor in header.items() if not re.match(without or "__metadata__", name)]
     except (struct.error, ValueError, KeyError, TypeError, MemoryError, OverflowError):
         raise MarbleError(f"{file} is not a safetensors file; fetch it anew.") from None
     total = 0
@@ -145,6 +153,8 @@ def _numbers(file: Path) -> int:
 
 def _read(home: Path, model: ModelConfig) -> Sizes:
     t, vae = _json(home / "transformer" / "config.json"), _json(home / "vae" / "config.json")
+    if t.get("_class_name") == "QwenImageTransformer2DModel":
+        return _read_qwen_image(home, model, t, vae)
     flux = "guidance_embeds" in t
     try:
         encoders = {p.name: weights_in(p) for p in sorted(home.glob("text_encoder*"))}
@@ -169,6 +179,31 @@ def _read(home: Path, model: ModelConfig) -> Sizes:
             ends_in_image=not flux,
         )
     except (KeyError, TypeError) as error:
+        raise MarbleError(f"The model {model.path} has a config.json without {error}; fetch it anew.") from None
+
+
+def _read_qwen_image(home: Path, model: ModelConfig, t: Mapping[str, Any], vae: Mapping[str, Any]) -> Sizes:
+    try:
+        return Sizes(
+            width=t["num_attention_heads"] * t["attention_head_dim"],
+            heads=t["num_attention_heads"],
+            blocks=t["num_layers"],
+            dual=0,
+            single=0,
+            patch=t["patch_size"],
+            channels=vae["z_dim"],
+            text_width=t["joint_attention_dim"],
+            text_tokens=model.max_sequence_length,
+            vae_channels=vae["base_dim"] * vae["dim_mult"][1],
+            vae_factor=2 ** len(vae["temperal_downsample"]),
+            transformer=weights_in(home / "transformer"),
+            clips=0,
+            t5=weights_in(home / "text_encoder", r"__metadata__|(model\.)?(visual|lm_head)\."),
+            vae=weights_in(home / "vae"),
+            ends_in_image=False,
+            rotary=True,
+        )
+    except (KeyError, TypeError, IndexError) as error:
         raise MarbleError(f"The model {model.path} has a config.json without {error}; fetch it anew.") from None
 
 

@@ -25,7 +25,8 @@ class DiffusionModel(Protocol):
 
     A step calls ``encode`` once for its prompts, ``velocity`` for every solver step and every micro-batch, ``decode`` once for
     every batch of images. LoRA adapters are added to ``transformer`` from outside; ``pipeline`` writes and reads them. A family
-    that has no classifier-free guidance may say why, in a clause, as ``no_guidance`` (guidance.py).
+    that has no classifier-free guidance may say why, in a clause, as ``no_guidance`` (guidance.py). One with a guidance of its own has
+    ``guide(v_BCHW, empty_BCHW, scale)`` and may name an ``empty_prompt``.
     """
 
     pipeline: Any  # diffusers' class with save_lora_weights and load_lora_weights

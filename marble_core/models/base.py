@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -52,6 +53,7 @@ class DiffusersModel:
     pipeline_class: ClassVar[str]  # its name in diffusers
     t5: ClassVar[str | None] = None  # the T5 encoder's name in the pipeline
     no_guidance: ClassVar[str] = ""  # why it is not sampled with an empty prompt beside the prompt; empty where it is
+    vae_format: ClassVar[torch.memory_format] = torch.channels_last
     lora_targets: tuple[str, ...]
     guidance_scale = 1.0  # that a user's pipeline must be given to sample as it was trained
 
@@ -61,7 +63,7 @@ class DiffusersModel:
         self.pipeline = self._load() if pipeline is None else pipeline
         self.transformer = self.pipeline.transformer.requires_grad_(False).to(self.device)
         lighten(self.transformer, self.dtype)
-        self.vae = self.pipeline.vae.requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        self.vae = self.pipeline.vae.requires_grad_(False).to(self.device, memory_format=self.vae_format)
         self.latent_shape = self._latent_shape()
         self.flow_shift = float(self.pipeline.scheduler.config.shift)
         self.encoders = self._place_encoders()
@@ -102,9 +104,18 @@ class DiffusersModel:
     def t5_device(self) -> torch.device:
         return HOST if self.config.t5 == "cpu" else self.device
 
-    def _decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
+    def pixels(self, x0_NCHW: torch.Tensor) -> torch.Tensor:
+        """Images of the VAE, (N, 3, height, width), about -1 to 1, in its precision."""
         latents = x0_NCHW / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0)
-        images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
+        images: torch.Tensor = self.vae.decode(latents.contiguous(memory_format=self.vae_format), return_dict=False)[0]
+        return images
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    def _decode(self, x0_NCHW: torch.Tensor) -> np.ndarray:
+        images = self.pixels(x0_NCHW)
         x0_NCHW[~finite(images)] = torch.nan
         shown = self.pipeline.image_processor.denormalize(images.float())  # to [0, 1]
         return (
@@ -136,7 +147,7 @@ class DiffusersModel:
             if size % (2 * factor):  # a patch of the transformer is two latents wide
                 near = max(1, round(size / (2 * factor))) * 2 * factor
                 raise MarbleError(f"model.{name} = {size} must be a multiple of {2 * factor} for this model: take {near}.")
-        return (self.vae.config.latent_channels, self.config.height // factor, self.config.width // factor)
+        return (self.latent_channels, self.config.height // factor, self.config.width // factor)
 
     def _place_encoders(self) -> Offloaded:
         """T5 on the CPU belongs to none that could leave the device."""
@@ -172,6 +183,16 @@ class DiffusersModel:
             if isinstance(child, torch.nn.ModuleList):
                 for block in child:
                     block.compile()
+
+
+def shift_by_size(scheduler: Mapping[str, Any], tokens: int) -> float:
+    """Of a model that bends its times the more, the more tokens an image has: its exp(mu) is what others call the shift."""
+    if not scheduler["use_dynamic_shifting"]:
+        return float(scheduler["shift"])
+    least, most = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+    slope = (scheduler["max_shift"] - scheduler["base_shift"]) / (most - least)
+    mu = scheduler["base_shift"] + slope * (tokens - least)
+    return float(mu if scheduler["time_shift_type"] == "linear" else math.exp(mu))
 
 
 @contextmanager

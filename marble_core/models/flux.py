@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from marble_core.config.schema import ModelConfig
-from marble_core.models.base import DiffusersModel
+from marble_core.models.base import DiffusersModel, shift_by_size
 from marble_core.types import Conditioning, MarbleError
 
 JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -31,7 +27,7 @@ class Flux(DiffusersModel):
         self.transformer.x_embedder.register_forward_pre_hook(self._narrow)
         self.guidance_scale = GUIDANCE if self.transformer.config.guidance_embeds else 1.0
         _, height, width = self.latent_shape
-        self.flow_shift = _flow_shift(self.pipeline.scheduler.config, height * width // 4)
+        self.flow_shift = shift_by_size(self.pipeline.scheduler.config, height * width // 4)
         ids = self.pipeline._prepare_latent_image_ids(1, height // 2, width // 2, self.device, torch.float32)
         self.image_ids = ids  # (H/2 * W/2, 3): 0, row, column
 
@@ -58,12 +54,3 @@ class Flux(DiffusersModel):
 
     def _narrow(self, _: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(x.to(self.dtype) for x in given)
-
-
-def _flow_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
-    """FLUX.1-dev bends its times the more, the more tokens an image has: its exp(mu) is what others call the shift."""
-    if not scheduler["use_dynamic_shifting"]:
-        return float(scheduler["shift"])
-    least, most = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
-    slope = (scheduler["max_shift"] - scheduler["base_shift"]) / (most - least)
-    return math.exp(scheduler["base_shift"] + slope * (tokens - least))

@@ -22,11 +22,15 @@ CLIP_POSITIONS = 77
 _CHUNK = 1000  # texts whose tokens are in memory at once
 # CLIP's words: contractions, runs of letters, single digits, runs of anything else.
 _CLIP_WORD = r"'(?:[stmd]|re|ve|ll)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+# Qwen2's: contractions, letters with one sign or space before them, single digits, other signs with a space before and the ends of lines
+# behind them, ends of lines, spaces.
+_QWEN_WORD = r"(?i:'(?:[stmd]|re|ve|ll))|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_NAMES = {"Qwen2_5_VL": "Qwen2.5-VL"}
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A text encoder's name ("CLIP", "T5"), and how many tokens it reads, its special ones included."""
+    """A text encoder's name ("CLIP", "T5", "Qwen2.5-VL"), and how many tokens it reads, its special ones included."""
 
     name: str
     limit: int
@@ -50,11 +54,11 @@ def text_encoders(model: ModelConfig) -> list[TextEncoder]:
     for part in sorted(key for key in parts if re.fullmatch(r"tokenizer(_\d)?", key)):
         library_and_class = parts.get(part.replace("tokenizer", "text_encoder")) or [None, None]
         encoder = str(library_and_class[1] or part)
-        known = re.match("CLIP|T5|UMT5", encoder)
-        name = known[0] if known else encoder
+        known = re.match("CLIP|T5|UMT5|Qwen2_5_VL", encoder)
+        name = _NAMES.get(known[0], known[0]) if known else encoder
         if name == "T5" and model.t5 == "none":
             continue
-        if name not in found and (tokenizer := _tokenizer(local, part)):
+        if name not in found and (tokenizer := _tokenizer(local, part, name)):
             most = CLIP_POSITIONS if name == "CLIP" else model.max_sequence_length
             own = _json(local(f"{part}/tokenizer_config.json")).get("model_max_length", most)
             found[name] = TextEncoder(name, min(own, most), tokenizer)
@@ -86,8 +90,8 @@ def _json(path: Path | None) -> dict[str, Any]:
         raise MarbleError(f"The model's file {path} is not JSON; fetch it anew.") from None
 
 
-def _tokenizer(local: Find, part: str) -> Tokenizer | None:
-    """From tokenizer.json, or from vocab.json and merges.txt, as which CLIP's are published."""
+def _tokenizer(local: Find, part: str, encoder: str) -> Tokenizer | None:
+    """From tokenizer.json, or from vocab.json and merges.txt, as which CLIP's and Qwen2's are published."""
     from tokenizers import Tokenizer
 
     whole, vocabulary, merges = (local(f"{part}/{name}") for name in ("tokenizer.json", "vocab.json", "merges.txt"))
@@ -95,7 +99,7 @@ def _tokenizer(local: Find, part: str) -> Tokenizer | None:
         if whole:
             tokenizer = Tokenizer.from_file(str(whole))
         elif vocabulary and merges:
-            tokenizer = _clip_tokenizer(vocabulary, merges)
+            tokenizer = (_qwen_tokenizer if encoder.startswith("Qwen") else _clip_tokenizer)(vocabulary, merges)
         else:
             return None
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more special
@@ -119,4 +123,19 @@ def _clip_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
     )
     ids = [(name, tokenizer.token_to_id(name)) for name in ("<|startoftext|>", end)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{ids[0][0]} $A {end}", special_tokens=ids)
+    return tokenizer
+
+
+def _qwen_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:
+    """Without the template that a pipeline puts around a prompt."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN_WORD), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     return tokenizer

@@ -32,6 +32,7 @@ class Known:
 KNOWN: dict[str, Known] = {
     "black-forest-labs/FLUX.1-dev": Known("FLUX.1 [dev] Non-Commercial (gated)", "34 GB"),
     "black-forest-labs/FLUX.1-schnell": Known("Apache-2.0", "34 GB"),
+    "Qwen/Qwen-Image": Known("Apache-2.0", "58 GB"),
     "stabilityai/stable-diffusion-3.5-medium": Known("Stability AI Community (gated)", "16 GB"),
     "stabilityai/stable-diffusion-3.5-large": Known("Stability AI Community (gated)", "28 GB"),
 }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from marble_core.config.families import guided_call
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import SCORES
 from marble_core.evaluation.gate import Decision
@@ -168,7 +169,7 @@ def _use(config: RunConfig, evaluation: Evaluation, name: str) -> str:
             f'lora = mlflow.artifacts.download_artifacts("models:/{name}@champion") + "/adapter_weights"',
             'pipe.load_lora_weights(lora, adapter_name="marble")',
             *strength,
-            f'pipe("a red circle", guidance_scale={scale:.4g}, num_inference_steps={config.evaluation.steps})',
+            f'pipe("a red circle", {guided_call(config.model.family, scale)}, num_inference_steps={config.evaluation.steps})',
             "```",
             "",
             f'or `mlflow.diffusers.load_model("models:/{name}@champion").load_pipeline()`.',

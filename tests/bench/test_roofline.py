@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
+from marble_core.algorithm.row_gradients import Pass, RowGradients
 from marble_core.bench import on_gpu, roofline_table
 from marble_core.bench.costs import Parts, Schedule
 from marble_core.bench.kernels import Counting
@@ -21,6 +22,7 @@ from marble_core.estimate import sizes_of
 from marble_core.estimate.gpus import GPUS
 from marble_core.estimate.hours import SLACK, gradient_seconds, velocity_seconds
 from marble_core.estimate.work import flop_of_velocity
+from meta_qwen_image import meta_qwen_image
 from with_cards import resolve_batch_sizes
 
 H100 = GPUS["H100"]
@@ -112,6 +114,27 @@ def test_the_estimate_has_the_seconds_that_are_counted(whole, gpu):
     assert velocity_seconds(config, sizes, GPUS[gpu]) == pytest.approx(counts.forward / 18, rel=0.1)
     rows = 2 * 4 * 11 * sizes.lora(32) / GPUS[gpu].bytes
     assert gradient_seconds(config, sizes, GPUS[gpu]) == pytest.approx((counts.rows[11] - rows) / 18, rel=0.1)
+
+
+@pytest.mark.parametrize("side", [32, 64])  # of 512 and of 1024 px
+def test_the_estimate_of_qwen_image_has_the_seconds_that_are_counted(side):
+    """Blocks are alike: one, counted at the published width, times 60."""
+    config = load_config(
+        "sd35-medium-1gpu-80g", overrides=["model.path=Qwen/Qwen-Image", f"model={{height: {16 * side}, width: {16 * side}}}"]
+    )
+    sizes, images, works = sizes_of(config.model), 4, []
+    for blocks in (1, 2):
+        policy, given = meta_qwen_image(blocks, 24, side, 256, torch.bfloat16, 32, images)
+        rows = RowGradients(policy.layers_of("default"), 11)
+        with policy.using("default") as model, rows.capturing():
+            forward, v_BCHW = counted(lambda model=model, given=given: model.velocity(*given))
+            passes = [Pass(torch.empty_like(v_BCHW), torch.ones(11, images))]
+            works.append((forward, counted(lambda rows=rows, v=v_BCHW, passes=passes: rows.backward(v, passes))[0]))
+    for gpu in (H100, GPUS["RTX4090"]):
+        forward, backward = (60 * (two.seconds(gpu) - one.seconds(gpu)) / images for one, two in zip(*works, strict=True))
+        assert velocity_seconds(config, sizes, gpu) == pytest.approx(forward, rel=0.1)
+        added = 2 * 4 * 11 * sizes.lora(32) / gpu.bytes / images
+        assert gradient_seconds(config, sizes, gpu) == pytest.approx(backward - added, rel=0.1)
 
 
 def test_the_interval_holds_the_one_published_figure(whole):

@@ -13,7 +13,9 @@ from marble_core.config.loading import load_config
 from marble_core.estimate import sizes_of
 from marble_core.estimate.memory import _kept
 from marble_core.estimate.sizes import Sizes
+from marble_core.models.policy import Policy
 from marble_core.types import Conditioning
+from meta_qwen_image import meta_qwen_image
 
 
 def kept_bytes(sizes: Sizes, side: int, dtype: torch.dtype, rank: int) -> int:
@@ -29,7 +31,11 @@ def kept_bytes(sizes: Sizes, side: int, dtype: torch.dtype, rank: int) -> int:
         },
     )  # fmt: skip
     probe = Probe(shape, "meta", dtype)
-    weights = {id(t.untyped_storage()): t for t in probe.policy.transformer.state_dict().values()}
+    return kept_by(probe.policy, probe.x_BCHW, probe.t_B, Conditioning(probe.tokens, probe.pooled))
+
+
+def kept_by(policy: Policy, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> int:
+    weights = {id(t.untyped_storage()): t for t in policy.transformer.state_dict().values()}
     found: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -37,10 +43,10 @@ def kept_bytes(sizes: Sizes, side: int, dtype: torch.dtype, rank: int) -> int:
             found[id(tensor.untyped_storage())] = tensor
         return tensor
 
-    rows = RowGradients(probe.policy.layers_of("default"), 1)
+    rows = RowGradients(policy.layers_of("default"), 1)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with probe.policy.using("default") as model, rows.capturing(), Counting(), hooks:
-        model.velocity(probe.x_BCHW, probe.t_B, Conditioning(probe.tokens, probe.pooled))
+    with policy.using("default") as model, rows.capturing(), Counting(), hooks:
+        model.velocity(x_BCHW, t_B, conditioning)
     return sum(t.untyped_storage().nbytes() for t in found.values())
 
 
@@ -56,3 +62,21 @@ def test_what_a_forward_keeps_is_what_is_counted_tensor_by_tensor(precision, blo
     counted = kept_bytes(sizes, side, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], rank=8)
     estimated = 2 * _kept(config, sizes, {"fp32": 4, "bf16": 2}[precision], blocks, dual, 0, whole=False)
     assert estimated == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("blocks", "side", "text"), [(3, 16, 40), (6, 12, 40), (4, 16, 80)])
+def test_what_a_forward_of_qwen_image_keeps_is_what_is_counted_tensor_by_tensor(precision, blocks, side, text):
+    config = load_config(
+        "demo", overrides=[f"model={{height: {16 * side}, width: {16 * side}, precision: {precision}}}", "lora.rank=8"]
+    )
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    published = sizes_of(load_config("demo", overrides=["model.path=Qwen/Qwen-Image"]).model)
+    assert published is not None
+    sizes = replace(published, width=256, heads=2, blocks=blocks, text_tokens=text)
+    counted = [
+        kept_by(policy, *given) for n in (blocks - 1, blocks) for policy, given in [meta_qwen_image(n, 2, side, text, dtype, 8)]
+    ]
+    estimated = [2 * _kept(config, sizes, dtype.itemsize, n, 0, 0, whole=True) for n in (blocks - 1, blocks)]
+    assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.03)
+    assert estimated[1] == pytest.approx(counted[1], rel=0.1), "beside the blocks there are few"

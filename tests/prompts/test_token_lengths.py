@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from marble_core.prompts.dataset import prepare_data
 from marble_core.prompts.token_lengths import text_encoders
 from marble_core.types import MarbleError
 from prompt_files import prepared
+from tiny_models import qwen_tokenizer
+
+QWEN = qwen_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,34 @@ def reference(model: Path) -> Callable[[str], Any]:
 def test_clip_tokens_are_counted_as_transformers_counts_them(model: Path, reference: Callable[[str], Any], text: str) -> None:
     clip = text_encoders(ModelConfig(path=str(model)))[0]
     assert clip.name == "CLIP" and clip.count([text]) == [len(reference(text)["input_ids"])]
+
+
+@pytest.fixture(scope="module")
+def qwen_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its tokenizer as Qwen-Image is published: vocab.json and merges.txt, and no tokenizer.json."""
+    path = tmp_path_factory.mktemp("qwen")
+    qwen_tokenizer().save_pretrained(path / "whole")
+    (path / "tokenizer").mkdir()
+    said = json.loads((path / "whole" / "tokenizer.json").read_text())["model"]
+    (path / "tokenizer" / "vocab.json").write_text(json.dumps(said["vocab"]))
+    (path / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, said["merges"])]) + "\n")
+    (path / "tokenizer" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 131072}'
+    )
+    index = {
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
+    }
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImagePipeline", **index}))
+    return path
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=40) | st.text("the background, image's 19é\n\t!", max_size=40))
+def test_qwens_tokens_are_counted_as_transformers_counts_them(qwen_image: Path, text: str) -> None:
+    (found,) = text_encoders(ModelConfig(path=str(qwen_image), max_sequence_length=500))
+    assert (found.name, found.limit) == ("Qwen2.5-VL", 500)
+    assert found.count([text]) == [len(QWEN(text)["input_ids"])]
 
 
 def test_limits_are_the_tokenizers_own_and_for_t5_what_the_run_asks_for(model: Path) -> None:
