@@ -61,7 +61,7 @@ ROWS = [Row(*row) for row in (
     ("diffusers", "QwenImagePipeline._pack_latents", "Qwen-Image family", "2 x 2 latents a token, row by row", models.qwen_image_parts),
     ("diffusers", "QwenImagePipeline._unpack_latents", "Qwen-Image family", "the inverse, with an axis of time", models.qwen_image_parts),
     ("diffusers", "QwenImagePipeline().prompt_template_encode_start_idx", "Qwen-Image family", "tokens of the template before the prompt", models.qwen_image_parts),
-    ("diffusers", "models.transformers.transformer_qwenimage.QwenImageTransformerBlock._modulate", "Qwen-Image family", "shift, scale, gate in one; gives x and the gate", models.qwen_image_parts),
+    ("diffusers", "models.transformers.transformer_qwenimage.QwenImageTransformerBlock", "Qwen-Image family", "modulates by one method: shift, scale, gate in one; gives x and the gate", models.qwen_image_parts),
     ("diffusers", "AutoencoderKLQwenImage().decoder", "Qwen-Image family", "decodes one frame without caches", models.qwen_image_parts),
     ("diffusers", "pipelines.qwenimage.pipeline_qwenimage.calculate_shift", "tests of Qwen-Image", "mu by the image's tokens", models.qwen_image_parts),
     ("torch", "ops.aten._conj", "counted kernels", "a conjugate that starts no kernel", below.complex_views),

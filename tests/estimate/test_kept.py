@@ -78,5 +78,4 @@ def test_what_a_forward_of_qwen_image_keeps_is_what_is_counted_tensor_by_tensor(
         kept_by(policy, *given) for n in (blocks - 1, blocks) for policy, given in [meta_qwen_image(n, 2, side, text, dtype, 8)]
     ]
     estimated = [2 * _kept(config, sizes, dtype.itemsize, n, 0, 0, whole=True) for n in (blocks - 1, blocks)]
-    assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.03)
-    assert estimated[1] == pytest.approx(counted[1], rel=0.1), "beside the blocks there are few"
+    assert estimated[1] - estimated[0] == pytest.approx(counted[1] - counted[0], rel=0.01)

@@ -130,7 +130,7 @@ def test_the_encoder_is_the_language_model_without_its_head_and_its_eyes(model, 
     whole = theirs.text_encoder.state_dict()
     kept = model.pipeline.text_encoder.state_dict()
     assert kept.keys() == {n.removeprefix("model.language_model.") for n in whole if n.startswith("model.language_model.")}
-    assert model.encoders.modules == [model.pipeline.text_encoder]
+    assert model.encoders.modules == (model.pipeline.text_encoder,)
 
 
 @pytest.mark.parametrize("checkpointing", ["true", "false"])

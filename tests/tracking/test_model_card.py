@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from marble_core.config.schema import ModelConfig
 from marble_core.evaluation.gate import decide
 from marble_core.evaluation.results import Evaluation
 from marble_core.tracking.model_card import write_card
 from report_builders import a_config, a_variant, with_variants
 
 
-def card(directory: Path, evaluation: Evaluation) -> str:
+def card(directory: Path, evaluation: Evaluation, family: str = "sd3") -> str:
     config = a_config()
+    chosen = ModelConfig.model_validate(config.model.model_dump() | {"family": family})
+    config = config.model_copy(update={"model": chosen})
     write_card(directory, config, evaluation, decide(evaluation, config.registry), directory / "none", "marble", "the-run", {})
     return (directory / "README.md").read_text()
 
@@ -39,3 +42,8 @@ def test_without_further_roles_the_code_samples_as_the_evaluation_did(tmp_path: 
     flux = replace(plain, settings={**plain.settings, "guidance_scale": 3.5}, no_guidance="it reads its scale")
     said = card(tmp_path / "c", flux)
     assert "guidance_scale=3.5, num" in said and "No guidance: it reads its scale." in said
+
+
+def test_the_code_for_a_qwen_image_sets_the_guidance_that_its_pipeline_has(tmp_path: Path) -> None:
+    said = card(tmp_path, with_variants(-0.3, a_variant(1.5, 0.75, 0.25, -0.15)), "qwen-image")
+    assert 'pipe("a red circle", true_cfg_scale=1.5, negative_prompt=" ", num_inference_steps=' in said
