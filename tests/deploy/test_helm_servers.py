@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,18 +45,6 @@ printf 'CREATE DATABASE "%s";' "$POSTGRES_DB" | postgres --single -D "$PGDATA" p
 exec "$@"
 """
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search?max_results=1"
-
-
-@pytest.fixture(scope="module")
-def postgres() -> None:
-    """Debian's package, where the machine has none yet."""
-    if not any(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        for command in (["update", "-qq"], ["install", "-qq", "--no-install-recommends", "postgresql"]):
-            subprocess.run(
-                ["apt-get", "-o", "DPkg::Lock::Timeout=600", *command],  # two suites may want it at once
-                check=True,
-                env={"DEBIAN_FRONTEND": "noninteractive", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-            )
 
 
 @pytest.fixture(scope="module")
