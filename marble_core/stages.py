@@ -21,6 +21,7 @@ from marble_core.config.stage_files import (
     CONFIG,
     DECISION_FILE,
     EVALUATION,
+    EXPLORER,
     HELD_OUT_PROMPTS,
     HISTORY,
     IMAGES,
@@ -46,6 +47,8 @@ from marble_core.training.rehearsal import begin, foretold, rehearses, tags_of, 
 if TYPE_CHECKING:
     from marble_core.tracking.outcome import Outcome
     from marble_core.tracking.tracker import Tracker
+
+NO_REPORT = "The report could not be written; the evaluation is whole, and the log says why."
 
 
 @contextmanager
@@ -171,7 +174,9 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
         return _shown(out)
     with _stage("evaluate") as result, timed(prepared, out):
         if said := nothing_new(prepared):
-            _evaluate_nothing(prepared, out, report, said)
+            from marble_core.training.promotion import decided_nothing
+
+            decided_nothing(prepared, out, report, said)
             result |= {"reason": said, "report": str(report)}
             progress.emit("evaluate", note=said)
             return {}
@@ -191,13 +196,16 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     from marble_core.evaluation.run import run_evaluation
     from marble_core.prompts import read_prompts
     from marble_core.report import shown_files, write_pages
+    from marble_core.runtime.gpus import say_missing_gpus
     from marble_core.runtime.housekeeping import housekeeping
     from marble_core.storage.s3 import S3
+    from marble_core.tracking.outcome import write_page
     from marble_core.tracking.past_runs import evaluation_metrics
     from marble_core.tracking.registry import fetch_champion
     from marble_core.training.promotion import decided
 
     config, run_id = read_prepared(prepared)
+    say_missing_gpus("evaluate", min(1, config.hardware.gpus))
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(prepared / CONFIG, out / CONFIG)  # for whoever reads the decision
     full = rehearses(prepared)
@@ -205,15 +213,19 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
     evaluation, decision = decided(config, adapter, out, scratch, tracker.mlflow_run_id, rehearsal=full is not None)
     past, links = tracker.past_runs(config.registry.model), tracker.links(config.registry.model)
-    pages = write_pages(out, evaluation, decision, adapter / HISTORY, config, past, run_id, links)
+    shown = (out, evaluation, decision, adapter / HISTORY, config, past, run_id, links)
+    if not housekeeping("the report's pages", lambda: write_pages(*shown)):  # what was measured outlives its pages
+        progress.emit("evaluate", note=NO_REPORT)
+        write_page(out / REPORT, NO_REPORT, decision.reasons, {"Run": run_id, "Decision": decision.summary}, links)
     report.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(out / REPORT, report)
     step, gain = trained_steps(adapter), evaluation.mean_gain.mean
     housekeeping("the hint for retention", lambda: RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, gain))
     tracker.log_metrics(evaluation_metrics(evaluation), step)
     notify_alarms(run_id, step, evaluation.alarms, links.get("Run in MLflow", ""))
-    for path in (*pages, out / EVALUATION, out / DECISION_FILE):
-        tracker.log_artifact(path)
+    for path in (out / name for name in (REPORT, EXPLORER, EVALUATION, DECISION_FILE)):
+        if path.is_file():
+            tracker.log_artifact(path)
     for path in shown_files(out / IMAGES):
         tracker.log_artifact(path, "evaluation")
 
@@ -222,19 +234,6 @@ def _shown(out: Path) -> dict[str, float]:
     from marble_core.evaluation.results import Evaluation
 
     return of_evaluation(Evaluation.load(out / EVALUATION)) if (out / EVALUATION).exists() else {}
-
-
-def _evaluate_nothing(prepared: Path, out: Path, report: Path, said: str) -> None:
-    from marble_core.evaluation.decision_file import write_decision
-    from marble_core.evaluation.gate import NOTHING_NEW, Decision
-    from marble_core.tracking.outcome import write_page
-
-    config, run_id = read_prepared(prepared)
-    with atomic_directory(out):
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(prepared / CONFIG, out / CONFIG)
-        write_decision(out, Decision(False, NOTHING_NEW, (said,)), config.registry)
-    write_page(report, "Nothing was trained, so there is nothing to compare.", [said], {"Run": run_id})
 
 
 @failures_noticed("register")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from builders import registered_by_hand
 from marble_core import __version__, stages
+from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.config.stage_files import ADAPTER_FILE
 from marble_core.evaluation.results import Evaluation
+from marble_core.runtime.housekeeping import failures
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError, Prompt
 from paths import ROOT
 
@@ -68,27 +71,34 @@ class Run:
         return np.stack([np.asarray(Image.open(self.images / row["pictures"][role])) for row in self.rows])
 
 
-def evaluated(root: Path, run_id: str, *overrides: str) -> Run:
+def evaluated(root: Path, run_id: str, *overrides: str, evaluates_with: Mapping[str, str] | None = None) -> Run:
     prepared, adapter, out = root / "prepared", root / "adapter", root / "evaluation"
-    stages.prepare("demo", [*TINY, *overrides], run_id, prepared, root / "data.html")
-    stages.train(prepared, adapter)
-    stages.evaluate(prepared, adapter, out, root / "report.html")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MARBLE_PROGRESS", str(root.parent / f"{run_id}.jsonl"))
+        stages.prepare("demo", [*TINY, *overrides], run_id, prepared, root / "data.html")
+        stages.train(prepared, adapter)
+        for name, value in (evaluates_with or {}).items():
+            patch.setenv(name, value)
+        stages.evaluate(prepared, adapter, out, root / "report.html")
     rows = [json.loads(line) for line in (out / "images" / "scores.jsonl").read_text().splitlines()]
     return Run(root, Evaluation.load(out / "evaluation.json"), rows)
 
 
 @pytest.fixture(scope="module")
 def runs(services_of_module: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
-    """Run one, which is made the champion by hand (so small a training decides nothing), and run two, of another rank."""
+    """Run one, which is made the champion by hand (so small a training decides nothing), and run two, of another rank.
+
+    Run one asks for a GPU. S3 is gone by the time at which run two is evaluated.
+    """
     from mlflow import MlflowClient
 
     root = tmp_path_factory.mktemp("champion")
     patch = pytest.MonkeyPatch()
     patch.chdir(root)
-    one = evaluated(root / "one", "one", "optimizer.lr=2e-2")
+    one = evaluated(root / "one", "one", "optimizer.lr=2e-2", "hardware.gpus=1")
     version = registered_by_hand(*(root / "one" / name for name in ("prepared", "adapter", "evaluation")))
     MlflowClient().set_registered_model_alias("tiny", "champion", version)
-    two = evaluated(root / "two", "two", "optimizer.lr=1e-2", "lora.rank=8")
+    two = evaluated(root / "two", "two", "optimizer.lr=1e-2", "lora.rank=8", evaluates_with={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     patch.undo()
     return one, two
 
@@ -120,6 +130,39 @@ def test_a_reward_that_was_only_measured_is_beside_the_trained_ones(runs: tuple[
     assert list(two.evaluation.held_out) == ["compressibility"] and "compressibility" not in two.evaluation.rewards
     assert all("compressibility" in two.rows[0][role] for role in ("base", "champion", "trained"))
     assert "compressibility" in two.evaluation.by_source["ocr"]
+
+
+def notes(run: Run, stage: str) -> str:
+    lines = (run.root.parent / f"{run.root.name}.jsonl").read_text().splitlines()
+    return "\n".join(event.get("note", "") for line in lines if (event := json.loads(line))["stage"] == stage)
+
+
+def test_train_and_evaluate_say_that_the_gpu_that_was_asked_for_is_not_there(runs: tuple[Run, Run]) -> None:
+    one, two = runs
+    for stage, does in (("train", "trains"), ("evaluate", "evaluates")):
+        said = f"Warning: 1 GPU was asked for and torch {torch.__version__} sees 0: it {does} on the CPU"
+        assert (said in notes(one, stage)) == (torch.cuda.device_count() == 0)
+        assert "Warning" not in notes(two, stage), "which asked for none"
+
+
+def test_an_evaluation_at_whose_end_s3_is_gone_is_whole_and_the_hint_is_what_is_missing(
+    runs: tuple[Run, Run], services: dict[str, str]
+) -> None:
+    one, two = runs
+    assert two.evaluation.measured and (two.root / "report.html").stat().st_size > 10_000
+    assert failures["the hint for retention"]
+    assert [RunCheckpoints(S3("marble"), run.root.name).best_step() for run in runs] == [1, None]
+
+
+def test_an_evaluation_whose_report_cannot_be_written_is_whole_and_its_page_says_so(
+    runs: tuple[Run, Run], services: dict[str, str], tmp_path: Path
+) -> None:
+    one, _ = runs
+    shutil.copytree(one.root / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "history.jsonl").write_text('{"step": 1, "metrics": "of another program"}\n')
+    found = stages.evaluate(one.root / "prepared", tmp_path / "adapter", tmp_path / "out", tmp_path / "report.html")
+    assert found and {"evaluation.json", "decision.json"} < {path.name for path in (tmp_path / "out").iterdir()}
+    assert "The report could not be written" in (tmp_path / "report.html").read_text()
 
 
 def test_both_runs_and_both_versions_are_in_the_history(runs: tuple[Run, Run], services: dict[str, str]) -> None:

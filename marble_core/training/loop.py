@@ -20,6 +20,7 @@ from marble_core.evaluation.watch import Look
 from marble_core.models.policy import Policy
 from marble_core.rewards.registry import load_scorers
 from marble_core.runtime import distributed
+from marble_core.runtime.gpus import say_missing_gpus
 from marble_core.runtime.offload import resident_bytes
 from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
@@ -169,18 +170,6 @@ def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out:
         _tracked_training(config, run_id, prompts, checkpoints, out, watched)
 
 
-def missing_gpus(config: RunConfig, seen: int) -> str:
-    """In words, what is wrong where this machine has fewer GPUs than were asked for; empty where nothing is."""
-    wanted = -(-config.hardware.gpus // config.train.nodes)
-    if seen >= wanted:
-        return ""
-    place = "the CPU, which may take a hundred times as long" if not seen else f"{seen} of them"
-    return (
-        f"Warning: {wanted} GPUs were asked for and torch {torch.__version__} sees {seen}: it trains on {place}. Look for a build of torch "
-        "for CPUs, a driver that does not answer (nvidia-smi), or a pod without GPUs (the parameter gpus)."
-    )
-
-
 def _on_the_device(learner: Learner) -> str:
     model = learner.policy.model
     parts = {**model.parts, "scorers": [r for s in learner.scorers if (r := getattr(s, "resident", None))]}
@@ -217,8 +206,7 @@ def _tracked_training(
     tracker.watch_machine()
     if config.balance.weighs_gradients or config.balance.observe:
         progress.emit("train", note=metric_glossary.of_the_progress_line())
-    if lacking := missing_gpus(config, torch.cuda.device_count()):
-        progress.emit("train", note=lacking)
+    say_missing_gpus("train", -(-config.hardware.gpus // config.train.nodes))
     status = "FAILED"
     try:
         learner = start_learner(config)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import EVALUATION
+from marble_core.config.stage_files import CONFIG, EVALUATION, read_prepared
 from marble_core.evaluation.decision_file import write_decision
-from marble_core.evaluation.gate import Decision, decide, rehearsed
+from marble_core.evaluation.gate import NOTHING_NEW, Decision, decide, rehearsed
 from marble_core.evaluation.results import Evaluation
 from marble_core.models.adapter_file import fold
+from marble_core.runtime.files import atomic_directory
 from marble_core.storage.uri import portable
+from marble_core.tracking.outcome import write_page
 from marble_core.tracking.registry import log_adapter
 from marble_core.tracking.step_history import trained_steps
 
@@ -35,3 +38,13 @@ def log_at_strength(config: RunConfig, adapter: Path, strength: float, scratch: 
     place = adapter if strength == 1 else fold(adapter, strength, scratch / "folded")
     metadata = {"rewards": list(config.reward_names), "method": config.balance.method, "config": config.digest}
     log_adapter(place, portable(config.model.path), mlflow_run, trained_steps(adapter), {**metadata, "strength": strength})
+
+
+def decided_nothing(prepared: Path, out: Path, report: Path, said: str) -> None:
+    """What evaluate leaves where nothing was trained: a decision without an evaluation, and a page that says why."""
+    config, run_id = read_prepared(prepared)
+    with atomic_directory(out):
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(prepared / CONFIG, out / CONFIG)
+        write_decision(out, Decision(False, NOTHING_NEW, (said,)), config.registry)
+    write_page(report, "Nothing was trained, so there is nothing to compare.", [said], {"Run": run_id})
