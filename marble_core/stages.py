@@ -79,7 +79,7 @@ def prepare(
     """
     with _stage("prepare") as result, timed(out, out):
         from marble_core.checkpoints.start_from import check_beginning
-        from marble_core.config.pipeline_parameters import gpus_of, is_rehearsal, overrides_of
+        from marble_core.config.pipeline_parameters import gpus_of, handed_over, is_rehearsal, overrides_of
         from marble_core.config.redaction import json_without_secrets
         from marble_core.config.rehearsal import rehearsed
         from marble_core.estimate import resolve_batch_sizes
@@ -94,7 +94,7 @@ def prepare(
         from marble_core.training.retraining import plan_retraining, store_prompts
 
         gpus, evaluation_gpus = gpus_of(form or {})
-        config = load_config(preset, overrides=[*overrides, *overrides_of(preset, **(form or {}))])
+        config = load_config(preset, overrides=[*overrides, *handed_over(), *overrides_of(preset, **(form or {}))])
         config = resolve_batch_sizes(config, cards := cards_of(config.measured))
         name, run_id = "" if run_id else name, check_run_id(run_id or new_run_id())
         answers = require_servers(config, s3 := S3(config.storage.bucket), run_id)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marble_core.config.imports import MAY_RUN
-from marble_core.runtime.environment import CA, PROGRESS
+from marble_core.runtime.environment import CA, OVERRIDES, PROGRESS
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.pods import CACHE, SCRATCH
 from marble_kubeflow.pipelines.settings import STAGES, Images, Settings
@@ -79,6 +79,8 @@ def runner(directory: Path, events: Path) -> local.DockerRunner:
     docker_task_handler.run_docker_container = run_container
     environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
     environment |= {PROGRESS: f"{SCRATCH}/{events.name}", "TMPDIR": f"{SCRATCH}/tmp"}
+    if handed := os.environ.get(OVERRIDES):
+        environment[OVERRIDES] = f"{SCRATCH}/tmp/{Path(handed).name}"
     mounts = [Mount(SCRATCH, str(events.parent), type="bind")]
     models = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     environment["HF_HOME"] = CACHE if models.is_dir() else f"{SCRATCH}/models"

@@ -20,9 +20,9 @@ from rich.console import Console
 
 from marble_core.runtime import progress
 from marble_core.runtime.child_process import ChildProcess
-from marble_core.runtime.environment import PROGRESS
+from marble_core.runtime.environment import OVERRIDES, PROGRESS
 from marble_core.runtime.progress_display import Display
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Outage
 from marble_kubeflow.pipelines.settings import Images
 
 if TYPE_CHECKING:
@@ -57,10 +57,9 @@ def run(
     Raises MarbleError with the sentence of a stage that raised one, and StageFailed for any other failure.
     """
     _check_path(directory := directory.resolve(), run_id)
-    config = json.dumps(list(overrides)).replace("python3", r"python\u0033")
-    parameters = {"preset": preset, "config": config, "run_id": run_id, "rehearse": "yes" if rehearse else ""}
+    parameters = {"preset": preset, "run_id": run_id, "rehearse": "yes" if rehearse else ""}
     interrupted = f"A stage that trains writes a checkpoint first; --run-id {run_id} goes on from it."
-    return _executed({"parameters": parameters}, directory, console, "register", interrupted, images)
+    return _executed({"parameters": parameters}, directory, console, "register", interrupted, images, overrides=overrides)
 
 
 def run_study(plan: "Plan", directory: Path, console: Console, environment: Mapping[str, str]) -> Outcome:
@@ -88,8 +87,9 @@ def _executed(
     interrupted: str,
     images: Images | None = None,
     more: Mapping[str, str] = MappingProxyType({}),
+    overrides: Sequence[str] = (),
 ) -> Outcome:
-    """The pipeline in a child, to the result of its stage ``last``."""
+    """The pipeline in a child, to the result of its stage ``last``. ``overrides`` go to prepare by a file."""
     directory.mkdir(parents=True, exist_ok=True)
     home = directory / "scratch" if images else directory  # the one place that containers see
     events, log = home / "progress.jsonl", directory / "pipeline.log"
@@ -103,6 +103,7 @@ def _executed(
         command.append(images.model_dump_json())
     scratch.mkdir(exist_ok=True)
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **more, PROGRESS: str(events), "TMPDIR": str(scratch)}
+    environment[OVERRIDES] = str(_for_this_user_alone(scratch / "overrides.json", json.dumps(list(overrides))))
     child = ChildProcess(command, log, environment, Path.cwd(), grace=GRACE)
     with Display(events, console) as display:
         try:
@@ -119,13 +120,33 @@ def _executed(
                 containers.remove(directory)
             shutil.rmtree(scratch, ignore_errors=True)
         display.poll()
+    _raise_what_was_said(display, code, last, log, interrupted)
+    return Outcome(directory, display.results)
+
+
+def _raise_what_was_said(display: Display, code: int, last: str, log: Path, interrupted: str) -> None:
+    """Where the pipeline, whose process ended with ``code``, has not got to the result of its stage ``last``."""
     if display.error:
         raise MarbleError(display.error)
+    if display.unfinished and last == "register" and not display.traceback:  # a study has several cells at a time
+        raise Outage(
+            f"The stage {display.unfinished} ended without a word, killed by a signal or for memory: see {log} and this machine's "
+            f"memory. {interrupted}"
+        )
     if code != 0 or last not in display.results:  # kfp.local has called success what was none
         said = display.traceback or log.read_text(errors="replace", encoding="utf-8")
         tail = "\n".join(said.rstrip().splitlines()[-TAIL:])
         raise progress.StageFailed(f"{tail}\nThe pipeline failed; its whole log is {log}.")
-    return Outcome(directory, display.results)
+
+
+def _for_this_user_alone(file: Path, text: str) -> Path:
+    """What may hold secrets, and so stands on no command line; it belongs to whoever the directory belongs to."""
+    file.unlink(missing_ok=True)
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as target:
+        target.write(text)
+    if os.getuid() == 0:
+        os.chown(file, file.parent.stat().st_uid, -1)
+    return file
 
 
 def main(told: Mapping[str, Any], directory: Path, images: Images | None) -> None:

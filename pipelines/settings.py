@@ -18,7 +18,7 @@ from marble_core.config.kubernetes import LabelKey, LabelValue, Name, Quantity, 
 from marble_core.config.loading import merged
 from marble_core.config.section import Section
 from marble_core.config.strict_yaml import read_yaml
-from marble_core.runtime.environment import CA, WEBHOOK
+from marble_core.runtime.environment import CA, S3_ADDRESSING, WEBHOOK
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.image_names import reference
 
@@ -26,6 +26,7 @@ Stage = Literal["prepare", "train", "evaluate", "register"]  # and so is its ima
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
 CERTIFICATES = (CA, "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # CA is ours; KFP's launcher reads the last
+GIVEN = (WEBHOOK, S3_ADDRESSING)  # of our own variables those that a secret or config map may set
 OURS = ("HF_HOME", "POD_NAME", "POD_UID", "POD_NAMESPACE", "POD_SERVICE_ACCOUNT")  # which pods.py sets, beside MARBLE_*
 
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -145,7 +146,15 @@ SECRETS = (
 CONFIG_MAPS = (
     Source(
         name="marble-defaults",
-        keys=("AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI", "HF_ENDPOINT"),
+        keys=(
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_DEFAULT_REGION",
+            "AWS_REQUEST_CHECKSUM_CALCULATION",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION",
+            S3_ADDRESSING,
+            "MLFLOW_TRACKING_URI",
+            "HF_ENDPOINT",
+        ),
         stages=STAGES,
     ),
 )
@@ -187,7 +196,7 @@ class Settings(Section):
             names = [key for source in (*self.secrets, *self.config_maps) if stage in source.stages for key in source.keys]
             ours = OURS + (CERTIFICATES if self.authority else ())
             for name in names:
-                if (name.startswith("MARBLE_") and name != WEBHOOK) or name in ours:
+                if (name.startswith("MARBLE_") and name not in GIVEN) or name in ours:
                     raise ValueError(
                         f"the pods of {stage} have {name} from MARBLE itself: take it out of secrets and config_maps"
                     )

@@ -47,6 +47,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    cut: int = 0  # bytes of the body that do not come before the connection breaks off
 
 
 Peculiarity = Callable[[Request], "Request | Answer"]
@@ -74,6 +75,10 @@ def no_delete(request: Request) -> Request | Answer:
     return refusal(403, "AccessDenied") if request.method == "DELETE" else request
 
 
+def no_list_of_evaluations(request: Request) -> Request | Answer:
+    return refusal(403, "AccessDenied") if request.is_list and "/evaluations" in request.key else request
+
+
 def prefix_alone(request: Request) -> Request | Answer:
     return request if request.key.startswith("team/marble/runs/") else refusal(403, "AccessDenied")
 
@@ -85,6 +90,24 @@ def no_checksums(request: Request) -> Request | Answer:
         if has
         else request
     )
+
+
+def no_parts(request: Request) -> Request | Answer:
+    """No upload in parts can begin."""
+    return refusal(501, "NotImplemented") if request.method == "POST" and request.path.endswith("?uploads") else request
+
+
+def small_parts(request: Request) -> Request | Answer:
+    """An ingress that nobody has told of large bodies."""
+    too_large = request.method == "PUT" and len(request.body) > 1_000_000
+    return Answer(413, {"content-type": "text/html"}, b"<html>Request Entity Too Large</html>") if too_large else request
+
+
+def other_parts(request: Request) -> Request:
+    """A part arrives changed."""
+    is_part = request.method == "PUT" and "partNumber=1" in request.path
+    headers = {k: v for k, v in request.headers.items() if not k.startswith(("x-amz-checksum", "x-amz-sdk", "content-md5"))}
+    return replace(request, body=b"?" + request.body[1:], headers=headers) if is_part else request
 
 
 def no_path_style(request: Request) -> Request | Answer:
@@ -108,14 +131,14 @@ def wrong_region(_: Request) -> Answer:
 
 
 def slow_down() -> Peculiarity:
-    """Each third request."""
+    """Each fifth request."""
     seen: list[str] = []
 
-    def every_third(request: Request) -> Request | Answer:
+    def every_fifth(request: Request) -> Request | Answer:
         seen.append(request.method)
-        return refusal(503, "SlowDown", "Please reduce your request rate.") if len(seen) % 3 == 0 else request
+        return refusal(503, "SlowDown", "Please reduce your request rate.") if len(seen) % 5 == 0 else request
 
-    return every_third
+    return every_fifth
 
 
 def stale_list(request: Request) -> Request | Answer:
@@ -205,7 +228,8 @@ def _serving(
             self.send_header("Content-Length", size or "0")
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(answer.body)
+                self.wfile.write(answer.body[: len(answer.body) - answer.cut])
+            self.close_connection = self.close_connection or answer.cut > 0
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -98,7 +98,9 @@ def runs(services_of_module: None, tmp_path_factory: pytest.TempPathFactory) -> 
     one = evaluated(root / "one", "one", "optimizer.lr=2e-2", "hardware.gpus=1")
     version = registered_by_hand(*(root / "one" / name for name in ("prepared", "adapter", "evaluation")))
     MlflowClient().set_registered_model_alias("tiny", "champion", version)
-    two = evaluated(root / "two", "two", "optimizer.lr=1e-2", "lora.rank=8", evaluates_with={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    two = evaluated(
+        root / "two", "two", "optimizer.lr=1e-2", "lora.rank=8", evaluates_with={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    )
     patch.undo()
     return one, two
 
@@ -148,7 +150,7 @@ def test_train_and_evaluate_say_that_the_gpu_that_was_asked_for_is_not_there(run
 def test_an_evaluation_at_whose_end_s3_is_gone_is_whole_and_the_hint_is_what_is_missing(
     runs: tuple[Run, Run], services: dict[str, str]
 ) -> None:
-    one, two = runs
+    _, two = runs
     assert two.evaluation.measured and (two.root / "report.html").stat().st_size > 10_000
     assert failures["the hint for retention"]
     assert [RunCheckpoints(S3("marble"), run.root.name).best_step() for run in runs] == [1, None]

@@ -1,9 +1,12 @@
-"""What train, evaluate and register do with S3, done once with a small object below the run's own prefix."""
+"""What train, evaluate and register do with S3, done once below the run's own prefix: a file in parts, then a small object."""
 
 from __future__ import annotations
 
+import os
 import secrets
+import tempfile
 import time
+from pathlib import Path
 
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.preflight.answers import Answer, ask
@@ -12,6 +15,7 @@ from marble_core.storage.s3_errors import Refused
 from marble_core.types import MarbleError
 
 LATE = 2.0  # seconds that a list may be late
+IN_PARTS = (8 << 20) + 1  # bytes: one more than boto3 sends in one request, as it does of every real checkpoint
 _OWNERS = "by which one process at a time owns a run; use another S3 server or a newer version, see docs/storage.md"
 
 
@@ -21,6 +25,16 @@ class _Scratch:
     def __init__(self, s3: S3, run_id: str) -> None:
         self.s3, self.directory = s3, f"runs/{run_id}"
         self.key, self.body = f"{self.directory}/preflight", f"preflight {secrets.token_hex(8)}".encode()
+
+    def upload(self) -> None:
+        """As train does with a checkpoint. The small object takes its place, so that no 8 MB stay where nothing may be deleted."""
+        with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
+            sent, back = Path(scratch) / "sent", Path(scratch) / "back"
+            sent.write_bytes(os.urandom(IN_PARTS))
+            self.s3.upload_file(sent, self.key)
+            self.s3.download_file(self.key, back)
+            if back.read_bytes() != sent.read_bytes():
+                raise MarbleError(f"{self.s3.endpoint} gives back another file than was uploaded as {self.s3.uri(self.key)}.")
 
     def put(self) -> str | None:
         version = self.s3.put(self.key, self.body)
@@ -82,6 +96,7 @@ def ask_s3(s3: S3, run_id: str) -> list[Answer]:
     answers: list[Answer] = []
     for what, question in (
         ("list what is there", s3.require_bucket),
+        (f"upload {IN_PARTS / 1e6:.1f} MB in parts, and get them back", scratch.upload),
         ("put an object", scratch.put),
         ("get it back", scratch.get),
         ("replace it on a condition", scratch.swap),

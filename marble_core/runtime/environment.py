@@ -1,6 +1,7 @@
 """The environment variables of our own, each with one line on what it is. The standard ones (AWS_*, MLFLOW_*, HF_*) keep their names."""
 
 PROGRESS = "MARBLE_PROGRESS"  # the file that a stage appends its progress events to
+OVERRIDES = "MARBLE_OVERRIDES"  # the file, of this user alone, in which marble run hands its overrides to prepare
 PIPELINE_VERSION = "MARBLE_PIPELINE_VERSION"  # of MARBLE, with which the pipeline file was compiled
 PIPELINE_FORMAT = "MARBLE_PIPELINE_FORMAT"  # the version of the compiled pipeline, see config/formats.py
 NODES = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what a TrainJob's pods get that the stage's pod has
@@ -16,3 +17,6 @@ FAILURE = "MARBLE_FAILURE"  # the file in which the work says why it ends
 CA = "MARBLE_CA"  # a file of private roots (PEM), trusted beside the public ones by all clients: runtime/certificates.py
 IMAGE = "MARBLE_IMAGE"  # a stage's image with its digest
 WEBHOOK = "MARBLE_WEBHOOK"  # the address that notices go to, a secret: tracking/notices.py
+S3_ADDRESSING = (
+    "MARBLE_S3_ADDRESSING"  # path, virtual or auto: how buckets are named, where no AWS file can say it, as in a pod
+)

@@ -17,7 +17,7 @@ class Display:
     """Draws the events of a progress file: bars with the time left on a terminal, plain lines elsewhere.
 
     ``poll`` is called again and again, reads what is new and draws it. ``results`` (by stage), ``error`` and ``traceback``
-    keep what was said.
+    keep what was said, ``unfinished`` the stage that has begun and not ended.
     """
 
     def __init__(self, path: Path, console: Console) -> None:
@@ -26,6 +26,7 @@ class Display:
         self.results: dict[str, dict[str, Any]] = {}
         self.error: str | None = None
         self.traceback: str | None = None
+        self.unfinished = ""
         self._path, self._console, self._offset = path, console, 0
         self._lines = Lines()
         self._tasks: dict[str, TaskID] = {}
@@ -56,6 +57,9 @@ class Display:
         name = event["stage"]
         if event.get("state") == "started":  # another attempt: what ended the one before is no end of the run
             self.error = self.traceback = None
+            self.unfinished = name
+        elif event.get("state") == "finished":
+            self.unfinished = ""
         if "result" in event:
             self.results[name] = event["result"]
         self.error = event.get("error", self.error)

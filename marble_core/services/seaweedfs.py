@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import shutil
+import socket
+import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,24 @@ ARTIFACTS_BUCKET = "mlflow"
 # thirty on 2 GB, and answers each write to a further bucket with an internal error. A volume takes what is in it.
 VOLUME_MB = 64  # vacuuming copies a volume; larger ones of an older directory stay readable
 VOLUMES = 100_000
+SOCKETS = Path("/tmp")  # where SeaweedFS makes them, one per port, whatever TMPDIR says
+YOUNG = 60.0  # seconds: a socket that is so new may be of a server that does not listen yet
+
+
+def remove_dead_sockets(directory: Path = SOCKETS) -> None:
+    """Removes what servers of this user left when they were killed: sockets of SeaweedFS at which nobody listens any more."""
+    for path in directory.glob("seaweedfs-*.sock"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or none of ours to ask
+            found = path.lstat()
+            old = time.time() - found.st_mtime > YOUNG
+            if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.getuid() and old and not _listens(path):
+                path.unlink()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1.0)
+        return client.connect_ex(str(path)) != errno.ECONNREFUSED
 
 
 class SeaweedFS(Service):
@@ -44,6 +66,7 @@ class SeaweedFS(Service):
         ports = free_ports(2 * len(self._PARTS))
         port = ports[2 * self._PARTS.index("s3")]
         self._url = f"http://127.0.0.1:{port}"
+        remove_dead_sockets()
         names = [f"{part}{kind}" for part in self._PARTS for kind in ("", "-grpc")]
         self._sockets = tuple(Path(f"/tmp/seaweedfs-{n}-{p}.sock") for n, p in zip(names, ports, strict=True))
         self._keys = self._read_or_make_keys()

@@ -27,7 +27,7 @@ from botocore.exceptions import (
 )
 from botocore.session import Session
 
-from marble_core.runtime.environment import S3_DIRECTORY
+from marble_core.runtime.environment import S3_ADDRESSING, S3_DIRECTORY
 from marble_core.runtime.files import full_disk
 from marble_core.storage.s3_errors import MISSING, TAKEN, Refused, code_of, sentence
 from marble_core.types import MarbleError
@@ -50,7 +50,10 @@ class S3:
         # A server of one's own has seldom a DNS name for each bucket, which "auto" would ask for; the user's AWS file knows.
         own = Session().get_scoped_config().get("s3")
         said = own.get("addressing_style") if isinstance(own, dict) else None
-        style = {"addressing_style": "path"} if endpoint and said is None else {}
+        wanted = os.environ.get(S3_ADDRESSING) or ("path" if endpoint and said is None else "")
+        if wanted not in ("", "path", "virtual", "auto"):
+            raise Refused(f"{S3_ADDRESSING} is {wanted[:40]!r}: give path, virtual or auto, or leave it out.")
+        style = {"addressing_style": wanted} if wanted else {}
         config = Config(s3=style, retries={"mode": "standard", "max_attempts": 4}, connect_timeout=5, read_timeout=60)
         exchanged = os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE") and not os.environ.get("AWS_ENDPOINT_URL_STS")
         if exchanged and os.environ.get("AWS_ENDPOINT_URL"):

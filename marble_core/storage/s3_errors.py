@@ -19,6 +19,7 @@ _REGION = {
     "InvalidRegionName",
 }
 _UNKNOWN = {"NotImplemented", "501", "MethodNotAllowed", "405"}
+_LARGE = {"413", "EntityTooLarge", "MaxMessageLengthExceeded"}
 PERMISSIONS = {
     "written": "s3:PutObject",
     "read": "s3:GetObject (and s3:ListBucket, without which what is not there yet reads as refused)",
@@ -33,9 +34,10 @@ class Refused(MarbleError):
 
 
 def code_of(error: BaseException | None) -> str:
-    """S3's error code; boto3's transfers hide it in the context of their own errors."""
+    """S3's error code, or the HTTP status of what stands before it; boto3's transfers hide it in the context of their own errors."""
     if isinstance(error, ClientError):
-        return str(error.response.get("Error", {}).get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+        return str(error.response.get("Error", {}).get("Code") or status)
     return code_of(error.__context__) if isinstance(error, Boto3Error) else ""
 
 
@@ -46,8 +48,7 @@ def sentence(error: Exception, endpoint: str, place: str, bucket: str, done: str
         return Refused(f"There are no S3 credentials for {endpoint}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
     if code == "SecondLevelDomainForbidden" or "virtual hosted" in reason:
         return Refused(
-            f"{endpoint} wants the bucket in the host's name ({reason}): name a file in AWS_CONFIG_FILE in which s3 has "
-            "addressing_style = virtual, see docs/storage.md."
+            f"{endpoint} wants the bucket in the host's name ({reason}): set MARBLE_S3_ADDRESSING=virtual, see docs/storage.md."
         )
     if code == "AccessDenied" or (code == "403" and key):
         return Refused(
@@ -80,11 +81,16 @@ def sentence(error: Exception, endpoint: str, place: str, bucket: str, done: str
             "AWS_RESPONSE_CHECKSUM_VALIDATION=when_required."
         )
     if code in _UNKNOWN:
-        what = (
-            "conditional writes (If-None-Match, If-Match), by which one process at a time owns a run" if conditional else "this"
-        )
+        what, said = "conditional writes (If-None-Match, If-Match), by which one process at a time owns a run", code
+        if not conditional:
+            what, said = f"a request by which {place} is {done}", reason
         return Refused(
-            f"{endpoint} does not know {what} ({code}): use another S3 server or a newer version, see docs/storage.md."
+            f"{endpoint} does not know {what} ({said}): use another S3 server or a newer version, see docs/storage.md."
+        )
+    if code in _LARGE:
+        return Refused(
+            f"{endpoint} takes no body of 8 MB, in which large files are sent ({code}): raise the limit of what stands before it "
+            "(nginx: proxy-body-size)."
         )
     if isinstance(error, SSLError):
         return Refused(

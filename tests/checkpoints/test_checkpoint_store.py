@@ -91,6 +91,32 @@ def test_a_manifest_that_names_a_path_is_refused(bucket: S3, tmp_path: Path, nam
     assert first in {p.name for p in (tmp_path / "b").iterdir()}
 
 
+SHAPES = [b"null", b"[]", b"7", b'"x"', b"{}", b"\xff", b"[" * 100_000, b'{"files": {"state": 1}, "sha256": "x"}', b""]
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_what_is_no_manifest_makes_no_checkpoint_and_the_one_before_is_found(bucket: S3, tmp_path: Path, text: bytes) -> None:
+    _, second = write_run(tmp_path / "a", bucket, "one", "two")
+    bucket.put(f"runs/run-1/checkpoints/{second}/{MANIFEST}", text)
+    (tmp_path / "a" / second / MANIFEST).write_bytes(text)
+    for place in ("a", "b"):
+        newest, broken = found(tmp_path / place, bucket)
+        assert newest == "one" and broken and all(MANIFEST in said and "\n" not in said for said in broken)
+
+
+@pytest.mark.parametrize("text", [*SHAPES, b'{"checkpoint": 7}', b'{"checkpoint": "../x", "going": 3, "owner": {}}'])
+def test_what_is_no_latest_names_nothing_and_the_run_goes_on_from_its_newest(bucket: S3, tmp_path: Path, text: bytes) -> None:
+    write_run(tmp_path / "a", bucket, "one", "two")
+    bucket.put("runs/run-1/checkpoints/latest", text)
+    assert found(tmp_path / "b", bucket) == ("two", [])
+    store = CheckpointStore(tmp_path / "c", bucket, "run-1")
+    with store.owned(beat=0.05, patience=0.2):
+        assert store.newest()
+        store.save(3, content("three"))
+        assert store.flush(60)
+    assert found(tmp_path / "d", bucket) == ("three", [])
+
+
 def test_wherever_an_upload_stops_the_next_process_finds_a_whole_checkpoint_and_completes_it(
     bucket: S3, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from marble_core.config.schema import StorageConfig
 from marble_core.runtime.housekeeping import failures, housekeeping
 from marble_core.storage.s3 import S3
 from marble_core.tracking.metric_queue import Batch, MetricQueue
+from peculiar_s3 import no_list_of_evaluations, peculiar
 from waiting import eventually
 
 CALLS = 14  # to S3 of the upload of a checkpoint and of the pruning after it; the last case finds that there are no more
@@ -147,6 +148,16 @@ def test_what_is_no_evaluation_ends_no_upload(bucket: S3, tmp_path: Path, text: 
     bucket.put("runs/run-1/evaluations/step-000001.json", text)
     write_run(tmp_path / "a", bucket, "one", "two", "three", keep_last=1)
     assert found(tmp_path / "c", bucket) == ("three", [])
+
+
+def test_a_list_of_evaluations_that_is_refused_ends_no_upload_and_is_counted(
+    bucket: S3, services: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sum(failures.values())
+    with peculiar(services, no_list_of_evaluations) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        names = write_run(tmp_path / "a", S3(bucket.bucket), "one", "two", "three", keep_last=1)
+    assert len(names) == 3 and found(tmp_path / "c", bucket) == ("three", []) and sum(failures.values()) > before
 
 
 def test_housekeeping_counts_and_lets_through_what_it_is_told_to() -> None:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import typer
 import yaml
 from mlflow import MlflowClient
 
+from command_lines import all_command_lines
 from commands import assert_one_sentence, environment, marble_process
 from marble_core import cli
 from marble_core.cli.examples import EXAMPLES
@@ -124,8 +126,14 @@ def test_ui_names_the_server_that_is_there(services: dict[str, str], tmp_path: P
 def test_a_better_model_is_registered_and_the_run_ends_with_the_table_and_the_report(
     services: dict[str, str], tmp_path: Path
 ) -> None:
-    done = marble_process(tmp_path, "run", "--run-id", "first", *SMALL, stand_in="better")
+    secret = f"s3cr3t{uuid.uuid4().hex}"
+    (tmp_path / "mine.yaml").write_text(f"storage: {{experiment: {secret}}}\n")
+    with all_command_lines() as seen:
+        done = marble_process(tmp_path, "run", "--run-id", "first", "--config", "mine.yaml", *SMALL, stand_in="better")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert secret in next((tmp_path / ".marble").rglob("config.json")).read_text(), "which the stages have all the same"
+    assert any("executor_main" in line and str(tmp_path) in line for line in seen), "the stages were seen"
+    assert [line for line in seen if secret in line] == [] and not list((tmp_path / ".marble").rglob("overrides.json"))
     said = done.stdout
     assert "train 2/2  ocr 0.7 (1.00)  worst cosine +0.250" in said  # a step on one line
     assert re.search(r"ocr\W+96\W+0\.500\W+0\.700\W+\+0\.200\W+\+0\.150 \.\. \+0\.250\W+60%", said), said

@@ -75,6 +75,25 @@ def test_awss_own_s3_is_given_no_address_and_another_is_s3s_alone_so_that_irsa_w
         assert "AWS_ENDPOINT_URL" not in defaults.keys() | env.keys()
 
 
+def test_an_s3_that_wants_buckets_in_the_hosts_name_is_asked_so_by_mlflow_and_the_pipelines_pods() -> None:
+    for addressing in ("virtual", ""):
+        manifests = render({"s3": {"endpoint": "https://oss.example.org", "addressing": addressing}})
+        (defaults,) = (m["data"] for m in manifests if m["kind"] == "ConfigMap" and m["metadata"]["name"] == "marble-defaults")
+        env = {each["name"]: each.get("value") for each in mlflow_of(manifests)["containers"][0]["env"]}
+        assert not {name for name in (*defaults, *env) if "CHECKSUM" in name}
+        assert (defaults.get("MARBLE_S3_ADDRESSING", ""), env.get("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "")) == (
+            addressing,
+        ) * 2
+
+
+def test_an_s3_that_refuses_checksums_gets_none_from_mlflow_and_the_pipelines_pods() -> None:
+    manifests = render(VALUES["air_gapped"])
+    (defaults,) = (m["data"] for m in manifests if m["kind"] == "ConfigMap" and m["metadata"]["name"] == "marble-defaults")
+    env = {each["name"]: each.get("value") for each in mlflow_of(manifests)["containers"][0]["env"]}
+    for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+        assert (defaults[name], env[name]) == ("when_required",) * 2
+
+
 def test_nothing_is_open_by_default() -> None:
     manifests = render({})
     assert not any(each["kind"] == "Ingress" for each in manifests)

@@ -110,6 +110,18 @@ def test_a_stage_gets_the_secrets_that_it_needs_and_no_others(pods: dict[str, di
     assert all(pod["configMapAsEnv"][0]["configMapName"] == "marble-defaults" for pod in pods.values())
 
 
+def test_no_pod_may_run_as_root(pods: dict[str, dict]) -> None:
+    assert set(pods) == set(STAGES)
+    assert {stage: pod["securityContext"]["runAsNonRoot"] for stage, pod in pods.items()} == dict.fromkeys(STAGES, True)
+
+
+def test_a_pod_is_told_how_its_s3_wants_buckets_named_and_objects_summed(pods: dict[str, dict]) -> None:
+    wanted = {"MARBLE_S3_ADDRESSING", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"}
+    for pod in pods.values():
+        (source,) = (each for each in pod["configMapAsEnv"] if each["configMapName"] == "marble-defaults")
+        assert source["optional"] and wanted < {pair["envVar"] for pair in source["keyToEnv"]}
+
+
 def variables(spec: dict) -> dict[str, dict[str, str]]:
     return {stage: {v["name"]: v["value"] for v in c["env"]} for stage, c in executors(spec).items()}
 

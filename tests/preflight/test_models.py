@@ -1,19 +1,25 @@
 """What MLflow, or what stands before it, refuses is said by prepare, before a GPU is asked for."""
 
+import json
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from marble_core import stages
 from marble_core.config.loading import load_config, presets
 from marble_core.config.schema import RunConfig
+from marble_core.config.stage_files import read_prepared
 from marble_core.estimate import sizes_of
 from marble_core.preflight.answers import require
 from marble_core.preflight.models import LARGEST, ask_mlflow
 from marble_core.preflight.servers import ask_named
+from marble_core.runtime.seeding import derive
+from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 from peculiar_s3 import Answer, Request, before
 
@@ -82,7 +88,7 @@ def test_all_questions_are_answered_in_seconds_and_one_model_is_used_again(confi
     began = time.monotonic()
     answers = ask_named(config)
     assert time.monotonic() - began < 10
-    assert len(answers) == 10 and {each.state for each in answers} == {"yes", "note"}
+    assert len(answers) == 11 and {each.state for each in answers} == {"yes", "note"}
     assert answers[-1].answer == "there never was one: the base is what counts"
     assert [each.state for each in ask_named(config)] == [each.state for each in answers]
     client = MlflowClient()
@@ -118,3 +124,50 @@ def test_the_model_that_is_logged_beforehand_is_as_large_as_the_adapter_will_be(
     config = load_config(preset)
     sizes = sizes_of(config.model)
     assert sizes and 4 * sizes.lora(config.lora.rank) <= LARGEST
+
+
+def test_a_champion_whose_files_are_gone_is_refused_and_the_sentence_says_which_version_and_how_it_goes_on(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    client = MlflowClient()
+    experiment = client.create_experiment(config.storage.experiment)
+    run = client.create_run(experiment).info.run_id
+    model = client.create_logged_model(experiment, "adapter", source_run_id=run)
+    (tmp_path / "adapter_weights").mkdir()
+    (tmp_path / "adapter_weights" / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    client.log_model_artifacts(model.model_id, str(tmp_path))
+    client.finalize_logged_model(model.model_id, "READY")
+    name = config.registry.model
+    client.create_registered_model(name)
+    version = client.create_model_version(name, f"models:/{model.model_id}", model_id=model.model_id).version
+    client.set_registered_model_alias(name, "champion", version)
+    assert ask_mlflow(config, 1000)[-1].state == "yes"
+    artifacts = S3("mlflow")  # where the server of the tests keeps them
+    (file,) = (key for key in artifacts.keys("artifacts") if model.model_id in key)
+    artifacts.delete(file)
+    answer = ask_mlflow(config, 1000)[-1]
+    assert (answer.asked, answer.state) == ("MLflow: the champion's files", "no")
+    assert f"The champion of {name}, version {version}, has no pytorch_lora_weights.safetensors" in answer.answer
+    assert "marble rollback" in answer.answer
+
+
+def test_what_was_asked_is_in_the_terminal_and_on_the_page_and_a_seed_above_2_to_the_53_arrives_whole(
+    services: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARBLE_PROGRESS", str(tmp_path / "progress.jsonl"))
+    seed = "9007199254740993"  # which no double is
+    small = ["data.train_size=12", "data.evaluation_size=6", f"storage.experiment=e-{uuid.uuid4().hex[:8]}"]
+    run_id = f"asked-{uuid.uuid4().hex[:6]}"
+    stages.prepare("demo", small, run_id, tmp_path / "prepared", tmp_path / "data.html", {"seed": seed})
+    notes = [json.loads(line).get("note", "") for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    page = (tmp_path / "data.html").read_text()
+    for asked in ("S3: upload 8.4 MB in parts", "S3: replace it on a condition", f"MLflow: the run {run_id}"):
+        assert f"<dt>{asked}" in page and any(note.startswith(asked) for note in notes)
+    assert read_prepared(tmp_path / "prepared")[0].seed == int(seed)
+    (run,) = MlflowClient().search_runs(
+        [MlflowClient().get_experiment_by_name(small[-1].partition("=")[2]).experiment_id],  # type: ignore[union-attr]
+        f"tags.`marble.run_id` = '{run_id}'",
+    )
+    assert run.data.params["seed"] == seed
+    numbers = derive(int(seed), "a"), derive(int(seed) - 1, "a")
+    assert numbers[0] != numbers[1]

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from builders import registered_by_hand
 from checkpoint_builders import content, found, write_run
+from marble_core import stages
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.checkpoints.start_from import locate
 from marble_core.preflight.answers import as_markdown, lines, require
@@ -24,10 +26,13 @@ from peculiar_s3 import (
     expired_token,
     no_checksums,
     no_delete,
+    no_parts,
     no_path_style,
+    other_parts,
     peculiar,
     prefix_alone,
     slow_down,
+    small_parts,
     stale_list,
     wrong_region,
 )
@@ -43,7 +48,10 @@ REFUSED: dict[str, tuple[Peculiarity, str]] = {
     ),
     "501 on conditions": (conditions_unknown, r"does not know conditional writes \(If-None-Match, If-Match\).*NotImplemented"),
     "checksums refused": (no_checksums, r"refuses boto3's checksums .*crc32.*AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
-    "path style refused": (no_path_style, r"virtual hosted style|SecondLevelDomainForbidden"),
+    "no uploads in parts": (no_parts, r"does not know a request by which s3://.*/preflight is written .*CreateMultipartUpload"),
+    "small bodies": (small_parts, r"takes no body of 8 MB, .*413.*proxy-body-size"),
+    "parts changed": (other_parts, r"gives back another file than was uploaded as s3://|checksum|ChecksumMismatch|BadDigest"),
+    "path style refused": (no_path_style, r"SecondLevelDomainForbidden.*set MARBLE_S3_ADDRESSING=virtual"),
     "clock skew": (clock_skew, r"clocks of this machine and of http.*RequestTimeTooSkewed.*NTP"),
     "expired token": (expired_token, r"have expired \(ExpiredToken\).*AWS_SESSION_TOKEN"),
     "wrong region": (wrong_region, r"in another region .*AWS_DEFAULT_REGION"),
@@ -131,20 +139,37 @@ def test_no_delete_and_versions_are_said_in_the_table_and_the_scratch_object_sta
     assert table.count("\n") == 1 + len(answers) == len(lines(list(answers.values()))) + 1
 
 
-def test_the_users_own_aws_file_says_how_buckets_are_addressed(
-    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def s3_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of s3.example and of all buckets there are this machine's."""
     resolve = socket.getaddrinfo
 
     def here(host: Any, *args: Any, **kwargs: Any) -> Any:
         return resolve("127.0.0.1" if str(host).endswith("s3.example") else host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", here)
-    (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
+
+
+@pytest.mark.parametrize("by", ["file", "variable"])
+def test_the_users_own_aws_file_or_one_variable_says_how_buckets_are_addressed(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3_example: None, by: str
+) -> None:
+    style = "virtual" if by == "file" else "path"  # the variable wins
+    (tmp_path / "config").write_text(f"[default]\ns3 =\n  addressing_style = {style}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    if by == "variable":
+        monkeypatch.setenv("MARBLE_S3_ADDRESSING", "virtual")
     with peculiar(services, no_path_style) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url.replace("127.0.0.1", "s3.example"))
         all_stages(S3(bucket.bucket), tmp_path / "local")
+
+
+def test_a_way_of_addressing_that_there_is_not_is_one_sentence(
+    services: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARBLE_S3_ADDRESSING", "dns")
+    with pytest.raises(Refused, match=r"^MARBLE_S3_ADDRESSING is 'dns': give path, virtual or auto, or leave it out\.$"):
+        S3("marble")
 
 
 def test_a_store_without_checksums_works_with_the_variables_that_the_sentence_names(
@@ -184,3 +209,48 @@ def test_a_store_that_forgets_conditions_in_mid_run_ends_it_at_once_and_is_not_c
         store.save(1, content("one"))
         with pytest.raises(Refused, match="does not know conditional writes"):
             store.flush()
+
+
+# Stores that prepare lets pass: how they are peculiar, the variables that they need, and the prefix that the keys are for.
+PASSED: dict[str, tuple[Peculiarity, dict[str, str], str]] = {
+    "plain": (as_it_is, {}, ""),
+    "no delete": (no_delete, {}, ""),
+    "slow down": (slow_down(), {}, ""),
+    "a prefix": (prefix_alone, {}, "/team/marble"),
+    "versioned": (as_it_is, {}, ""),
+    "checksums refused": (
+        no_checksums,
+        dict.fromkeys(("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"), "when_required"),
+        "",
+    ),
+    "path style refused": (no_path_style, {"MARBLE_S3_ADDRESSING": "virtual"}, ""),
+    "IRSA": (as_it_is, {"AWS_WEB_IDENTITY_TOKEN_FILE": "/token"}, ""),
+}
+TINY = [
+    "train.steps=1", "train.processes=1", "train.checkpoint_every=1", "train.samples_every=0", "rollout.prompts=3", "rollout.steps=2",
+    "rollout.images_per_prompt=2", "loss.timesteps=1", "data.train_size=30", "data.evaluation_size=4", "evaluation.steps=2",
+    "evaluation.resamples=200", "evaluation.diversity_prompts=0", "lora.rank=64", "rewards=[{name: compressibility}]",
+]  # fmt: skip
+
+
+@pytest.mark.deep  # a run from prepare to a version, for each store: a quarter of a minute
+@pytest.mark.parametrize("store", PASSED)
+def test_prepare_train_evaluate_and_register_themselves_work_on_each_store_that_prepare_lets_pass(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3_example: None, store: str
+) -> None:
+    peculiarity, variables, prefix = PASSED[store]
+    prepared, adapter, evaluation = (tmp_path / name for name in ("prepared", "adapter", "evaluation"))
+    with peculiar(services, peculiarity, versioned=store == "versioned") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url.replace("127.0.0.1", "s3.example"))
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        run_id, where = f"store-{uuid.uuid4().hex[:6]}", f"storage.bucket={bucket.bucket}{prefix}"
+        overrides = [*TINY, where, f"storage.local={tmp_path / 'local'}", f"registry.model={run_id}"]
+        stages.prepare("demo", overrides, run_id, prepared, tmp_path / "data.html")
+        stages.train(prepared, adapter)
+        stages.evaluate(prepared, adapter, evaluation, tmp_path / "report.html")
+        assert registered_by_hand(prepared, adapter, evaluation) == "1"
+    sizes = {key: size for key, (size, _) in bucket.objects(f"{prefix.lstrip('/')}/runs/{run_id}".lstrip("/")).items()}
+    assert max(sizes.values()) > 8 << 20, "a checkpoint that was sent in parts"
+    assert any(key.endswith("evaluations/step-000001.json") for key in sizes)

@@ -1,5 +1,6 @@
 """The embedded services are real, private, and end with the process that started them."""
 
+import contextlib
 import copy
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -208,6 +210,29 @@ def test_a_port_that_another_process_took_meanwhile_is_replaced_and_no_socket_st
         after = set(Path("/tmp").glob("seaweedfs-*.sock"))
     assert len(offered) == 2
     assert not [path for path in after - before if int(re.findall(r"\d+", path.name)[-1]) in offered[1]]
+
+
+def test_a_starting_server_removes_the_sockets_of_killed_ones_and_no_others(tmp_path: Path) -> None:
+    def socket_at(name: str, listens: bool = False, age: float = 3600.0, owner: int = os.getuid()) -> Path:
+        path = Path(f"/tmp/seaweedfs-{name}-{tmp_path.parent.parent.name[-3:]}{os.getpid()}.sock")
+        one = stack.enter_context(socket.socket(socket.AF_UNIX))
+        one.bind(str(path))
+        stack.callback(path.unlink, missing_ok=True)
+        if listens:
+            one.listen()
+        os.utime(path, (time.time() - age,) * 2)
+        os.chown(path, owner, -1)
+        return path
+
+    with contextlib.ExitStack() as stack:
+        dead, live, young = socket_at("dead"), socket_at("live", listens=True), socket_at("young", age=1.0)
+        others = [socket_at("other", owner=65534)] if os.getuid() == 0 else []
+        file = Path(f"/tmp/seaweedfs-file-{os.getpid()}.sock")
+        file.write_text("no socket")
+        stack.callback(file.unlink)
+        os.utime(file, (0, 0))
+        with SeaweedFS(tmp_path):
+            assert not dead.exists() and all(path.exists() for path in (live, young, file, *others))
 
 
 def test_a_server_that_does_not_start_is_one_sentence_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from marble_core.storage.s3 import S3
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Outage
+from peculiar_s3 import Answer, Request, peculiar
 
 
 def test_a_directory_comes_back_as_it_was(bucket: S3, tmp_path: Path) -> None:
@@ -38,6 +39,28 @@ def test_of_many_who_write_on_the_same_condition_one_wins(bucket: S3) -> None:
         assert bucket.get("one") == (f"{attempt} {winner}".encode(), etag)
     bucket.delete("one")
     assert bucket.swap("one", b"too late", etag) is None and bucket.get("one") is None
+
+
+@pytest.mark.parametrize("times", [1, 3, 4])
+def test_a_body_that_breaks_off_is_asked_for_three_times_more(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    body, asked = b"0123456789" * 1000, []
+
+    def breaks_off(request: Request) -> Request | Answer:
+        asked.append(request.method)
+        return Answer(200, {"etag": '"e"'}, body, cut=5000) if len(asked) <= times else request
+
+    bucket.put("whole", body)
+    with peculiar(services, breaks_off) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        s3 = S3(bucket.bucket)
+        if times < 4:
+            assert s3.get("whole")[0] == body  # type: ignore[index]
+        else:
+            with pytest.raises(Outage, match=r"cannot be read \(.*(more expected|IncompleteRead)"):
+                s3.get("whole")
+    assert asked == ["GET"] * min(4, times + 1)
 
 
 def test_json_that_is_not_there_is_none(bucket: S3) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from builders import prepared_run
+from command_lines import running
 from waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -25,31 +26,10 @@ except MarbleError as error:
 """
 
 
-def running(mark: str) -> dict[str, list[int]]:
-    """The processes that have the mark on their command line, by what they are."""
-    found: dict[str, list[int]] = {"torchrun": [], "worker": [], "stage": []}
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (place / "cmdline").read_bytes().decode().replace("\0", " ")
-            ended = "\nState:\tZ" in (place / "status").read_text()
-        except OSError:
-            continue
-        if mark in line and not ended:
-            kind = (
-                "torchrun"
-                if "torch.distributed.run" in line
-                else "worker"
-                if "marble_core.training.launch" in line
-                else "stage"
-            )
-            found[kind].append(int(place.name))
-    return found
-
-
 TORCHRUN, WORKER = "something killed torchrun, by signal 9", "something killed one of them, for memory perhaps"
 CELLS = [
     pytest.param(whom, nth, when, said, marks=[] if (whom, nth, when) == ("worker", 0, "at loading") else pytest.mark.deep)
-    for whom, nth, said in (("torchrun", 0, TORCHRUN), ("worker", 0, WORKER), ("worker", 1, WORKER), ("stage", 0, ""))
+    for whom, nth, said in (("torchrun", 0, TORCHRUN), ("worker", 0, WORKER), ("worker", 1, WORKER), ("another", 0, ""))
     for when in ("at loading", "in a step")
 ]
 

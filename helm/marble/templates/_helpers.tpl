@@ -147,6 +147,16 @@ postgresql+psycopg2://{{ $db.user }}@{{ include "marble.databaseHost" . }}:{{ $d
   value: {{ include "marble.s3Address" . | quote }}
 - name: AWS_DEFAULT_REGION
   value: {{ .Values.s3.region }}
+{{- with .Values.s3.addressing }}
+- name: MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE
+  value: {{ . }}
+{{- end }}
+{{- with .Values.s3.checksums }}
+- name: AWS_REQUEST_CHECKSUM_CALCULATION
+  value: {{ . }}
+- name: AWS_RESPONSE_CHECKSUM_VALIDATION
+  value: {{ . }}
+{{- end }}
 {{- if .Values.s3.authorityConfigMap }}
 - name: AWS_CA_BUNDLE
   value: /srv/authority/ca.crt
