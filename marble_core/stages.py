@@ -79,7 +79,7 @@ def prepare(
     """
     with _stage("prepare") as result, timed(out, out):
         from marble_core.checkpoints.start_from import check_beginning
-        from marble_core.config.pipeline_parameters import gpus_of, handed_over, is_rehearsal, overrides_of
+        from marble_core.config.pipeline_parameters import gpus_of, is_rehearsal, overrides_of
         from marble_core.config.redaction import json_without_secrets
         from marble_core.config.rehearsal import rehearsed
         from marble_core.estimate import resolve_batch_sizes
@@ -90,7 +90,7 @@ def prepare(
         from marble_core.tracking.provenance import datasets, run_tags
         from marble_core.tracking.tracker import run_params
         from marble_core.training.data_check import checked_data
-        from marble_core.training.prepared import write_prepared
+        from marble_core.training.prepared import handed_over, write_prepared
         from marble_core.training.retraining import plan_retraining, store_prompts
 
         gpus, evaluation_gpus = gpus_of(form or {})

@@ -7,16 +7,13 @@ field has no default.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel
 
 from marble_core.config.loading import load_config
 from marble_core.config.schema import RunConfig
-from marble_core.runtime.environment import OVERRIDES
 from marble_core.types import MarbleError
 
 KEYS = {
@@ -84,12 +81,6 @@ def overrides_of(
         if text.strip() and (field, text) != ("new_prompts", AS_THE_PRESET):
             made.append(_override(KEYS[field], _number(field, text) if field in NUMBERS else text.strip()))
     return made
-
-
-def handed_over() -> list[str]:
-    """The overrides of a run on this machine, from the file that OVERRIDES names: every user of the machine reads command lines."""
-    file = os.environ.get(OVERRIDES)
-    return list(json.loads(Path(file).read_text(encoding="utf-8"))) if file else []
 
 
 def gpus_of(form: Mapping[str, Any]) -> tuple[str, str]:

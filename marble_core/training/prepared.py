@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,17 @@ from typing import TYPE_CHECKING
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import CONFIG, DATA_REPORT, HELD_OUT_PROMPTS, RUN, TRAIN_PROMPTS, WATCHED_PROMPTS
 from marble_core.prompts import write_jsonl
+from marble_core.runtime.environment import OVERRIDES
 from marble_core.types import Prompt
 
 if TYPE_CHECKING:
     from marble_core.prompts.dataset import Data
+
+
+def handed_over() -> list[str]:
+    """The overrides of a run on this machine, from the file that OVERRIDES names: every user of the machine reads command lines."""
+    file = os.environ.get(OVERRIDES)
+    return list(json.loads(Path(file).read_text(encoding="utf-8"))) if file else []
 
 
 def write_prepared(
