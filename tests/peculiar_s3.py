@@ -217,8 +217,7 @@ def _serving(
                 self.send_response_only(100)
                 self.end_headers()
             body = self.rfile.read(int(headers.get("content-length", 0)))
-            path = re.sub(r"^https?://[^/]+", "", self.path)
-            found = peculiarity(Request(self.command, path, headers, body))
+            found = peculiarity(Request(self.command, re.sub(r"^https?://[^/]+", "", self.path), headers, body))
             answer = found if isinstance(found, Answer) else forward(found)
             self.send_response_only(answer.status)
             for name, value in answer.headers.items():
@@ -229,7 +228,7 @@ def _serving(
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(answer.body[: len(answer.body) - answer.cut])
-            self.close_connection = self.close_connection or answer.cut > 0
+            self.close_connection |= answer.cut > 0
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
