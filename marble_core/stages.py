@@ -21,7 +21,6 @@ from marble_core.config.stage_files import (
     CONFIG,
     DECISION_FILE,
     EVALUATION,
-    EXPLORER,
     HELD_OUT_PROMPTS,
     HISTORY,
     IMAGES,
@@ -213,8 +212,9 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
     evaluation, decision = decided(config, adapter, out, scratch, tracker.mlflow_run_id, rehearsal=full is not None)
     past, links = tracker.past_runs(config.registry.model), tracker.links(config.registry.model)
-    shown = (out, evaluation, decision, adapter / HISTORY, config, past, run_id, links)
-    if not housekeeping("the report's pages", lambda: write_pages(*shown)):  # what was measured outlives its pages
+    shown, pages = (out, evaluation, decision, adapter / HISTORY, config, past, run_id, links), [out / REPORT]
+    # What was measured outlives its pages.
+    if not housekeeping("the report's pages", lambda: pages.extend(set(write_pages(*shown)) - {out / REPORT})):
         progress.emit("evaluate", note=NO_REPORT)
         write_page(out / REPORT, NO_REPORT, decision.reasons, {"Run": run_id, "Decision": decision.summary}, links)
     report.parent.mkdir(parents=True, exist_ok=True)
@@ -223,9 +223,8 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     housekeeping("the hint for retention", lambda: RunCheckpoints(S3(config.storage.bucket), run_id).record_gain(step, gain))
     tracker.log_metrics(evaluation_metrics(evaluation), step)
     notify_alarms(run_id, step, evaluation.alarms, links.get("Run in MLflow", ""))
-    for path in (out / name for name in (REPORT, EXPLORER, EVALUATION, DECISION_FILE)):
-        if path.is_file():
-            tracker.log_artifact(path)
+    for path in (*pages, out / EVALUATION, out / DECISION_FILE):
+        tracker.log_artifact(path)
     for path in shown_files(out / IMAGES):
         tracker.log_artifact(path, "evaluation")
 
