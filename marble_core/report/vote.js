@@ -24,7 +24,7 @@
       ...pair.images.map((image, side) => {
         const button = Object.assign(document.createElement("button"), { type: "button", onclick: () => answer(image.id) });
         const name = side ? "Right" : "Left";
-        const shown = Object.assign(new Image(), { src: image.uri, alt: `${name} image: ${pair.prompt}` });
+        const shown = Object.assign(new Image(), { src: image.uri, alt: `${name} image: ${pair.prompt}`, onload: sharpen });
         const label = Object.assign(document.createElement("span"), { textContent: side ? "Right →" : "← Left" });
         button.append(shown, label);
         return button;
@@ -34,6 +34,10 @@
     find("bar").max = pairs.length;
     find("bar").value = chosen.length;
     find("count").textContent = `${chosen.length + 1} of ${pairs.length}`;
+  }
+  // An image of few pixels is shown pixel by pixel.
+  function sharpen() {
+    if (this.naturalWidth <= 96) this.className = "crisp";
   }
   function answer(id) {
     chosen.push(id);

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium
+from browser import Browser, chromium, sandboxed
 from report_builders import written_comparison, written_report
 
 LAYOUTS = {
@@ -123,6 +123,24 @@ def test_the_first_screen_answers_three_questions_and_shows_an_image(browser: Br
     assert seen["images"] >= 4 and all(len(said) > 30 for said in seen["answers"].values())
     assert list(seen["answers"]) == ["Is it better?", "What is the catch?", "Which prompt got worst?", "What next?"]
     assert seen["answers"]["Is it better?"].startswith("Yes: ") and "Mode collapse" in seen["answers"]["What is the catch?"]
+
+
+def test_no_column_of_the_results_is_cut_off_at_1280_px(browser: Browser, report: Path) -> None:
+    browser.open(report.as_uri(), width=1280)
+    assert (
+        browser.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.ariaLabel)"
+        )
+        == []
+    )
+
+
+def test_in_kubeflow_s_frame_the_report_and_its_first_images_are_seen(browser: Browser, report: Path) -> None:
+    """sandbox="allow-scripts", which has no origin; the pane is 600 px high."""
+    with sandboxed(report) as url:
+        browser.open(url, width=880)
+        assert browser.evaluate("origin") == "null" and browser.evaluate(FIRST_SCREEN % 600)["images"] >= 2
+        assert [one for one in browser.requests if not one.startswith("data:image/")] == [url] and browser.errors == []
 
 
 def test_what_scrolls_is_reached_by_the_keyboard(browser: Browser, report: Path) -> None:
