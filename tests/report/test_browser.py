@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium, sandboxed
+from browser import Browser, chromium
 from report_builders import written_comparison, written_report
 
 LAYOUTS = {
@@ -133,14 +133,6 @@ def test_no_column_of_the_results_is_cut_off_at_1280_px(browser: Browser, report
         )
         == []
     )
-
-
-def test_in_kubeflow_s_frame_the_report_and_its_first_images_are_seen(browser: Browser, report: Path) -> None:
-    """sandbox="allow-scripts", which has no origin; the pane is 600 px high."""
-    with sandboxed(report) as url:
-        browser.open(url, width=880)
-        assert browser.evaluate("origin") == "null" and browser.evaluate(FIRST_SCREEN % 600)["images"] >= 2
-        assert [one for one in browser.requests if not one.startswith("data:image/")] == [url] and browser.errors == []
 
 
 def test_what_scrolls_is_reached_by_the_keyboard(browser: Browser, report: Path) -> None:
