@@ -1,7 +1,6 @@
 """The pipeline's stages as typed functions: files in, files out. Each component calls one of them.
 
-``prepare`` writes the directory that the others read (docs/architecture.md, section 4). prepare and register never import torch. Where
-prepare finds nothing new to train on, the stages behind it end at once and say so.
+``prepare`` writes what the others read (docs/architecture.md, section 4). Where nothing is new they end at once. Only two import torch.
 """
 
 from __future__ import annotations
@@ -36,8 +35,9 @@ from marble_core.rewards.applies import check_prompts, unplaced
 from marble_core.rewards.cards import cards_of
 from marble_core.runtime import progress
 from marble_core.runtime.again import Again, keep_at_it
-from marble_core.runtime.environment import PIPELINE_FORMAT
+from marble_core.runtime.environment import KFP_RUN, PIPELINE_FORMAT
 from marble_core.runtime.files import atomic_directory
+from marble_core.tracking.gpu_hours import ESTIMATED, counted_from_here, gpu_hours_told, gpus_of_stage
 from marble_core.tracking.kubeflow_metrics import of_evaluation, of_training
 from marble_core.tracking.notices import failures_noticed, notify_alarms, notify_outcome
 from marble_core.tracking.step_history import trained_steps
@@ -53,7 +53,7 @@ NO_REPORT = "The report could not be written; the evaluation is whole, and the l
 @contextmanager
 def _stage(name: str) -> Iterator[dict[str, Any]]:
     """Frames a stage's work with events, once the pipeline that started it is one that this code understands."""
-    with progress.stage(name) as result:
+    with counted_from_here(), progress.stage(name) as result:
         check_pipeline(os.environ.get(PIPELINE_FORMAT, ""))
         yield result
 
@@ -81,7 +81,7 @@ def prepare(
         from marble_core.config.pipeline_parameters import gpus_of, is_rehearsal, overrides_of
         from marble_core.config.redaction import json_without_secrets
         from marble_core.config.rehearsal import rehearsed
-        from marble_core.estimate import resolve_batch_sizes
+        from marble_core.estimate import allowed_gpu_hours, resolve_batch_sizes
         from marble_core.preflight.servers import require_servers
         from marble_core.prompts.data_report import write_page
         from marble_core.storage.s3 import S3
@@ -95,6 +95,7 @@ def prepare(
         gpus, evaluation_gpus = gpus_of(form or {})
         config = load_config(preset, overrides=[*overrides, *handed_over(), *overrides_of(preset, **(form or {}))])
         config = resolve_batch_sizes(config, cards := cards_of(config.measured))
+        hours = allowed_gpu_hours(config, form or {}, on_cluster=bool(os.environ.get(KFP_RUN)))
         name, run_id = "" if run_id else name, check_run_id(run_id or new_run_id())
         answers = require_servers(config, s3 := S3(config.storage.bucket), run_id)
         config, beginning = plan_retraining(config, s3, run_id)
@@ -115,6 +116,7 @@ def prepare(
         with _tracked(
             out, "prepare", "RUNNING", run_params(config), run_tags(preset, config) | kubeflow_tags() | tags_of(out), name
         ) as tracker:
+            tracker.log_metrics({ESTIMATED: hours.high} if prompts and hours and hours.high else {})
             sets = {"train": prompts, "evaluation": data.evaluation}
             tracker.log_inputs(datasets(sets, {"train": config.data.train, "evaluation": config.data.evaluation}))
             tracker.log_text(json_without_secrets(config.to_json()), "config.json")
@@ -181,6 +183,7 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
             return {}
         with (
             _tracked(prepared, "evaluate", "RUNNING") as tracker,
+            gpu_hours_told(tracker, gpus_of_stage(1)),
             atomic_directory(out),
             tempfile.TemporaryDirectory() as scratch,
         ):

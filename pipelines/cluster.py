@@ -7,9 +7,8 @@ of the MARBLE run that it makes; a schedule is found by its name.
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,10 +29,10 @@ from marble_kubeflow.pipelines.connection import Target, Unreachable, connect, s
 from marble_kubeflow.pipelines.order import POLICY, Order
 from marble_kubeflow.pipelines.package import Package, Parameters
 from marble_kubeflow.pipelines.run_state import FINAL, stages_of, state_of, waits
+from marble_kubeflow.pipelines.schedule_runs import UUID, succession
 
 PAGE = 100
 EQUALS = 1  # kfp's number for it in a filter
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 OUTAGE = 300.0  # seconds for which a server that has answered before may be away while a run is waited for
 
 
@@ -119,6 +118,10 @@ class Cluster:
 
     def runs(self, name: str = "", limit: int | None = None) -> list[V2beta1Run]:
         """The runs of the namespace, or those of one name; newest first."""
+        return list(islice(self.each_run(name, limit or PAGE), limit))
+
+    def each_run(self, name: str = "", size: int = PAGE) -> Iterator[V2beta1Run]:
+        """The same, asked for page by page."""
         wanted = {"operation": EQUALS, "key": "display_name", "stringValue": name}
         asked = {"filter": json.dumps({"predicates": [wanted]})} if name else {}
 
@@ -126,7 +129,7 @@ class Cluster:
             return self.client.list_runs(namespace=self.namespace, sort_by="created_at desc", **asked, **page)
 
         with self._spoken():
-            return list(islice(_pages(listed, "runs", min(limit or PAGE, PAGE)), limit))
+            yield from _pages(listed, "runs", min(size, PAGE))
 
     def run(self, name: str) -> V2beta1Run:
         """The newest run of that name, or the one of that id, with all that the server says of it."""
@@ -195,7 +198,7 @@ class Cluster:
                 f"{order.name}, or choose another name."
             )
         enabled = others[-1].status == "ENABLED" if others else order.enabled
-        new = self._create(self._ordered(order), order.cron, enabled)
+        new = self._create(self._ordered(order), order.cron, enabled, others)
         if others:
             self.delete_schedule(order.name, but=new.recurring_run_id)
         return new, True
@@ -207,7 +210,7 @@ class Cluster:
 
         Kubeflow cannot change one. The new one is made first, so that a failure leaves a schedule.
         """
-        *_, old = sorted(self.schedule(name), key=lambda each: each.created_at)
+        *_, old = there = sorted(self.schedule(name), key=lambda each: each.created_at)
         if not cron and not old.trigger.cron_schedule:
             raise MarbleError(f"The schedule {name!r} has an interval and no cron expression: give one by --cron.")
         reference = old.pipeline_version_reference
@@ -233,7 +236,7 @@ class Cluster:
             "version_id": version.pipeline_version_id,
             "service_account": service_account or old.service_account,
         }
-        new = self._create(ordered, cron or old.trigger.cron_schedule.cron, old.status == "ENABLED")
+        new = self._create(ordered, cron or old.trigger.cron_schedule.cron, old.status == "ENABLED", there)
         self.delete_schedule(name, but=new.recurring_run_id)
         return new
 
@@ -251,9 +254,12 @@ class Cluster:
                     delete = self.client.recurring_runs.recurring_run_service_delete_recurring_run
                     delete(each.recurring_run_id, propagation_policy="ORPHAN")
 
-    def _create(self, ordered: Mapping[str, Any], cron: str | None, enabled: bool) -> V2beta1RecurringRun:
+    def _create(
+        self, ordered: Mapping[str, Any], cron: str | None, enabled: bool, replaced: Sequence[V2beta1RecurringRun]
+    ) -> V2beta1RecurringRun:
+        more = {"cron_expression": cron, "enabled": enabled, "description": succession(replaced) or None, **POLICY}
         with self._spoken():
-            return self.client.create_recurring_run(**ordered, cron_expression=cron, enabled=enabled, **POLICY)
+            return self.client.create_recurring_run(**ordered, **more)
 
     def _is_as_ordered(self, there: V2beta1RecurringRun, order: Order) -> bool:
         version = self.version_of(order.package)

@@ -81,6 +81,11 @@ class Target:
         parts = urlsplit(self.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() or "the cluster of your kubeconfig"
 
+    def run_page(self, run: str, pages: str = "") -> str:
+        """The address of a run's page in Kubeflow: at ``pages``, as the settings name them, else at the address given; or empty."""
+        given = "" if ".svc" in self.shown or "://" not in self.shown else f"{self.shown}/"
+        return f"{pages or given}#/runs/details/{run}" if pages or given else ""
+
 
 class Unreachable(MarbleError):
     """The server is away or in trouble: asking again later may help."""

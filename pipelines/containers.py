@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from marble_core.config.imports import MAY_RUN
 from marble_core.runtime.environment import CA, OVERRIDES, PROGRESS
 from marble_core.types import MarbleError
-from marble_kubeflow.pipelines.pods import CACHE, SCRATCH
-from marble_kubeflow.pipelines.settings import STAGES, Images, Settings
+from marble_kubeflow.pipelines.settings import CACHE, SCRATCH, STAGES, Images, Settings
 
 if TYPE_CHECKING:
     from docker import DockerClient

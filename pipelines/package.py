@@ -12,8 +12,8 @@ from typing import Any
 
 from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
-from marble_core.estimate import resolve_batch_sizes
-from marble_core.runtime.environment import PIPELINE_VERSION
+from marble_core.estimate import GpuHours, allowed_gpu_hours, resolve_batch_sizes
+from marble_core.runtime.environment import KUBEFLOW_PAGE, MLFLOW_PAGE, PIPELINE_VERSION
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.grammar import check_accelerator
 
@@ -74,10 +74,7 @@ class Parameters:
             if name not in values and "defaultValue" not in definition and not definition.get("isOptional"):
                 raise MarbleError(f"The pipeline's parameter {name!r} has no default: give it by --param {name}=VALUE.")
         if self.pipeline == "marble":
-            form = {name: value for name, value in values.items() if name in FORM}
-            preset = values.get("preset") or self.definitions.get("preset", {}).get("defaultValue", "demo")
-            config = load_config(preset, overrides=overrides_of(preset, **form))
-            resolve_batch_sizes(config, {})  # without the rewards' memory, which prepare counts
+            self._gpu_hours(values)
             default = self.definitions.get("accelerator", {}).get("defaultValue", "")
             check_accelerator(str(values.get("accelerator", default)))
         if (size := len(json.dumps(values).encode())) > LARGEST:
@@ -86,6 +83,19 @@ class Parameters:
                 "the same for all runs into the configuration of a preset."
             )
         return {name: _for_kubernetes(name, value) for name, value in values.items()}
+
+    def gpu_hours(self, values: Mapping[str, Any]) -> GpuHours | None:
+        """The estimate of a run with these values; None of another package's pipeline, and where a model's sizes are not known."""
+        return (
+            self._gpu_hours({n: _from_kubernetes(value) for n, value in values.items()}) if self.pipeline == "marble" else None
+        )
+
+    def _gpu_hours(self, values: Mapping[str, Any]) -> GpuHours | None:
+        """Without the rewards' memory, which prepare counts. Raises MarbleError for what prepare would refuse."""
+        form = {name: value for name, value in values.items() if name in FORM}
+        preset = values.get("preset") or self.definitions.get("preset", {}).get("defaultValue", "demo")
+        config = resolve_batch_sizes(load_config(preset, overrides=overrides_of(preset, **form)), {})
+        return allowed_gpu_hours(config, form, on_cluster=True)
 
     def _value(self, name: str, text: str) -> Any:
         if name not in self.definitions:
@@ -103,7 +113,8 @@ class Parameters:
 class Package:
     """A compiled pipeline file. ``version`` is its pipeline's name and the beginning of the file's SHA-256: same file, same name.
 
-    ``tags`` are the version's in Kubeflow, of 63 characters at most: which MARBLE compiled it, and the image that trains.
+    ``tags`` are the version's in Kubeflow, of 63 characters at most: which MARBLE compiled it, and the image that trains. ``pages`` are
+    the addresses of Kubeflow's and MLflow's pages by their variables, where the settings named them.
     """
 
     path: Path
@@ -111,6 +122,7 @@ class Package:
     version: str
     parameters: Parameters
     tags: Mapping[str, str] = field(default_factory=dict)
+    pages: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Package:
@@ -133,13 +145,16 @@ class Package:
         except Exception:  # noqa: BLE001 - whatever a YAML, protobuf or KFP error says, it is no pipeline
             raise MarbleError(f"{path} is no compiled pipeline: make one by marble compile.") from None
         name = parameters.pipeline
-        return cls(path, name, f"{name}-{hashlib.sha256(content).hexdigest()[:12]}", parameters, _tags(spec))
+        return cls(path, name, f"{name}-{hashlib.sha256(content).hexdigest()[:12]}", parameters, *_compiled(spec))
 
 
-def _tags(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Of a pipeline of this package; none of another."""
+def _compiled(spec: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Tags and pages of a pipeline of this package; none of another."""
     executors = spec.get("deploymentSpec", {}).get("executors", {})
     trains = executors.get("exec-train") or executors.get("exec-study-cell") or {}
     container: Mapping[str, Any] = trains.get("container", {})
-    compiled = {each["name"]: each.get("value", "") for each in container.get("env", ())}.get(PIPELINE_VERSION, "")
-    return {"marble.version": compiled[:63], "marble.image": container["image"].rpartition("/")[2][:63]} if compiled else {}
+    variables = {each["name"]: each.get("value", "") for each in container.get("env", ())}
+    if not (compiled := variables.get(PIPELINE_VERSION, "")):
+        return {}, {}
+    tags = {"marble.version": compiled[:63], "marble.image": container["image"].rpartition("/")[2][:63]}
+    return tags, {name: variables[name] for name in (KUBEFLOW_PAGE, MLFLOW_PAGE) if name in variables}

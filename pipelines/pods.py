@@ -23,7 +23,7 @@ from marble_core.runtime.environment import (
 )
 from marble_core.runtime.mlflow_server import NAMES as MLFLOW
 from marble_core.runtime.mlflow_server import OWN
-from marble_kubeflow.pipelines.settings import CERTIFICATES, MODELS, Settings
+from marble_kubeflow.pipelines.settings import AUTHORITY, CACHE, CERTIFICATES, MODELS, SCRATCH, Settings
 
 OWN_POD = {  # what a stage must know of its pod to make and own a TrainJob
     "POD_NAME": "metadata.name",
@@ -32,7 +32,6 @@ OWN_POD = {  # what a stage must know of its pod to make and own a TrainJob
     "POD_SERVICE_ACCOUNT": "spec.serviceAccountName",
 }
 RUN_OF_POD = "metadata.labels['pipeline/runid']"
-SCRATCH, CACHE, AUTHORITY = "/scratch", "/cache", "/etc/marble-ca"  # where the images look for a place to write, see images/
 
 
 AS = {"study-cell": "train", "study-report": "register"}  # a study's pods have what these have
@@ -117,6 +116,7 @@ def _of_several_nodes(settings: Settings) -> dict[str, Any]:
         "node_selector": settings.gpu.node_selector,
         "image_pull_secrets": [{"name": name} for name in settings.images.pull_secrets],
         "labels": {"app.kubernetes.io/part-of": "marble", "marble/stage": "train", **settings.labels},
+        "queue": settings.gpu.labels,  # of the job, which asks for the GPUs
         "annotations": {"sidecar.istio.io/inject": "false"},  # as of the pipeline's own pods; a sidecar would not let it end
         "gpu": settings.gpu.resource,
         "requests": {k: v for k, v in (("cpu", pod.cpu_request), ("memory", pod.memory_request)) if v},

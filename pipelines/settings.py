@@ -29,6 +29,8 @@ CERTIFICATES = (CA, "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")  # C
 GIVEN = (WEBHOOK, S3_ADDRESSING)  # of our own variables those that a secret or config map may set
 OURS = ("HF_HOME", "POD_NAME", "POD_UID", "POD_NAMESPACE", "POD_SERVICE_ACCOUNT")  # which pods.py sets, beside MARBLE_*
 
+SCRATCH, CACHE, AUTHORITY = "/scratch", "/cache", "/etc/marble-ca"  # where the images look for a place to write, see images/
+
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
+QUEUE = "kueue.x-k8s.io/queue-name"
 CREATED = "2026-01-01T00:00:00Z"
 RUNTIME = {
     "apiVersion": "trainer.kubeflow.org/v1alpha1",
@@ -133,6 +134,8 @@ class StubKube:
         assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name)
         body["metadata"] |= {"namespace": "team", "uid": str(uuid.uuid4()), "creationTimestamp": CREATED}
         self.posted.append(json.loads(json.dumps(body)))
+        if QUEUE in body["metadata"]["labels"]:
+            body["spec"]["suspend"] = True  # as Kueue's webhook has it
         self.jobs[name] = body
         threading.Thread(target=self.start, args=(body,), daemon=True).start()
         return 201, body

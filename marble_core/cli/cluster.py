@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from marble_core.cli.kubeflow import Every, Timeout, at_cluster, cluster_at, print_table, said
-from marble_core.cli.options import AsJson, File, Preset, Set, print_json
-from marble_core.cli.runs import wait_for
+from marble_core.cli.options import AsJson, File, MaxGpuHours, Preset, Set, print_json, with_limit
+from marble_core.cli.runs import Newest, print_outcomes, wait_for
 
 if TYPE_CHECKING:
     from marble_kubeflow.pipelines.cluster import Cluster
@@ -47,6 +49,7 @@ def submit(
     set_: Set = None,
     param: Param = None,
     run_id: Annotated[str, typer.Option(help="The run's name; a run that exists goes on. Default: a new one.")] = "",
+    max_gpu_hours: MaxGpuHours = None,
     experiment: Experiment = "marble",
     service_account: Account = "",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the run's end, as marble runs wait does.")] = False,
@@ -62,7 +65,7 @@ def submit(
     from marble_kubeflow.pipelines.package import Package
 
     compiled = Package.read(package)
-    given = _given(compiled, preset, config, set_, param)
+    given = _given(compiled, preset, config, with_limit(set_, max_gpu_hours), param)
     check_order(experiment, service_account, target.namespace.strip())
     name = check_run_id(run_id or given.get("run_id") or new_run_id(is_rehearsal(given)))
     if "run_id" in compiled.parameters.definitions:
@@ -72,12 +75,17 @@ def submit(
         return print_json(order.as_json(target))
     cluster = _asked(target)
     run = cluster.submit(order)
+    pages = _pages(target, compiled, run.run_id)
     if not json_ or wait:
         typer.echo(f"Run {name} is submitted; follow it: marble runs wait {name}", err=json_)
+        _say_hours(order, err=json_)
+        for where, page in pages.items():
+            typer.echo(f"{where}: {page}{f' (tag marble.run_id = {name})' if where == 'MLflow' else ''}", err=json_)
     if wait:
         return wait_for(cluster, name, timeout, every, json_)
     if json_:
-        print_json(said(run))
+        hours = compiled.parameters.gpu_hours(order.parameters)
+        print_json(said(run) | {"pages": pages} | ({"gpu_hours": asdict(hours)} if hours else {}))
 
 
 @schedule.command("create")
@@ -91,6 +99,7 @@ def create(
     config: File = None,
     set_: Set = None,
     param: Param = None,
+    max_gpu_hours: MaxGpuHours = None,
     paused: Annotated[bool, typer.Option("--paused", help="Create it paused.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of one that does something else.")] = False,
     experiment: Experiment = "marble",
@@ -105,7 +114,7 @@ def create(
 
     when, compiled = six_fields(cron), Package.read(package)
     check_order(experiment, service_account, target.namespace.strip())
-    given = _given(compiled, preset, config, set_, param)
+    given = _given(compiled, preset, config, with_limit(set_, max_gpu_hours), param)
     _no_run_id(given)
     order = _order(name, compiled, given, experiment, service_account, cron=when, enabled=not paused)
     if dry_run:
@@ -114,6 +123,16 @@ def create(
     if json_:
         return print_json(said(there))
     typer.echo(f"Schedule {name}: {when}" if is_new else f"Schedule {name} was there already, and is as it should be")
+    _say_hours(order)
+
+
+@schedule.command("runs")
+@at_cluster
+def schedule_runs(target: Target, name: Name, limit: Newest = 20, json_: AsJson = False) -> None:
+    """A schedule's newest runs: when, how each ended, the gate's decision, the gain over the base, the version, GPU hours."""
+    from marble_kubeflow.pipelines.schedule_runs import runs_of_schedule
+
+    print_outcomes(runs_of_schedule(cluster_at(target), name, limit), json_)
 
 
 @schedule.command("list")
@@ -196,6 +215,25 @@ def _given(
         if name in given:
             raise MarbleError(f"The pipeline's parameter {name!r} is given twice: leave out --param {name}=.")
     return given | made
+
+
+def _say_hours(order: Order, err: bool = False) -> None:
+    """What a run is estimated at; nothing of one without GPUs, or whose model's sizes are not known here."""
+    if (hours := order.package.parameters.gpu_hours(order.parameters)) and hours.high:
+        typer.echo(f"A run: {hours}" if order.cron else str(hours), err=err)
+
+
+def _pages(target: Target, package: Package, run: str) -> dict[str, str]:
+    """Where people see the run, as far as it is known here; it is in MLflow once its first stage has begun."""
+    from marble_core.runtime.environment import KUBEFLOW_PAGE, MLFLOW_PAGE
+    from marble_core.types import without_secrets
+
+    mlflow = package.pages.get(MLFLOW_PAGE) or os.environ.get("MLFLOW_TRACKING_URI", "")
+    found = {
+        "Kubeflow": target.run_page(run, package.pages.get(KUBEFLOW_PAGE, "")),
+        "MLflow": without_secrets(mlflow) if mlflow.startswith("http") else "",
+    }
+    return {where: page for where, page in found.items() if page}
 
 
 def _no_run_id(given: Mapping[str, str]) -> None:

@@ -29,11 +29,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "submit": (
         "marble submit --param preset=demo --param steps=40",
         "marble submit pipeline.yaml --run-id first --wait --json    # exit code as of marble runs wait",
+        "marble submit --param gpus=8 --max-gpu-hours 400    # refused before it is sent where the estimate is above",
         "marble submit --dry-run",
     ),
     "schedule create": (
         "marble schedule create nightly --cron '0 3 * * *' --param start_from=champion --param new_prompts=mix",
     ),
+    "schedule runs": ("marble schedule runs nightly -n 7", "marble schedule runs nightly --json"),
     "schedule list": ("marble schedule list --json",),
     "schedule update": (
         "marble schedule update nightly --cron '0 5 * * 1-5' --param steps=80",
@@ -70,6 +72,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "serve": (
         "marble serve --preset sd35-medium-1gpu-24g --set registry.model=marble",
         "marble serve --preset demo --port 8001 --every 5",
+        "marble serve --preset sd35-medium-1gpu-24g --render kserve --settings settings.yaml    # YAML for kubectl apply -f -",
     ),
     "rollback": ("marble rollback", "marble rollback marble --to 3"),
     "checkpoints list": ("marble checkpoints list nightly-7",),

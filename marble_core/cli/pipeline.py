@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marble_core.cli.options import ROOT, File, Preset, Set, load
+from marble_core.cli.options import ROOT, File, MaxGpuHours, Preset, Set, load, with_limit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ def run(
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Two steps and a few prompts through every stage; says what the run will take.")
     ] = False,
+    max_gpu_hours: MaxGpuHours = None,
     containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
     registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
     tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
@@ -40,11 +41,13 @@ def run(
     """
     from marble_core.cli.extras import ON_THIS_MACHINE, require
     from marble_core.config.stage_files import check_run_id, new_run_id
+    from marble_core.estimate import allowed_gpu_hours
 
-    settings, overrides = load(preset, config, set_)
+    settings, overrides = load(preset, config, with_limit(set_, max_gpu_hours))
     require(("kfp",) if containers else ON_THIS_MACHINE, ["run"])
     images = _images(registry, tag) if containers else None
     check_run_id(name := run_id or new_run_id(rehearse))
+    hours = allowed_gpu_hours(settings, {"rehearse": "yes" if rehearse else ""}, on_cluster=False)
     _check_before(settings, containers)
     from rich.console import Console
 
@@ -53,6 +56,8 @@ def run(
     console = Console(highlight=False)
     what = f"{settings.train.steps} steps of {settings.balance.method}"
     console.print(f"{f'Rehearsal {name} of' if rehearse else f'Run {name}:'} {what}. Starting the services ...")
+    if hours and hours.high:
+        console.print(str(hours))
     with embedded(ROOT, settings.storage.bucket, ROOM) as environment:
         os.environ.update(environment)
         from marble_kubeflow.pipelines.local import run as run_pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,7 @@ from marble_core.cli.options import AsJson, print_json
 from marble_core.runtime.progress_lines import in_minutes
 
 if TYPE_CHECKING:
+    from marble_core.tracking.run_facts import RunFacts
     from marble_kubeflow.pipelines.cluster import Cluster
     from marble_kubeflow.pipelines.connection import Target
 
@@ -31,24 +33,30 @@ app = typer.Typer(help="The runs in Kubeflow.", no_args_is_help=True)
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, which is its run id, or its id in Kubeflow.")]
 
 
+Newest = Annotated[int, typer.Option("-n", min=1, help="How many, of the newest.")]
+
+
 @app.command("list")
 @at_cluster
 def list_runs(
     target: Target,
-    limit: Annotated[int, typer.Option("-n", min=1, help="How many, of the newest.")] = 20,
+    limit: Newest = 20,
     json_: AsJson = False,
 ) -> None:
-    """The newest runs, with their state; of one that goes on how far it is, and why it waits."""
+    """The newest runs, with their state and GPU hours; of one that goes on how far it is, and why it waits."""
     runs = cluster_at(target).runs(limit=limit)
-    asked = _end_orphans(runs)
+    facts, asked = _facts(runs, _end_orphans(runs))
     progress = [None if _has_ended(run) else _progress(run, asked) for run in runs]
     if json_:
-        return print_json([said(run) | ({"progress": far} if far else {}) for run, far in zip(runs, progress, strict=True)])
+        found = zip(runs, progress, strict=True)
+        return print_json([said(run) | ({"progress": far} if far else {}) | _cost(facts.get(run.run_id)) for run, far in found])
+    hours = [facts[run.run_id].gpu_hours if run.run_id in facts else "" for run in runs]
+    costly = any(hours)  # without GPUs there is no such column
     rows = [
-        (run.display_name, str(run.state or ""), *_cells(far or {}), _created(run))
-        for run, far in zip(runs, progress, strict=True)
+        (run.display_name, str(run.state or ""), *_cells(far or {}), *([cost] if costly else []), _created(run))
+        for run, far, cost in zip(runs, progress, hours, strict=True)
     ]
-    print_table(("run", "state", "stage", "step", "left", "attempt", "created"), rows)
+    print_table(("run", "state", "stage", "step", "left", "attempt", *(["GPU hours"] if costly else []), "created"), rows)
     for run, far in zip(runs, progress, strict=True):
         if far and far["waits"]:
             typer.echo(f"{run.display_name}: {far['waits']}")
@@ -63,13 +71,15 @@ def show(
 ) -> None:
     """One run: its state, how far it is, its parameters, and what failed or waits."""
     found = cluster_at(target).run(run)
-    asked = _end_orphans([found])
-    far = _progress(found, asked)
+    facts, asked = _facts([found], _end_orphans([found]))
+    far, known = _progress(found, asked), facts.get(found.run_id)
     if json_:
-        return print_json(said(found) | {"progress": far})
+        return print_json(said(found) | {"progress": far} | _cost(known))
     typer.echo(_state(found))
     if line := _in_words(far):
         typer.echo(f"  {line}")
+    if known and known.gpu_hours:
+        typer.echo(f"  GPU hours: {known.gpu_hours} estimated")
     for key, value in ((found.runtime_config and found.runtime_config.parameters) or {}).items():
         typer.echo(f"  {key}={value}")
 
@@ -113,6 +123,55 @@ def wait_for(cluster: Cluster, name: str, timeout: float | None, every: float, j
         from marble_kubeflow.pipelines.run_state import state_of
 
         raise typer.Exit(CANCELED if state_of(run) == "CANCELED" else FAILED)
+
+
+def print_outcomes(runs: Sequence[Any], json_: bool) -> None:
+    """Runs that have ended, one line each, with what MLflow knows of them."""
+    from marble_core.tracking.run_facts import RunFacts
+
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        typer.echo("Set MLFLOW_TRACKING_URI to see decisions, gains and versions too: Kubeflow does not know them.", err=True)
+    facts, _ = _facts(runs, _end_orphans(runs))
+    known = [facts.get(run.run_id, RunFacts()) for run in runs]
+    if json_:
+        return print_json([said(run) | asdict(each) for run, each in zip(runs, known, strict=True)])
+    rows = [
+        (
+            _created(run),
+            run.display_name,
+            _final(run),
+            each.decision,
+            "" if each.gain is None else f"{each.gain:+.3f}",
+            each.version,
+            each.gpu_hours,
+        )
+        for run, each in zip(runs, known, strict=True)
+    ]
+    print_table(("date", "run", "state", "decision", "gain over base", "version", "GPU hours"), rows)
+
+
+def _facts(runs: Sequence[Any], ask_mlflow: bool) -> tuple[Mapping[str, RunFacts], bool]:
+    """By the runs' ids in Kubeflow, and whether MLflow may be asked more."""
+    from marble_core.tracking.run_facts import run_facts
+    from marble_core.types import MarbleError
+
+    try:
+        return (run_facts(run.run_id for run in runs) if ask_mlflow else {}), ask_mlflow
+    except MarbleError as error:
+        typer.echo(f"MLflow was not asked: {error}", err=True)
+        return {}, False
+
+
+def _cost(facts: RunFacts | None) -> dict[str, Any]:
+    """Of a run with GPUs."""
+    known = {"estimated": facts.gpu_hours_estimated, "spent": facts.gpu_hours_spent} if facts else {}
+    return {"gpu_hours": known} if any(value is not None for value in known.values()) else {}
+
+
+def _final(run: Any) -> str:
+    from marble_kubeflow.pipelines.run_state import state_of
+
+    return state_of(run)
 
 
 def _end_orphans(runs: Sequence[Any]) -> bool:

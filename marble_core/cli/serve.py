@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,17 +21,43 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
     every: Annotated[float, typer.Option(min=1, help="Seconds between two looks at the registry's alias.")] = 30,
+    render: Annotated[
+        str, typer.Option(help="Print it for a cluster instead: kserve (an InferenceService) or deployment (and its Service).")
+    ] = "",
+    name: Annotated[str, typer.Option(help="With --render: the name of what is printed. Default: marble.")] = "",
+    pods: Annotated[
+        Path | None,
+        typer.Option("--settings", help="With --render: the settings file of marble compile, for image and secrets."),
+    ] = None,
 ) -> None:
     """Serve the champion of registry.model: POST /v1/images/generations, and a page with base and champion side by side.
 
     The alias is looked at again and again: a promoted version is loaded beside the old one and takes over, and a roll-back is
     followed at once. There is no key: whoever reaches the port may draw.
     """
+    settings, overrides = load(preset, config, assignments)
+    if render or name or pods:
+        return print(_rendered(render, name or "marble", preset, overrides, every, settings.hardware.gpus, pods), end="")
     from marble_core.services.local import addresses, embedded
     from marble_core.serving.server import run
 
-    settings, _ = load(preset, config, assignments)
     with ExitStack() as stack:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             os.environ.update(addresses(ROOT) or stack.enter_context(embedded(ROOT)))
         run(settings, host, port, every, print)
+
+
+def _rendered(form: str, name: str, preset: str, overrides: Sequence[str], every: float, gpus: int, file: Path | None) -> str:
+    """The manifest of this very command line, in a pod with one GPU, or none for a preset without."""
+    from marble_core.types import MarbleError
+    from marble_kubeflow.pipelines.serving import FORMS, rendered
+    from marble_kubeflow.pipelines.settings import read_settings
+
+    if form not in FORMS:
+        raise MarbleError(f"There is no --render {form!r}: give one of {', '.join(FORMS)}.")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?", name):
+        raise MarbleError(
+            f"The name {name!r} is none of Kubernetes': give --name small letters, digits and dashes, such as marble."
+        )
+    arguments = ["--preset", preset, *(part for each in overrides for part in ("--set", each)), "--every", f"{every:g}"]
+    return rendered(FORMS[form], name, arguments, min(1, gpus), read_settings(file))

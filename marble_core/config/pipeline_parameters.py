@@ -88,6 +88,15 @@ def gpus_of(form: Mapping[str, Any]) -> tuple[str, str]:
     return str(_count("gpus", form.get("gpus", ""))), str(_evaluation_gpus(form.get("evaluation_gpus", "")))
 
 
+def gpus_held(config: RunConfig, form: Mapping[str, Any], on_cluster: bool) -> tuple[int, int]:
+    """The GPUs that the run holds while it trains, over all nodes, and while it evaluates; here, those of ``hardware``."""
+    if not on_cluster:
+        return config.hardware.gpus, min(1, config.hardware.gpus)
+    train, nodes = config.train, config.train.nodes
+    own, evaluation = map(int, gpus_of(form))
+    return (nodes * train.processes if nodes > 1 else own), evaluation
+
+
 def _evaluation_gpus(text: str) -> int:
     count = _count("evaluation_gpus", text)
     if count > 1:

@@ -27,6 +27,7 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER_DIRECTORY = "adapter_weights"  # of a model that mlflow.diffusers logged
 HISTORY = "history.jsonl"  # one line per step
 WATCH = "watch.jsonl"  # one line per look: docs/watching.md, section 4; in a checkpoint and beside the checkpoints too
+PROGRESS = "progress.json"  # beside the checkpoints alone: how far the training is, written anew after each step
 SAMPLES = "samples"  # grids of images of fixed prompts, step-000010.png, and their prompts.json
 # Written by evaluate.
 EVALUATION = "evaluation.json"

@@ -60,6 +60,8 @@ class HardwareConfig(Section):
     """Where gpu is null: dense TFLOP/s of each GPU in the model's precision, as its maker states; without a GPU, of the CPU. [O]"""
     utilisation: Share = 0.35
     """Share of tflops that the estimate of hours expects; a guess until it is measured. [O]"""
+    max_gpu_hours: float | None = Field(None, ge=0)
+    """GPU hours that a run may be estimated at, at most: one above is refused before it begins; null: any. [O]"""
 
 
 class TrainConfig(Section):

@@ -4,6 +4,7 @@ It is an estimate: its memory is held against measured peaks on the CPU in tests
 """
 
 from marble_core.estimate.fit import check_fits, resolve_batch_sizes
+from marble_core.estimate.gpu_hours import GpuHours, allowed_gpu_hours, check_gpu_hours, gpu_hours_of
 from marble_core.estimate.hours import Hours, hours_of
 from marble_core.estimate.memory import GIB, Memory, checkpoint_of, memory_of
 from marble_core.estimate.sizes import Sizes, sizes_of
@@ -11,12 +12,16 @@ from marble_core.estimate.work import Work, work_of
 
 __all__ = [
     "GIB",
+    "GpuHours",
     "Hours",
     "Memory",
     "Sizes",
     "Work",
+    "allowed_gpu_hours",
     "check_fits",
+    "check_gpu_hours",
     "checkpoint_of",
+    "gpu_hours_of",
     "hours_of",
     "memory_of",
     "resolve_batch_sizes",

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from marble_core.runtime.environment import AGAIN, ATTEMPT, FAILURE
+from marble_core.runtime.environment import AGAIN, ATTEMPT, FAILURE, GPUS_SINCE
 from marble_core.types import MarbleError, Outage
 
 FRUITLESS = 3  # attempts in a row that end for the same reason and get no further
@@ -69,7 +70,9 @@ def keep_at_it(stage: str, arguments: Sequence[str], wanted: Again, reached: Cal
     before = signal.signal(signal.SIGTERM, end)
     try:
         seen: list[tuple[Failure, str]] = []
-        while (failure := _attempt(stage, arguments, len(seen) + 1, seen, running)) is not None:
+        since = time.time()
+        while (failure := _attempt(stage, arguments, seen, running, since)) is not None:
+            since = time.time()  # the pod holds its GPUs in the pause too
             if told_to_end.is_set():
                 sys.exit(128 + signal.SIGTERM)
             seen.append((failure, reached()))
@@ -83,14 +86,18 @@ def keep_at_it(stage: str, arguments: Sequence[str], wanted: Again, reached: Cal
 
 
 def _attempt(
-    stage: str, arguments: Sequence[str], number: int, seen: list[tuple[Failure, str]], running: list[subprocess.Popen[bytes]]
+    stage: str,
+    arguments: Sequence[str],
+    seen: list[tuple[Failure, str]],
+    running: list[subprocess.Popen[bytes]],
+    since: float,
 ) -> Failure | None:
     """None where it succeeded."""
     with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
         file = Path(scratch) / "failure.json"
-        environment = {**os.environ, AGAIN: "", FAILURE: str(file)}
+        environment = {**os.environ, AGAIN: "", FAILURE: str(file), GPUS_SINCE: str(since)}
         if seen:
-            environment[ATTEMPT] = f"{number}: {seen[-1][0].reason}"
+            environment[ATTEMPT] = f"{len(seen) + 1}: {seen[-1][0].reason}"
         command = [sys.executable, "-m", "marble_core.stage_process", stage, *arguments]
         running[:] = [subprocess.Popen(command, env=environment)]
         code = running[0].wait()

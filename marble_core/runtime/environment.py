@@ -15,6 +15,7 @@ AGAIN = "MARBLE_AGAIN"  # JSON, which pipelines/pods.py writes: how often a stag
 ATTEMPT = "MARBLE_ATTEMPT"  # of the work: which attempt it is, and why the one before ended
 FAILURE = "MARBLE_FAILURE"  # the file in which the work says why it ends
 CA = "MARBLE_CA"  # a file of private roots (PEM), trusted beside the public ones by all clients: runtime/certificates.py
+GPUS_SINCE = "MARBLE_GPUS_SINCE"  # seconds since the epoch: from when the GPU hours of a stage's attempt count, see tracking/gpu_hours.py
 IMAGE = "MARBLE_IMAGE"  # a stage's image with its digest
 WEBHOOK = "MARBLE_WEBHOOK"  # the address that notices go to, a secret: tracking/notices.py
 S3_ADDRESSING = (

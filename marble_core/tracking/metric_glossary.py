@@ -37,6 +37,8 @@ GLOSSARY = {
     "watch/ties/NAME": "share of watched prompts whose images all have the same reward, and so no signal",
     "watch/diversity": "relative change of the distance between the images of one prompt: -.2 is a fifth lost",
     "watch/alarm": "1 where a witness or a reward's fall shows hacking or damage; loss of diversity is told apart",
+    "gpu_hours/estimated": "GPU hours that the run was estimated at, at most, before it began: what `--max-gpu-hours` is held against",
+    "gpu_hours/spent": "GPU hours of the run so far: seconds of its stages times the GPUs that they hold, over all attempts; not written without GPUs",
     "metrics_failed": "groups of these numbers that could not be computed in this step; a note says why, and the step was made all the same",
 }
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
+from marble_core.runtime.pace import seconds_left
 from marble_core.tracking.connection import mlflow_client
 from marble_core.tracking.kubeflow_page import RUN_TAG
 from marble_core.tracking.run_tree import PARENT_TAG, STAGE_TAG
@@ -16,8 +15,6 @@ from marble_core.tracking.run_tree import PARENT_TAG, STAGE_TAG
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-RECENT = 20  # steps, whose median duration is the pace
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,5 @@ def _training(client: MlflowClient, run: Run) -> tuple[int | None, int | None, f
     history = sorted(client.get_metric_history(run.info.run_id, "skipped"), key=lambda each: (each.timestamp, each.step))
     if not history:
         return None, steps, None
-    times = [each.timestamp / 1000 for each in history[-RECENT - 1 :]]
-    if steps is None or len(times) < 2:
-        return history[-1].step, steps, None
-    pace = median(later - earlier for earlier, later in itertools.pairwise(times))
-    since = min(time.time() - times[-1], pace)  # of the step that goes on
-    return history[-1].step, steps, max(0.0, (steps - history[-1].step) * pace - since)
+    step, times = history[-1].step, [each.timestamp / 1000 for each in history]
+    return step, steps, None if steps is None else seconds_left(times, step, steps, time.time())

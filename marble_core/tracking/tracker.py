@@ -128,6 +128,12 @@ class Tracker:
         """In the background; nothing where the first of them has the same value at this step already."""
         self._put(metrics, step, time.time())
 
+    def last_of(self, key: str) -> tuple[int, float] | None:
+        """The step and the value of a metric's last step; (0, 0.0) where it has none yet, None where MLflow does not answer."""
+        found: list[tuple[int, float]] = []
+        answered = self._attempt(f"question for {key}", lambda: found.extend(self._known(key)))
+        return max(found, default=(0, 0.0)) if answered else None
+
     def flush(self, seconds: float) -> int:
         """Waits for the metrics that are on their way. Returns how many steps' are still not sent after so many seconds."""
         return self._sender.flush(seconds)

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from marble_core.config.stage_files import TRAIN_PROMPTS, WATCHED_PROMPTS
 from marble_core.runtime import cpus
 from marble_core.runtime.certificates import trust_private_roots
 from marble_core.runtime.child_process import ChildProcess, end_with_the_parent
+from marble_core.runtime.environment import GPUS_SINCE
 from marble_core.training.heartbeat import Listener
 from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
 from marble_core.types import MarbleError, Outage
@@ -108,6 +110,7 @@ def main(prepared: str, out: str) -> None:
     from marble_core.training.loop import run_training
     from marble_core.training.termination import Terminated
 
+    os.environ.setdefault(GPUS_SINCE, str(time.time()))  # of a TrainJob's pod, which has waited in no queue yet
     end_with_the_parent()
     quieten()
     settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from marble_core.algorithm.methods import make_balancer
 from marble_core.checkpoints import Away, CheckpointStore, Taken
 from marble_core.checkpoints.start_from import beginning
 from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import HISTORY, WATCH
+from marble_core.config.stage_files import HISTORY, PROGRESS, WATCH
 from marble_core.evaluation.watch import Look
 from marble_core.models.policy import Policy
 from marble_core.rewards.registry import load_scorers
@@ -26,6 +27,7 @@ from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
 from marble_core.tracking.step_history import write_history
+from marble_core.training.progress_report import ProgressReport
 from marble_core.training.samples import Samples
 from marble_core.training.saving import Checkpoints, Saving
 from marble_core.training.state import load_state, load_weights
@@ -196,7 +198,8 @@ def _tracked_training(
     watched: Sequence[Prompt],
 ) -> None:
     from marble_core.runtime import progress
-    from marble_core.tracking import metric_glossary, registry
+    from marble_core.tracking import metric_glossary
+    from marble_core.tracking.gpu_hours import gpu_hours_told, gpus_of_stage
     from marble_core.tracking.kubeflow_page import described
     from marble_core.tracking.tracker import Tracker, run_params
 
@@ -208,16 +211,21 @@ def _tracked_training(
         progress.emit("train", note=metric_glossary.of_the_progress_line())
     say_missing_gpus("train", -(-config.hardware.gpus // config.train.nodes))
     status = "FAILED"
+    counted = ExitStack()
     try:
+        used = distributed.world() // config.train.nodes
+        counted.enter_context(gpu_hours_told(tracker, gpus_of_stage(used, config.train.nodes)))
         learner = start_learner(config)
         progress.emit("train", note=_on_the_device(learner))
         samples = Samples(tracker, prompts, checkpoints.local.parent)
+        told = ProgressReport(config.train.steps, checkpoints.local.parent / PROGRESS)
 
         def report(done: StepReport) -> None:
             tracker.log_history(learner.history)
             samples.show(learner)
             note = f"{'SKIPPED: ' if done.skipped else ''}{'; '.join(done.notes)}"
             progress.emit("train", done.step, config.train.steps, note, done.metrics)
+            told.step(done)
 
         watch = Watch(config, watched, checkpoints.local.parent / WATCH, partial(_show_look, tracker, config, run_id))
         train(learner, prompts, checkpoints, report, watch, begun=lambda: samples.show(learner))
@@ -228,23 +236,31 @@ def _tracked_training(
         write_history(learner.history, out / HISTORY)
         watch.save(out)
         samples.save(out)
-        tracker.log_history(learner.history)
-        if unsent := tracker.flush(60 * config.storage.max_unsaved_minutes):
-            raise Outage(
-                f"MLflow has not taken the metrics of {unsent} steps; they are in the run's checkpoint: "
-                f"start the run {run_id} again when MLflow answers."
-            )
-        for path in (out / HISTORY, out / WATCH):
-            if path.is_file():
-                tracker.log_artifact(path)
-        metadata = {"rewards": list(config.reward_names), "method": config.balance.method, "config": config.digest}
-        registry.log_adapter(out, portable(config.model.path), tracker.mlflow_run_id, learner.step, metadata)
+        _hand_over(tracker, config, run_id, learner, out)
         status = "RUNNING"  # evaluation and the gate still belong to the run
     except Terminated:
         status = "KILLED"
         raise
     finally:
+        counted.close()
         _end(tracker, checkpoints, status)
+
+
+def _hand_over(tracker: Tracker, config: RunConfig, run_id: str, learner: Learner, out: Path) -> None:
+    """What MLflow gets of a finished training. Raises Outage where it has not taken the steps."""
+    from marble_core.tracking import registry
+
+    tracker.log_history(learner.history)
+    if unsent := tracker.flush(60 * config.storage.max_unsaved_minutes):
+        raise Outage(
+            f"MLflow has not taken the metrics of {unsent} steps; they are in the run's checkpoint: "
+            f"start the run {run_id} again when MLflow answers."
+        )
+    for path in (out / HISTORY, out / WATCH):
+        if path.is_file():
+            tracker.log_artifact(path)
+    metadata = {"rewards": list(config.reward_names), "method": config.balance.method, "config": config.digest}
+    registry.log_adapter(out, portable(config.model.path), tracker.mlflow_run_id, learner.step, metadata)
 
 
 def _end(tracker: Tracker, checkpoints: CheckpointStore, status: str) -> None:

@@ -120,7 +120,7 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
     return {
         "apiVersion": "/".join(_JOBS),
         "kind": "TrainJob",
-        "metadata": {"name": name, "labels": {**pods["labels"], **run}, "ownerReferences": [owner]},
+        "metadata": {"name": name, "labels": {**pods["labels"], **pods["queue"], **run}, "ownerReferences": [owner]},
         "spec": {
             "runtimeRef": {"name": RUNTIME, "kind": "ClusterTrainingRuntime"},
             "trainer": {
@@ -191,7 +191,8 @@ class TrainJob:
             raise
 
     def follow(self, seconds: float, refused: Callable[[], bool]) -> str:
-        """Forward its log until it has ended, and return Complete or Failed. Raises MarbleError after ``seconds``.
+        """Forward its log until it has ended, and return Complete or Failed. Raises MarbleError after ``seconds``, in which the time
+        in a queue does not count.
 
         ``refused`` says whether a process stopped for what no repetition heals: the job is over then, though Kubernetes would
         start the process again and again.
@@ -209,6 +210,7 @@ class TrainJob:
 
     def _ended_within(self, seconds: float, refused: Callable[[], bool]) -> str:
         begun = answered = time.monotonic()
+        queued = False
         while True:
             try:
                 status, answered = self._status(), time.monotonic()
@@ -220,12 +222,21 @@ class TrainJob:
                     return status
                 if not status:
                     raise MarbleError(f"The TrainJob {self.name} was deleted while it trained: start the run again to go on.")
+                queued = self._waits_in_a_queue()
+                begun = time.monotonic() if queued else begun
             with contextlib.suppress(MarbleError):  # S3 is away: Kubernetes will tell
                 if refused():
                     return FAILED
-            if time.monotonic() - begun > seconds:
+            if not queued and time.monotonic() - begun > seconds:
                 raise MarbleError(self._late(seconds))
             time.sleep(POLL)
+
+    def _waits_in_a_queue(self) -> bool:
+        """Kueue suspends a job until its queue has room. False where Kubernetes does not answer, which the next question will say."""
+        with contextlib.suppress(Exception):
+            job = self._client.backend.custom_api.get_namespaced_custom_object(*_JOBS, self.namespace, "trainjobs", self.name)
+            return bool(job["spec"].get("suspend"))
+        return False
 
     def _late(self, seconds: float) -> str:
         """The sentence after a time-out, with what Kubernetes said last, such as that no node has GPUs enough."""

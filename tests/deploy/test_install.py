@@ -39,6 +39,7 @@ NEEDS = {  # a real call of each command: the package that a plain install lacks
     "run": (["run"], "kfp"), "init": (["init", "x.yaml"], None), "check": (["check"], "httpx2"), "list": (["list", "rewards"], None), "fetch": (["fetch", "demo"], None),
     "evaluate": (["evaluate", "--limit", "1"], "torch"), "compile": (["compile"], "kfp"), "submit": (["submit", "--dry-run"], "kfp"),
     "schedule create": (["schedule", "create", "x", "--cron", "0 3 * * *"], "kfp"), "schedule list": (["schedule", "list"], "kfp"),
+    "schedule runs": (["schedule", "runs", "x"], "kfp"),
     "schedule update": (["schedule", "update", "x", "--cron", "0 3 * * *"], "kfp"), "schedule pause": (["schedule", "pause", "x"], "kfp"),
     "schedule resume": (["schedule", "resume", "x"], "kfp"), "schedule delete": (["schedule", "delete", "x"], "kfp"),
     "runs list": (["runs", "list"], "kfp"), "runs show": (["runs", "show", "x"], "kfp"), "runs cancel": (["runs", "cancel", "x"], "kfp"),

@@ -18,7 +18,7 @@ from marble_core.training import trainjob
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.marble import compile_to
 from marble_kubeflow.pipelines.settings import read_settings
-from stub_kube import StubKube
+from stub_kube import QUEUE, StubKube
 from train_pod import OWN_POD, PODS, Stage
 from waiting import eventually
 
@@ -105,6 +105,22 @@ def test_a_job_that_is_not_done_in_time_is_deleted_and_the_sentence_says_what_ku
     with pytest.raises(MarbleError, match=r"not done within 0 hours \(0/3 nodes are available: insufficient nvidia.com/gpu\)"):
         stage()
     assert kube.jobs == {}
+
+
+def test_the_time_in_a_queue_does_not_count_and_the_queues_label_is_the_jobs_alone(
+    kube: StubKube, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(environment.NODES, json.dumps(json.loads(PODS) | {"seconds": 0, "queue": {QUEUE: "team"}}))
+
+    def start(job: dict[str, Any]) -> None:
+        asked = len(kube.calls)
+        assert eventually(lambda: len(kube.calls) > asked + 20), "it is still followed"
+        stage.trained(kube)(job)
+
+    kube.start = start
+    stage()
+    (job,) = kube.posted
+    assert job["metadata"]["labels"][QUEUE] == "team" and QUEUE not in json.dumps(job["spec"])
 
 
 def test_a_job_that_somebody_deletes_and_a_kubernetes_that_refuses_are_one_sentence_each(
@@ -210,7 +226,7 @@ images: {pull_secrets: [pull]}
 secrets: [{name: mine, keys: [HF_TOKEN], stages: [train], optional: false}, {name: others, keys: [KEY], stages: [register]}]
 authority: {config_map: company-ca}
 pods: {train: {memory_limit: 400Gi}}
-gpu: {node_selector: {gpu: H100}, resource: amd.com/gpu}
+gpu: {node_selector: {gpu: H100}, resource: amd.com/gpu, labels: {kueue.x-k8s.io/queue-name: team}}
 volumes: {cache_claim: models}
 """)
     spec, platform = yaml.safe_load_all(compile_to(tmp_path / "p.yaml", read_settings(file)).read_text())
@@ -230,3 +246,4 @@ volumes: {cache_claim: models}
     assert volumes["cache"]["persistentVolumeClaim"] == {"claimName": "models"} and mounts["cache"]["mountPath"] == "/cache"
     assert pods["gpu"] == "amd.com/gpu" and pods["limits"] == {"memory": "400Gi"} and pods["node_selector"] == {"gpu": "H100"}
     assert pods["image_pull_secrets"] == [{"name": "pull"}]
+    assert pods["queue"] == {QUEUE: "team"} and QUEUE not in pods["labels"]
