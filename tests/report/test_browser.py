@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium
+from browser import Browser, chromium, sandboxed
 from report_builders import written_comparison, written_report
 
 LAYOUTS = {
@@ -133,6 +133,17 @@ def test_no_column_of_the_results_is_cut_off_at_1280_px(browser: Browser, report
         )
         == []
     )
+
+
+def test_in_kubeflow_s_frame_the_report_and_its_first_images_are_seen(browser: Browser, report: Path) -> None:
+    """sandbox="allow-scripts", which has no origin; the pane is 600 px high."""
+    with sandboxed(report) as url:
+        browser.open(url, width=880)
+        assert browser.evaluate("origin") == "null" and browser.evaluate(FIRST_SCREEN % 600)["images"] >= 2
+        asked = [one for one in browser.requests if not one.startswith("data:image/")]
+        assert (
+            set(asked) <= {url, url.replace("page.html", "favicon.ico")} and browser.errors == []
+        )  # the browser itself wants an icon
 
 
 def test_what_scrolls_is_reached_by_the_keyboard(browser: Browser, report: Path) -> None:
