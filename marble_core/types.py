@@ -43,13 +43,6 @@ def without_secrets(text: str) -> str:
     return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text))
 
 
-def duration(seconds: float) -> str:
-    """In words: 8.2 s, 4.0 min, 13.9 h."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
-
-
 class MarbleError(Exception):
     """An error that the user can mend. Its text is one sentence: what is wrong, where, and what to do.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from marble_core.config.errors import leaves
 from marble_core.config.loading import load_config
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
 from marble_core.estimate import GpuHours, allowed_gpu_hours, resolve_batch_sizes
@@ -99,7 +100,11 @@ class Parameters:
 
     def _value(self, name: str, text: str) -> Any:
         if name not in self.definitions:
-            near = difflib.get_close_matches(name, self.definitions, n=1, cutoff=0.4)
+            leaf, settings = name.rpartition(".")[2], leaves()
+            near = [leaf] if leaf in self.definitions else difflib.get_close_matches(name, self.definitions, n=1, cutoff=0.4)
+            if leaf not in self.definitions and leaf in settings:
+                found = name if name in settings[leaf] else settings[leaf][0]
+                raise MarbleError(f"The pipeline has no parameter {name!r}: give the setting by --set {found}={text[:40]}.")
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(self.definitions)) or 'none'}."
             raise MarbleError(f"The pipeline has no parameter {name!r}: {hint}")
         read, what = TYPES.get(self.definitions[name].get("parameterType", "STRING"), TYPES["STRING"])

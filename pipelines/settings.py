@@ -16,7 +16,7 @@ from marble_core import __version__
 from marble_core.config.errors import sentence
 from marble_core.config.kubernetes import LabelKey, LabelValue, Name, Quantity, Resource, ResourceOrNone, amount
 from marble_core.config.loading import merged
-from marble_core.config.section import Section
+from marble_core.config.section import Hours, HoursFromZero, Section, WholeSeconds
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.runtime.environment import CA, S3_ADDRESSING, WEBHOOK
 from marble_core.types import MarbleError
@@ -74,7 +74,7 @@ class Pod(Section):
     cpu_limit: Quantity | None = None
     memory_request: Quantity | None = None
     memory_limit: Quantity | None = None
-    timeout_hours: float = Field(1, gt=0)
+    timeout_hours: Hours = 1  # or a duration such as 90m
     retries: int = Field(2, ge=0)  # of train's and evaluate's work, by the stage's own parent process, in the same pod
     pods: int = Field(2, ge=0)  # further pods, which Kubeflow makes where Kubernetes took one
 
@@ -98,9 +98,9 @@ PODS: dict[Stage, Pod] = {
 class Backoff(Section):
     """The wait before another attempt: ``seconds``, then ``factor`` times as long each time, at most ``max_seconds``."""
 
-    seconds: int = Field(30, ge=0)
+    seconds: WholeSeconds = 30  # or a duration such as 1m, as max_seconds
     factor: int = Field(2, ge=1)  # whole: Argo reads no other
-    max_seconds: int = Field(600, ge=0)
+    max_seconds: WholeSeconds = 600
 
 
 class Toleration(Section):
@@ -165,8 +165,8 @@ CONFIG_MAPS = (
 class Workflow(Section):
     """Of a run as a whole, in Kubernetes. Empty: what the cluster's own settings say."""
 
-    deadline_hours: float | None = Field(None, gt=0)  # from its start; then it is ended, and goes on with --run-id
-    keep_hours: float | None = Field(None, ge=0)  # its pods' objects and their logs, once it has ended
+    deadline_hours: Hours | None = None  # or a duration such as 2d, from its start; then it is ended, and goes on with --run-id
+    keep_hours: HoursFromZero | None = None  # or a duration such as 7d; its pods' objects and their logs, once it has ended
 
 
 class Pages(Section):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from commands import TINY, environment
+from marble_core.cli.options import REFUSED
 from paths import ROOT
 from waiting import eventually
 
@@ -54,6 +55,6 @@ def test_two_runs_in_two_directories_at_once_have_servers_of_their_own_and_both_
         return None not in [process.poll() for process in running]
 
     assert eventually(ended, 1800)
-    assert [process.returncode for process in running] == [0, 0], [(place / "log").read_text() for place in places]
+    assert {process.returncode for process in running} <= {0, REFUSED}, [(place / "log").read_text() for place in places]
     assert len(seen) == 4, "S3 and MLflow of each"
     assert all((place / ".marble" / "runs" / "same" / "report.html").is_file() for place in places)

@@ -5,9 +5,24 @@ import re
 from paths import ROOT
 
 PAGES = (
-    *("README.md", "docs/index.md", "docs/laptop.md", "docs/extending.md", "docs/prompts.md", "docs/logged_numbers.md"),
-    *("docs/reading_a_report.md", "docs/troubleshooting.md", "docs/upgrading.md", "docs/api.md"),
-    *("docs/rehearsal.md", "docs/performance.md", "docs/cluster.md"),
+    *(
+        "README.md",
+        "docs/index.md",
+        "docs/laptop.md",
+        "docs/command_line.md",
+        "docs/extending.md",
+        "docs/prompts.md",
+        "docs/logged_numbers.md",
+    ),
+    *(
+        "docs/reading_a_report.md",
+        "docs/troubleshooting.md",
+        "docs/upgrading.md",
+        "docs/api.md",
+        "docs/rehearsal.md",
+        "docs/performance.md",
+        "docs/cluster.md",
+    ),
     *(f"docs/tasks/{page.name}" for page in sorted((ROOT / "docs/tasks").glob("*.md"))),
 )
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

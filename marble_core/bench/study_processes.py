@@ -16,12 +16,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from marble_core.bench.study import cell_path, run_directory
+from marble_core.config.durations import duration
 from marble_core.evaluation.cell import Cell
 from marble_core.report import study as page
 from marble_core.runtime.child_process import ChildProcess
 from marble_core.runtime.environment import PROGRESS
 from marble_core.runtime.progress import StageFailed
-from marble_core.types import MarbleError, duration
+from marble_core.types import MarbleError
 
 if TYPE_CHECKING:
     from rich.console import Console

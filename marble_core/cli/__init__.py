@@ -1,4 +1,4 @@
-"""The command line. An error that the user can mend is one sentence and exit code 2; a stage that broke is exit code 1.
+"""The command line. An error that the user can mend is one sentence and exit code 2; docs/command_line.md has all exit codes.
 
 One file a group of commands. Heavy imports are inside the commands, so that ``marble --help`` answers at once.
 """
@@ -26,10 +26,12 @@ from marble_core.cli import (
     registry,
     runs,
     serve,
+    ui,
     votes,
 )
 from marble_core.cli.examples import add_examples
 from marble_core.runtime.environment import CA
+from marble_core.runtime.noise import quieten
 
 app = typer.Typer(
     help="MARBLE: fine-tune a text-to-image model on several rewards at once.",
@@ -65,7 +67,7 @@ for command in (
     evaluate.evaluate,
     pipeline.compile_,
     cluster.submit,
-    pipeline.ui,
+    ui.ui,
     experiments.study,
     experiments.compare,
     registry.rollback,
@@ -89,6 +91,7 @@ def main() -> NoReturn:
     """The entry point: turns the two kinds of expected failure into text and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the services end
     try:
+        quieten()
         if os.environ.get(CA):
             from marble_core.runtime.certificates import trust_private_roots
 
@@ -111,7 +114,9 @@ def main() -> NoReturn:
             expected = missing(error, sys.argv[1:])
         if expected is None:
             raise
-        print(expected, file=sys.stderr)
+        from marble_core.cli.options import with_what_to_fetch
+
+        print(with_what_to_fetch(str(expected)), file=sys.stderr)
         sys.exit(2 if isinstance(expected, MarbleError) else 1)
     sys.exit(code or 0)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from marble_core.cli.options import ROOT
+from marble_core.cli.options import ROOT, AsJson, DryRun, print_json
 
 if TYPE_CHECKING:
     from marble_core.checkpoints import CheckpointStore
@@ -23,8 +23,9 @@ Local = Annotated[Path, typer.Option(help="Where local checkpoints lie: storage.
 
 
 @app.command("list")
-def list_(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs") -> None:
+def list_(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs", json_: AsJson = False) -> None:
     """Every checkpoint, newest first: where it lies, and which is the latest and which the best by evaluation."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -34,23 +35,33 @@ def list_(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs") -> 
         assert store.remote is not None
         here, there = store.complete()
         latest, best = store.remote.latest(), store.remote.best_step()
-    table = Table("step", "checkpoint", "here", "on S3", "")
-    for name in sorted({*here, *there}, key=lambda name: (step_of(name), name), reverse=True):
-        marks = [mark for mark, true in (("latest", name == latest), ("best", step_of(name) == best)) if true]
-        table.add_row(str(step_of(name)), name, *("yes" if name in where else "" for where in (here, there)), ", ".join(marks))
+    names = sorted({*here, *there}, key=lambda name: (step_of(name), name), reverse=True)
+    marks = {name: [m for m, true in (("latest", name == latest), ("best", step_of(name) == best)) if true] for name in names}
+    if json_:
+        rows = [{"checkpoint": n, "step": step_of(n), "here": n in here, "s3": n in there, "marks": marks[n]} for n in names]
+        return print_json(rows)
+    table = Table("step", "checkpoint", "here", "on S3", "", box=SIMPLE_HEAD, pad_edge=False)
+    table.columns[1].overflow = "fold"
+    for name in names:
+        places = ("yes" if name in where else "" for where in (here, there))
+        table.add_row(str(step_of(name)), name, *places, ", ".join(marks[name]))
     Console(highlight=False).print(table)
 
 
 @app.command()
-def verify(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs") -> None:
+def verify(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs", json_: AsJson = False) -> None:
     """Read every file of every checkpoint, here and on S3, and hold it against its manifest. Exit code 2 if one is broken."""
     from marble_core.types import MarbleError
 
     with _store(run, bucket, local) as store:
-        broken = 0
+        problems = {}
         for where, problem in store.verify_all():
-            print(f"{where}: {problem or 'whole'}", flush=True)
-            broken += bool(problem)
+            problems[where] = problem
+            if not json_:
+                print(f"{where}: {problem or 'whole'}", flush=True)
+    if json_:
+        print_json([{"place": where, "problem": problem or None} for where, problem in problems.items()])
+    broken = sum(map(bool, problems.values()))
     if broken:
         raise MarbleError(
             f"{broken} checkpoints of the run {run} are broken; training skips them, and takes the newest whole one."
@@ -64,13 +75,27 @@ def prune(
     keep_every: Annotated[int, typer.Option(min=0, help="Each n-th step's checkpoint stays; 0: none.")] = 0,
     bucket: Bucket = "marble",
     local: Local = ROOT / "runs",
+    dry_run: DryRun = False,
+    json_: AsJson = False,
 ) -> None:
     """Remove all but the last, each n-th, the best by evaluation, and the latest. Refused while a process works on the run."""
-    with _store(run, bucket, local) as store, store.owned():
-        gone = store.prune(keep_last, keep_every)
+    with _store(run, bucket, local) as store, nullcontext() if dry_run else store.owned():
+        gone = _superfluous(store, keep_last, keep_every) if dry_run else store.prune(keep_last, keep_every)
+    if json_:
+        return print_json({"dry_run": dry_run, "removed": gone})
     for name in gone:
-        print(f"Removed {name}")
-    print(f"{len(gone)} checkpoints removed.")
+        print(f"{'Would remove' if dry_run else 'Removed'} {name}")
+    print(f"{len(gone)} checkpoints {'would be removed; nothing was' if dry_run else 'removed'}.")
+
+
+def _superfluous(store: CheckpointStore, last: int, every: int) -> list[str]:
+    """The names that ``prune`` would remove now."""
+    from marble_core.checkpoints.retention import superfluous
+
+    assert store.remote is not None
+    best, latest = store.remote.best_step(), store.remote.latest()
+    in_use = {latest} if latest else set()
+    return sorted({name for names in store.complete() for name in superfluous(names, last, every, best, in_use)})
 
 
 @contextmanager

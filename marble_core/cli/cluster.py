@@ -192,9 +192,17 @@ def resume(target: Target, name: Name) -> None:
 
 @schedule.command("delete")
 @at_cluster
-def delete(target: Target, name: Name) -> None:
+def delete(
+    target: Target,
+    name: Name,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
     """Delete a schedule. Its runs, and what they made, stay."""
-    cluster_at(target).delete_schedule(name)
+    cluster = cluster_at(target)
+    if dry_run:
+        (*_, newest) = cluster.schedule(name)
+        return typer.echo(f"Schedule {name} ({_when(said(newest))}) would be deleted; nothing was.")
+    cluster.delete_schedule(name)
     typer.echo(f"Schedule {name} is deleted")
 
 

@@ -77,21 +77,28 @@ def _measure(
     settings: RunConfig, published: bool, places: Mapping[str, Path], given: Mapping[str, str], limit: int, out: Path
 ) -> None:
     import json
+    import shutil
     from dataclasses import asdict
+
+    from rich.console import Console
 
     from marble_core.estimate import check_fits
     from marble_core.evaluation import lacking
-    from marble_core.evaluation.paper_table import COLUMNS, ROWS, differences, lines, read_test_sets, row_of
+    from marble_core.evaluation.paper_table import COLUMNS, ROWS, differences, lines, read_test_sets, row_of, set_names
     from marble_core.evaluation.run import measure
     from marble_core.rewards.applies import check_named, check_prompts, unplaced
     from marble_core.rewards.cards import cards_of
+    from marble_core.runtime.progress_display import displayed
 
     check_named(settings.measured)
     check_fits(settings, cards := cards_of(settings.measured))
     prompts = read_test_sets(settings, limit)
     check_prompts(settings, {"evaluation": unplaced(prompts)}, cards)
     out.mkdir(parents=True, exist_ok=True)
-    tables, found = measure(settings, prompts, places, out)
+    console = Console(highlight=False, stderr=True)
+    console.print(f"Loading {settings.model.path} and {len(settings.measured)} rewards ...", markup=False)
+    with displayed(console):
+        tables, found = measure(settings, prompts, places, out)
     lost = lacking.lacking(tables)
     paired = dict(zip(tables, lacking.paired(list(tables.values())), strict=True))
     names = {role: f"ours, {role}" for role in tables}
@@ -108,12 +115,14 @@ def _measure(
         "differences": notes,
     }
     (out / "published.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for line in lines(ours, rows):
+    for line in lines(ours, rows, set_names(settings, prompts), shutil.get_terminal_size().columns):
         print(line)
     for name, side in sides.items():
         if side:
             print(f"{name}, beside: " + ", ".join(f"{value} {mean:.3f}" for value, mean in side.items()))
-    shown = ("model", "solver", "steps", "guidance_scale", "width", "height", "precision", "noise_seed", "prompts")
-    print("Settings: " + ", ".join(f"{key} {found[key]}" for key in shown) + f"; all of them in {out / 'published.json'}")
+    shown = ("model", "solver", "steps", "guidance_scale", "width", "height", "precision", "noise_seed")
+    counts = ", ".join(f"{count} {source}" for source, count in found["prompts"].items())
+    print(f"Settings: {', '.join(f'{key} {found[key]}' for key in shown)}; prompts: {counts}")
+    print(f"All of it: {out / 'published.json'}")
     for note in notes:
         print(f"Note: {note}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marble_core.cli.options import File, Set, load
+from marble_core.cli.options import AsJson, File, Set, load, print_json
 
 if TYPE_CHECKING:
     from marble_core.storage.artifacts import Remote
@@ -19,6 +19,7 @@ def fetch(
     config: File = None,
     set_: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is here and what is missing.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Bring the model and the rewards' checkpoints of a configuration into the model cache: a run then works offline.
 
@@ -32,8 +33,9 @@ def fetch(
     from marble_core.storage.uri import find
     from marble_core.types import MarbleError
 
-    console = Console(highlight=False, soft_wrap=True)
-    missing: list[Remote] = []
+    console = Console(highlight=False, soft_wrap=True, stderr=json_)
+    missing: list[tuple[Remote, dict[str, Any]]] = []
+    listed: list[dict[str, Any]] = []
     for asset in assets_of(settings, cards_of(settings.measured)):
         place = find(asset.uri, asset.part, asset.revision)
         path = place if isinstance(place, Path) else place.cached()
@@ -43,24 +45,28 @@ def fetch(
             where, size = "in the cache", _size(path)
         else:
             where, size = "to fetch", _announced(asset, place)
-            missing.append(place)
-        console.print(f"{where:12}  {size:>9}  {asset.uri}", markup=False)
         known = asset.known
+        listed.append({"uri": asset.uri, "where": where, "size": size, "users": asset.users, "licence": known.licence})
+        if not isinstance(place, Path) and not path:
+            missing.append((place, listed[-1]))
+        console.print(f"{where:12}  {size:>9}  {asset.uri}", markup=False)
         console.print(
             f"{'':25}for {', '.join(asset.users)}; licence: {known.licence}{known.note and '; '}{known.note}", markup=False
         )
-    if dry_run:
-        return
     refused = []
-    for remote in missing:
+    for remote, entry in [] if dry_run else missing:
         try:
             path = remote.fetch()
+            entry["where"] = "in the cache"
             console.print(f"Fetched {_size(path)} to {path}", markup=False)
         except MarbleError as error:  # the others come all the same
             refused.append(str(error))
+    if json_:
+        print_json(listed)
     if refused:
         raise MarbleError("\n".join(refused))
-    console.print("All of it is here: a run of this configuration works offline.")
+    if not dry_run:
+        console.print("All of it is here: a run of this configuration works offline.")
 
 
 def _announced(asset: Asset, remote: Remote) -> str:

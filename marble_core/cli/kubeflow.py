@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from marble_core.cli.options import seconds
+
 if TYPE_CHECKING:
     from marble_kubeflow.pipelines.cluster import Cluster
     from marble_kubeflow.pipelines.connection import Target
 
-Every = Annotated[float, typer.Option(min=0.01, help="Seconds between two questions.")]
-Timeout = Annotated[float | None, typer.Option(min=0, help="Wait no longer than these seconds. Default: for ever.")]
-
-FAILED, CANCELED, STILL_RUNNING = 1, 3, 4  # exit codes of a run that is waited for; 2 is an error, as everywhere
+Every = Annotated[
+    float, typer.Option(parser=seconds(0.01), metavar="DURATION", help="Time between two questions: 10s, or 10 for seconds.")
+]
+Timeout = Annotated[
+    float | None, typer.Option(parser=seconds(0), metavar="DURATION", help="Wait no longer: 24h, 90m. Default: for ever.")
+]
 
 
 def _where(
@@ -37,7 +41,9 @@ def _where(
         ),
     ] = None,
     ca: Annotated[Path | None, typer.Option(envvar="SSL_CERT_FILE", help="The certificates to trust (PEM).")] = None,
-    request_timeout: Annotated[float, typer.Option(min=0.01, help="Seconds that one answer may take.")] = 30,
+    request_timeout: Annotated[
+        float, typer.Option(parser=seconds(0.01), metavar="DURATION", help="Time that one answer may take: 30s.")
+    ] = 30,
 ) -> Target:
     from marble_kubeflow.pipelines.connection import Target
 
@@ -78,14 +84,20 @@ def said(answer: Any) -> dict[str, Any]:
     return as_json(answer)
 
 
-def print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+def print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], least: tuple[str, ...] = ()) -> None:
+    """On a terminal that is too narrow the columns of ``least`` are left out, the first of them first."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*headings)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False)
+    console, shown, wanted = Console(highlight=False), list(rows), list(headings)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no width by which a name would be broken
+    for dropped in (None, *least):
+        if dropped:
+            wanted.remove(dropped)
+        table = Table(*wanted)
+        for row in shown:
+            table.add_row(*(cell for heading, cell in zip(headings, row, strict=True) if heading in wanted))
+        if console.measure(table).maximum <= console.width:
+            break
     console.print(table)

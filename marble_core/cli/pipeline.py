@@ -1,32 +1,51 @@
-"""Commands on the pipeline: run, init, check, compile, ui."""
+"""Commands on the pipeline: run, init, check, compile."""
 
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marble_core.cli.options import ROOT, File, MaxGpuHours, Preset, Set, load, with_limit
+from marble_core.cli import run_summary
+from marble_core.cli.options import (
+    REFUSED,
+    ROOT,
+    AsJson,
+    File,
+    MaxGpuHours,
+    Preset,
+    Set,
+    load,
+    print_json,
+    print_wrapped,
+    with_limit,
+)
+from marble_core.cli.run_settings import FILE as SETTINGS
+from marble_core.cli.run_settings import RunSettings
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from marble_core.config.schema import RunConfig
-    from marble_kubeflow.pipelines.local import Outcome
+    from marble_core.prompts.dataset import Data
     from marble_kubeflow.pipelines.settings import Images, Settings
 
 ROOM = 500_000_000  # bytes; a run of the demo writes some 100 MB
 
 
 def run(
-    preset: Preset = "demo",
+    preset: Annotated[
+        str,
+        typer.Option(
+            show_default="demo", help="The preset that the configuration starts from. With it a run's own are not read."
+        ),
+    ] = "",
     config: File = None,
     set_: Set = None,
-    run_id: Annotated[str, typer.Option(help="The name of the run; a run that exists goes on. Default: a new one.")] = "",
+    run_id: Annotated[
+        str, typer.Option(help="The name of the run. One that exists goes on, with its own settings. Default: a new one.")
+    ] = "",
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Two steps and a few prompts through every stage; says what the run will take.")
     ] = False,
@@ -34,8 +53,9 @@ def run(
     containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
     registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
     tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
+    json_: AsJson = False,
 ) -> None:
-    """Run the pipeline on this machine: from prompts to a registered model and a report.
+    """Run the pipeline on this machine: from prompts to a registered model and a report. Exit code 5: the gate refused the model.
 
     S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
     """
@@ -43,7 +63,9 @@ def run(
     from marble_core.config.stage_files import check_run_id, new_run_id
     from marble_core.estimate import allowed_gpu_hours
 
-    settings, overrides = load(preset, config, with_limit(set_, max_gpu_hours))
+    own = RunSettings.read(ROOT / "runs" / check_run_id(run_id)) if run_id and not preset else None
+    preset, rehearse = (own.preset, own.rehearse or rehearse) if own else (preset or "demo", rehearse)
+    settings, overrides = load(preset, config, with_limit(set_, max_gpu_hours), own.overrides if own else ())
     require(("kfp",) if containers else ON_THIS_MACHINE, ["run"])
     images = _images(registry, tag) if containers else None
     check_run_id(name := run_id or new_run_id(rehearse))
@@ -53,8 +75,10 @@ def run(
 
     from marble_core.services.local import embedded
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=json_)
     what = f"{settings.train.steps} steps of {settings.balance.method}"
+    for line in _reused(name, own):
+        console.print(line, markup=False)
     console.print(f"{f'Rehearsal {name} of' if rehearse else f'Run {name}:'} {what}. Starting the services ...")
     if hours and hours.high:
         console.print(str(hours))
@@ -62,8 +86,22 @@ def run(
         os.environ.update(environment)
         from marble_kubeflow.pipelines.local import run as run_pipeline
 
+        RunSettings(preset, overrides, rehearse).write(ROOT / "runs" / name)
         outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images, rehearse)
-    _summary(console, settings, outcome)
+    run_summary.show(console, settings, outcome)
+    if json_:
+        print_json(run_summary.as_json(name, outcome))
+    if run_summary.is_refused(outcome):
+        raise typer.Exit(REFUSED)
+
+
+def _reused(name: str, own: RunSettings | None) -> Iterator[str]:
+    """What is here already and is not made again."""
+    if own:
+        yield f"The run {name} goes on with its own settings, those of {ROOT / 'runs' / name / SETTINGS}."
+    earlier = [place for place in (ROOT / "runs").glob("*") if place.is_dir() and place.name != name]
+    if earlier:
+        yield f"Reused: the MLflow and S3 of {len(earlier)} earlier runs in {ROOT}. A champion is measured beside base and candidate."
 
 
 def _check_before(settings: RunConfig, containers: bool) -> None:
@@ -118,6 +156,7 @@ def check(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only what a step costs; looks for no prompts and no model.")
     ] = False,
+    json_: AsJson = False,
     signal: Annotated[
         Path | None, typer.Option(help="signal.json of marble bench signal: where images and timesteps are best spent.")
     ] = None,
@@ -131,6 +170,8 @@ def check(
 
     check_fits(settings, cards_of(settings.measured))
     data = None if estimate else checked_data(settings)
+    if json_:
+        return _check_as_json(settings, data)
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
     print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
     if data:
@@ -140,7 +181,7 @@ def check(
         for warning in data.warnings:
             print(f"warning      {warning}")
     for line in lines(settings):
-        print(line)
+        print_wrapped(line)
     if signal:
         from marble_core.estimate.allocation import lines as allocation
 
@@ -157,6 +198,19 @@ def check(
         print(line)
     require(answers)
     print("The configuration is valid.")
+
+
+def _check_as_json(settings: RunConfig, data: Data | None) -> None:
+    """What check says, ready for JSON; without ``data`` no server is asked."""
+    from marble_core.cli.step_cost import as_json
+    from marble_core.preflight.answers import require
+    from marble_core.preflight.servers import ask_named
+
+    found: dict[str, Any] = {"model": settings.model.path, "rewards": settings.reward_names, "method": settings.balance.method}
+    if data:
+        require(ask_named(settings))
+        found |= {"prompts": {"train": len(data.train), "held_out": len(data.evaluation)}, "warnings": data.warnings}
+    print_json(found | as_json(settings) | {"valid": True if data else None})
 
 
 def compile_(
@@ -186,93 +240,3 @@ def _compile_study(file: Path, output: Path, settings: Settings) -> Path:
     from marble_kubeflow.pipelines.study import compile_to
 
     return compile_to(output, study_plan(Study.read(file), file.stem), settings)
-
-
-def ui() -> None:
-    """Show the runs, models and reports in MLflow's web pages, until interrupted."""
-    from marble_core.services.local import addresses, embedded
-    from marble_core.types import without_secrets
-
-    if url := os.environ.get("MLFLOW_TRACKING_URI"):
-        print(f"MLflow answers at {without_secrets(url)}")
-    elif "MLFLOW_TRACKING_URI" in (running := addresses(ROOT)):
-        print(_where_mlflow_is(running))
-    else:
-        with embedded(ROOT) as environment:
-            print(f"{_where_mlflow_is(environment)}; end with Ctrl-C", flush=True)
-            signal.pause()
-
-
-def _where_mlflow_is(environment: Mapping[str, str]) -> str:
-    """Address and login, for this terminal alone: a browser that is started with the password shows it in its command line."""
-    user, password = environment["MLFLOW_TRACKING_USERNAME"], environment["MLFLOW_TRACKING_PASSWORD"]
-    return f"MLflow answers at {environment['MLFLOW_TRACKING_URI']} (user {user}, password {password})"
-
-
-def _summary(console: Console, settings: RunConfig, outcome: Outcome) -> None:
-    """The table base -> trained, the gate's decision, the registered version, and where the report lies."""
-
-    from rich.table import Table
-
-    from marble_core.config.rehearsal import SCRATCH
-    from marble_core.evaluation.gate import REHEARSED
-    from marble_core.evaluation.results import Evaluation
-    from marble_core.evaluation.statistics import interval
-
-    found = outcome.results
-    decision = found["register"]
-    if "evaluation" not in found["evaluate"]:
-        console.print(" ".join(decision["reasons"]), markup=False)
-        return
-    if decision["verdict"] == REHEARSED:
-        _registered(console, settings.registry.model + SCRATCH, decision)
-        console.print(decision["foretold"][0], markup=False)
-        return
-    evaluation = Evaluation.load(found["evaluate"]["evaluation"])
-    table = Table("reward", title="Held-out prompts, same noise for all models; 95 % intervals")
-    for heading in (
-        "prompts",
-        "base",
-        "trained",
-        "difference",
-        "interval",
-        "wins",
-        *(["over champion"] if evaluation.champion else []),
-    ):
-        table.add_column(heading, justify="right")
-    for name, reward in evaluation.measured.items():
-        d = reward.difference
-        style = "green" if d.low > 0 else "red" if d.high < 0 else ""
-        numbers = (f"{reward.base:.3f}", f"{reward.trained:.3f}", f"{d.mean:+.3f}", f"{d.low:+.3f} .. {d.high:+.3f}")
-        over = [interval(evaluation.champion.rewards[name].difference)] if evaluation.champion else []
-        table.add_row(name, str(reward.n), *numbers, f"{reward.win_rate:.0%}", *over, style=style)
-    console.print(table)
-    console.print(f"Mean gain: {interval(evaluation.mean_gain)} base standard deviations")
-    for note in evaluation.notes:
-        console.print(f"Note: {note}", markup=False)
-    passed = decision["promoted"]
-    console.print(f"Gate: {'passed' if passed else 'refused'}", style="green" if passed else "red")
-    for reason in decision.get("reasons", ()):
-        console.print(f"  {reason}", markup=False)
-    if decision["version"]:
-        _registered(console, settings.registry.model, decision)
-    if Path(found["evaluate"]["report"]).is_file():
-        _show_pages(Path(found["evaluate"]["evaluation"]).parent, Path(found["evaluate"]["report"]), outcome.directory, console)
-
-
-def _registered(console: Console, model: str, decision: dict[str, Any]) -> None:
-    version = f"version {decision['version']} of {model}"
-    console.print(f"Registered: {version} as {decision['alias']} in MLflow (see it: marble ui)")
-
-
-def _show_pages(evaluated: Path, report: Path, directory: Path, console: Console) -> None:
-    """The pages in the run's own directory, and beside them the images that the explorer leads to."""
-    import shutil
-
-    from marble_core.config.stage_files import EXPLORER, IMAGES, REPORT
-
-    console.print(f"Report: {shutil.copyfile(report, directory / REPORT)}", soft_wrap=True)
-    if (evaluated / EXPLORER).is_file():
-        console.print(f"Explorer: {shutil.copyfile(evaluated / EXPLORER, directory / EXPLORER)}", soft_wrap=True)
-        if not (directory / IMAGES).exists():
-            (directory / IMAGES).symlink_to((evaluated / IMAGES).resolve(), target_is_directory=True)

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from marble_core.cli.options import AsJson, print_json
 from marble_core.cli.servers import mlflow_of_runs
 
 
 def rollback(
     model: Annotated[str, typer.Argument(help="The registered model: registry.model.")] = "marble",
     to: Annotated[str | None, typer.Option(help="The version. Default: the one that the champion replaced.")] = None,
+    json_: AsJson = False,
 ) -> None:
     """Make an earlier version of a registered model the champion again.
 
@@ -24,6 +26,8 @@ def rollback(
 
     with mlflow_of_runs():
         before, after = roll_back(model, to)
+    if json_:
+        return print_json({"model": model, "champion": after, "replaced": before})
     print(f"Version {after} of {model} is the champion again, in place of version {before}.")
 
 
@@ -39,6 +43,7 @@ def export(
     adapter: Annotated[str, typer.Argument(help="A LoRA: a directory or file, models:/NAME@ALIAS, or an address.")],
     form: Annotated[Form, typer.Option(help="Whose names and files: diffusers, peft, or ComfyUI and kohya.")] = Form.COMFYUI,
     out: Annotated[Path | None, typer.Option(help="A directory; for comfyui a .safetensors file. Default: export/.")] = None,
+    json_: AsJson = False,
 ) -> None:
     """Write a LoRA for other programs, at the same strength: alpha / r is folded into its weights, so that all of them agree on it.
 
@@ -55,4 +60,7 @@ def export(
             stack.enter_context(mlflow_of_runs())
         layers = read_unplaced(fetch_adapter(adapter, stack.enter_context(TemporaryDirectory())))
         file = write_lora(layers, place, form.value)
-    print(f"{file}: {len(layers)} layers of rank {max(layer.rank for layer in layers.values())}, at strength 1.")
+    rank = max(layer.rank for layer in layers.values())
+    if json_:
+        return print_json({"file": str(file), "form": form.value, "layers": len(layers), "rank": rank})
+    print(f"{file}: {len(layers)} layers of rank {rank}, at strength 1.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marble_core.cli.kubeflow import (
-    CANCELED,
-    FAILED,
-    STILL_RUNNING,
     Every,
     Timeout,
     at_cluster,
@@ -20,7 +18,7 @@ from marble_core.cli.kubeflow import (
     print_table,
     said,
 )
-from marble_core.cli.options import AsJson, print_json
+from marble_core.cli.options import CANCELED, FAILED, REFUSED, STILL_RUNNING, AsJson, print_json
 from marble_core.runtime.progress_lines import in_minutes
 
 if TYPE_CHECKING:
@@ -56,7 +54,8 @@ def list_runs(
         (run.display_name, str(run.state or ""), *_cells(far or {}), *([cost] if costly else []), _created(run))
         for run, far, cost in zip(runs, progress, hours, strict=True)
     ]
-    print_table(("run", "state", "stage", "step", "left", "attempt", *(["GPU hours"] if costly else []), "created"), rows)
+    headings = ("run", "state", "stage", "step", "left", "attempt", *(["GPU hours"] if costly else []), "created")
+    print_table(headings, rows, ("created", "attempt", "left"))
     for run, far in zip(runs, progress, strict=True):
         if far and far["waits"]:
             typer.echo(f"{run.display_name}: {far['waits']}")
@@ -82,6 +81,8 @@ def show(
         typer.echo(f"  GPU hours: {known.gpu_hours} estimated")
     for key, value in ((found.runtime_config and found.runtime_config.parameters) or {}).items():
         typer.echo(f"  {key}={value}")
+    if _has_ended(found) and found.state != "SUCCEEDED":
+        typer.echo(f"Go on: {_again(found)}")
 
 
 @app.command("cancel")
@@ -90,9 +91,9 @@ def cancel(
     target: Target,
     run: RunName,
 ) -> None:
-    """End a run. marble submit --run-id goes on from its newest checkpoint: Kubeflow leaves a stage no time to write another."""
-    cluster_at(target).cancel(run)
-    typer.echo(f"Run {run} is asked to end")
+    """End a run, and print the command that goes on from its newest checkpoint: Kubeflow leaves a stage no time to write another."""
+    ended = cluster_at(target).cancel(run)
+    typer.echo(f"Run {run} is asked to end. Go on: {_again(ended)}")
 
 
 @app.command("wait")
@@ -106,7 +107,7 @@ def wait(
 ) -> None:
     """Wait for a run's end. Exit code 0: it succeeded; 1: it failed; 3: it was cancelled; 4: --timeout has passed; 2: an error.
 
-    A server that is away for less than five minutes meanwhile is waited for too.
+    5: it succeeded, and the gate refused the model; only MLflow knows that, so MLFLOW_TRACKING_URI must name it. A server that is away for less than five minutes meanwhile is waited for too.
     """
     wait_for(cluster_at(target), run, timeout, every, json_)
 
@@ -123,6 +124,27 @@ def wait_for(cluster: Cluster, name: str, timeout: float | None, every: float, j
         from marble_kubeflow.pipelines.run_state import state_of
 
         raise typer.Exit(CANCELED if state_of(run) == "CANCELED" else FAILED)
+    if why := _refusal(run):
+        typer.echo(f"The gate refused the model of {name}: {why}.", err=True)
+        raise typer.Exit(REFUSED)
+
+
+def _refusal(run: Any) -> str:
+    from marble_core.tracking.run_progress import refusal_of
+    from marble_core.types import MarbleError
+
+    try:
+        return refusal_of(run.run_id)
+    except MarbleError:  # which has been said when MLflow was asked before
+        return ""
+
+
+def _again(run: Any) -> str:
+    """The whole command that goes on with a run in Kubeflow."""
+    given = dict((run.runtime_config and run.runtime_config.parameters) or {})
+    name = str(given.pop("run_id", "") or run.display_name)
+    params = [f"--param={key}={value}" for key, value in given.items() if value not in (None, "")]
+    return shlex.join(["marble", "submit", "--run-id", name, *params])
 
 
 def print_outcomes(runs: Sequence[Any], json_: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from marble_core.cli.options import ROOT, File, Preset, Set, load
+from marble_core.cli.options import ROOT, File, Preset, Set, load, seconds
 
 
 def serve(
@@ -20,7 +20,9 @@ def serve(
     assignments: Set = None,
     host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
-    every: Annotated[float, typer.Option(min=1, help="Seconds between two looks at the registry's alias.")] = 30,
+    every: Annotated[
+        float, typer.Option(parser=seconds(1), metavar="DURATION", help="Time between two looks at the registry's alias: 30s.")
+    ] = 30,
     render: Annotated[
         str, typer.Option(help="Print it for a cluster instead: kserve (an InferenceService) or deployment (and its Service).")
     ] = "",

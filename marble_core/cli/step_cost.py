@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marble_core.config.schema import RunConfig
@@ -12,21 +12,42 @@ if TYPE_CHECKING:
 
 def lines(config: RunConfig) -> Iterator[str]:
     """The batch arithmetic, the memory by part and phase, and the hours."""
+    from marble_core.cli.options import with_what_to_fetch
+    from marble_core.config.durations import duration
     from marble_core.estimate import GIB, checkpoint_of, hours_of, memory_of, sizes_of, work_of
     from marble_core.estimate.rehearsal import rehearsal_seconds
     from marble_core.rewards.cards import cards_of
-    from marble_core.types import duration
 
     sizes = sizes_of(config.model)
     yield from _arithmetic(config, work_of(config, sizes))
     if sizes is None:
-        yield "memory       not known before the model's files are on this machine (marble fetch)"
+        yield f"memory       not known before the model's files are on this machine: {with_what_to_fetch('marble fetch')}"
         return
     yield from _table(config, memory_of(config, sizes, cards_of(config.measured)))
     yield f"checkpoint   {checkpoint_of(config, sizes) / GIB:.2f} GiB"
     yield _hours(config, hours_of(config, sizes))
     seconds = duration(rehearsal_seconds(config, sizes))
     yield f"rehearsal    at most {seconds} of the same, without loading: marble run --rehearse measures, for a run's hours"
+
+
+def as_json(config: RunConfig) -> dict[str, Any]:
+    """The same numbers, ready for JSON: bytes, hours, counts; null where the model's sizes are not known on this machine."""
+    from dataclasses import asdict
+
+    from marble_core.estimate import checkpoint_of, hours_of, memory_of, sizes_of, work_of
+    from marble_core.rewards.cards import cards_of
+
+    sizes = sizes_of(config.model)
+    found: dict[str, Any] = {"steps": config.train.steps, "work": asdict(work_of(config, sizes))}
+    if sizes is None:
+        return found | {"memory": None, "checkpoint_bytes": None, "hours": None}
+    memory = memory_of(config, sizes, cards_of(config.measured))
+    phases = {phase: memory.total(phase) for phase in memory.phases}
+    return found | {
+        "memory": {"bytes": phases, "peak_phase": memory.peak_phase, "peak_bytes": memory.peak, "unknown": memory.unknown},
+        "checkpoint_bytes": checkpoint_of(config, sizes),
+        "hours": asdict(hours_of(config, sizes)),
+    }
 
 
 def _arithmetic(config: RunConfig, work: Work) -> Iterator[str]:
@@ -59,10 +80,12 @@ def _table(config: RunConfig, memory: Memory) -> Iterator[str]:
     where = f"a GPU of {hardware.memory_gib:g}" if hardware.gpus else f"a machine of {hardware.memory_gib:g}"
     yield f"memory       GiB on {where}, estimated; offload: {config.model.offload}"
     width = max(map(len, memory.parts))
-    yield f"  {'':{width}}" + "".join(f"{phase:>11}" for phase in memory.phases)
+    cells = {phase: len(phase) + 1 for phase in memory.phases}  # with the longest part's name that fits into 80 columns
+    yield f"  {'':{width}}" + "".join(f"{phase:>{cell}}" for phase, cell in cells.items())
     for part in memory.parts:
-        yield f"  {part:{width}}" + "".join(f"{phase.get(part, 0) / GIB:>11.2f}" for phase in memory.phases.values())
-    yield f"  {'together':{width}}" + "".join(f"{memory.total(phase) / GIB:>11.2f}" for phase in memory.phases)
+        sizes = (f"{memory.phases[phase].get(part, 0) / GIB:>{cell}.2f}" for phase, cell in cells.items())
+        yield f"  {part:{width}}" + "".join(sizes)
+    yield f"  {'together':{width}}" + "".join(f"{memory.total(phase) / GIB:>{cell}.2f}" for phase, cell in cells.items())
     yield f"  the peak is {memory.peak_phase}, with {memory.peak / GIB:.1f} GiB"
     for reward in memory.unknown:
         yield f"  not counted: what {reward} loads, for its size is not known on this machine"

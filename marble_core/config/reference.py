@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from marble_core.config.durations import PATTERN
 from marble_core.config.schema import RunConfig
 
 PAGE = """\
@@ -82,6 +83,8 @@ def _values(own: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return " or ".join(_values(each, definitions) for each in own["anyOf"])
     if "enum" in own or "const" in own:
         return ", ".join(f"`{value}`" for value in own.get("enum", [own.get("const")]))
+    if own.get("pattern") == PATTERN:
+        return "a duration such as `90m`"
     kind = {"integer": "whole number", "string": "text", "boolean": "true, false", "array": "list", "object": "names to values"}
     found = kind.get(own.get("type", ""), own.get("type", "any"))
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}

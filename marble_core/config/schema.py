@@ -18,7 +18,7 @@ from marble_core.config.families import FAMILIES, FamilyPath
 from marble_core.config.formats import CONFIGURATION
 from marble_core.config.loss import LossConfig
 from marble_core.config.roles import RolesConfig
-from marble_core.config.section import DottedPath, Section, Share
+from marble_core.config.section import DottedPath, Minutes, Seconds, Section, Share
 from marble_core.config.shares import check_divides
 from marble_core.config.training import HardwareConfig, LoraConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from marble_core.config.watch import WatchConfig
@@ -73,8 +73,8 @@ class RewardConfig(Section):
     """Import path of a scorer of your own: package.module:Class; null: the built-in one of this name. [O]"""
     options: dict[str, JsonValue] = {}
     """Arguments of the scorer: docs/rewards.md. [O]"""
-    timeout: float = Field(1200, gt=0)
-    """Seconds that scoring up to 1000 images may take; shorter than processes wait for each other. [O]"""
+    timeout: Seconds = 1200
+    """Seconds, or a duration such as 20m, that scoring up to 1000 images may take; shorter than processes wait for each other. [O]"""
     max_missing: Share = 0.1
     """Share of a step's images without a value above which the step is skipped as a fault. [O]"""
 
@@ -126,8 +126,8 @@ class StorageConfig(Section):
     """Newest checkpoints that are kept, here and on S3; the best by evaluation is kept too. [O]"""
     keep_every: int = Field(0, ge=0)
     """Every n-th step's checkpoint is kept as well; 0: none. [O]"""
-    max_unsaved_minutes: float = Field(30, gt=0)
-    """Minutes that S3 may take nothing before training stops. [O]"""
+    max_unsaved_minutes: Minutes = 30
+    """Minutes, or a duration such as 1h, that S3 may take nothing before training stops. [O]"""
 
 
 class RunConfig(Section):

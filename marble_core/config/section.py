@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from marble_core.config.durations import PATTERN, parse_duration
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -19,6 +21,27 @@ Uri = Annotated[str, Field(min_length=1)]
 
 
 DottedPath = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]  # package.module:Class
+
+
+def _read_as(unit: str, number: Any) -> BeforeValidator:
+    """A text in the form of a duration becomes the number; ``number`` is what the JSON Schema takes beside such a text."""
+
+    def read(value: Any) -> Any:
+        return parse_duration(value, unit) if isinstance(value, str) else value
+
+    return BeforeValidator(read, json_schema_input_type=number | Annotated[str, Field(pattern=PATTERN)])
+
+
+_Positive = Annotated[float, Field(gt=0)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0)]
+
+# A number of its unit, or a duration such as 90m, which is stored as that number.
+Seconds = Annotated[_Positive, _read_as("s", _Positive)]
+WholeSeconds = Annotated[_Count, _read_as("s", _Count)]
+Minutes = Annotated[_Positive, _read_as("m", _Positive)]
+Hours = Annotated[_Positive, _read_as("h", _Positive)]
+HoursFromZero = Annotated[_NotNegative, _read_as("h", _NotNegative)]
 
 
 class Section(BaseModel):

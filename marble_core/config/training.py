@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from marble_core.config.section import Section, Share
+from marble_core.config.section import Minutes, Section, Share
 
 
 class LoraConfig(Section):
@@ -73,8 +73,8 @@ class TrainConfig(Section):
     """Processes per node; 0: one per GPU of one machine. Without GPUs, one per core is faster than threads. [O]"""
     checkpoint_every: int = Field(10, ge=1)
     """Steps between checkpoints. [O]"""
-    checkpoint_minutes: float = Field(15, gt=0)
-    """Minutes after which one is written too: a cancelled pod has no time to save. [O]"""
+    checkpoint_minutes: Minutes = 15
+    """Minutes, or a duration such as 1h, after which one is written too: a cancelled pod has no time to save. [O]"""
     samples_every: int = Field(10, ge=0)
     """Steps between grids of images of fixed prompts in MLflow; 0: none. [O]"""
     max_bad_steps: int = Field(3, ge=1)

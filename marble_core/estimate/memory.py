@@ -60,7 +60,7 @@ def memory_of(config: RunConfig, sizes: Sizes, cards: Cards) -> Memory:
     always = {
         "transformer": b * sizes.transformer,
         "VAE": 4 * sizes.vae,
-        "LoRA: default, old, average": 3 * lora + (2 * lora * b // 4 if b < 4 else 0),  # and narrow copies that a forward reads
+        "LoRA, its copies": 3 * lora + (2 * lora * b // 4 if b < 4 else 0),  # and narrow copies that a forward reads
         "optimizer": 2 * lora,
         "prompts and latents": prompts * sizes.text_tokens * sizes.text_width * b + 4 * images * _latents(config, sizes),
     }
@@ -156,7 +156,7 @@ def _evaluating(
     parts = {
         "transformer": transformer,
         "VAE": 4 * sizes.vae,
-        "LoRA: default, old, average": 2 * lora,
+        "LoRA, its copies": 2 * lora,
         "prompts and latents": kept,
     }
     return parts | {"text encoders": here, "scorers": loaded, "activations": activations, "accumulators": 0}

@@ -193,13 +193,17 @@ class Evaluator:
             lines.append(json.dumps(row, ensure_ascii=False))
         (self.directory / SCORES).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
+    def _which(self, role: Role) -> str:
+        """The role, and which it is of all."""
+        return f"{role.name}, {self.all_roles.index(role) + 1} of {len(self.all_roles)}"
+
     def _sample(self, role: Role, policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int]) -> np.ndarray:
         from marble_core.models.guidance import Guided
         from marble_core.models.sampling import sample
 
         def show(images_NHWC: np.ndarray) -> None:
             self.done += len(images_NHWC)
-            progress.emit("evaluate", done=self.done, total=self.total, note=role.name)
+            progress.emit("evaluate", done=self.done, total=self.total, note=self._which(role))
 
         e, precision = self.config.evaluation, self.config.model.precision
         with policy.using(role.adapter, role.strength) as model:

@@ -6,7 +6,7 @@ Source: MARBLE (arXiv 2605.06507), SD3.5-Medium at 512 x 512; docs/algorithm.md,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from marble_core.types import Prompt, RewardTable, in_order
 SOLVER, STEPS, SIDE = "euler", 40, 512
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
 Z_95 = 1.96
+LONGEST = 18  # letters of a file's path as the name of its prompts
 
 
 @dataclass(frozen=True)
@@ -105,22 +106,68 @@ def _measured(values_N: np.ndarray, texts: Sequence[str]) -> Measured:
     return Measured(float(values_N.mean()), None if error is None else Z_95 * error, len(texts))
 
 
-def lines(ours: Mapping[str, Mapping[str, Measured]], published: Mapping[str, Sequence[float]]) -> Iterator[str]:
-    """The table as text: the published rows, and ours with their intervals below them."""
-    width = max(map(len, [*published, *ours]))
-    yield f"{'':{width}}" + "".join(f"{column.heading:>11}" for column in COLUMNS)
-    yield f"{'test set':{width}}" + "".join(f"{TEST_SETS[column.source]:>11}" for column in COLUMNS)
+def set_names(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, str]:
+    """What the prompts of each source are: demo, generated, a published test set by its name, or the end of their file's path."""
+    texts = Counter(source for source, _ in {(p.source, p.text) for p in prompts})
+    return {source: _set_name(uri, source, texts[source]) for source, uri in config.data.evaluation.items()}
+
+
+def _set_name(uri: str, source: str, texts: int) -> str:
+    for beginning, name in (("demo://", "demo"), ("generate://", "generated")):
+        if uri.startswith(beginning):
+            return name
+    if TEXTS.get(source) == texts:
+        return TEST_SETS[source]
+    return "/".join(uri.split("?")[0].split("/")[-2:])[-LONGEST:]
+
+
+def lines(
+    ours: Mapping[str, Mapping[str, Measured]],
+    published: Mapping[str, Sequence[float]],
+    sets: Mapping[str, str],
+    width: int = 80,
+) -> Iterator[str]:
+    """The table as text, in blocks of no more than ``width``: the published rows, and ours with their intervals below them.
+
+    Without published rows only what was measured is a column. ``sets`` are ``set_names``.
+    """
+    label = max(map(len, [*published, *ours, "published prompts"]))
+    cell = max(11, *(len(name) + 2 for name in sets.values()))
+    wanted = [k for k, column in enumerate(COLUMNS) if published or any(column.reward in row for row in ours.values())]
+    each = max(1, (width - label) // cell)
+    for start in range(0, len(wanted), each):
+        yield from _block(ours, published, sets, wanted[start : start + each], label, cell)
+        if start + each < len(wanted):
+            yield ""
+
+
+def _block(
+    ours: Mapping[str, Mapping[str, Measured]],
+    published: Mapping[str, Sequence[float]],
+    sets: Mapping[str, str],
+    columns: Sequence[int],
+    label: int,
+    cell: int,
+) -> Iterator[str]:
+    def line(name: str, values: Iterable[object]) -> str:
+        return f"{name:{label}}" + "".join(f"{value:>{cell}}" for value in values)
+
+    own = [COLUMNS[k] for k in columns]
+    yield line("", [column.heading for column in own])
+    if published:
+        yield line("published prompts", [TEST_SETS[column.source] for column in own])
     for name, numbers in published.items():
-        yield f"{name:{width}}" + "".join(f"{number:>11g}" for number in numbers)
+        yield line(name, [f"{numbers[k]:g}" for k in columns])
+    yield line("our prompts" if published else "prompts", [sets.get(column.source, "-") for column in own])
     for name, row in ours.items():
-        yield f"{name:{width}}" + "".join(_cell(row, column, "mean") for column in COLUMNS)
-        yield f"{'  95 %: +-':{width}}" + "".join(_cell(row, column, "half_width") for column in COLUMNS)
-        yield f"{'  images':{width}}" + "".join(_cell(row, column, "n") for column in COLUMNS)
+        yield line(name, [_number(row, column, "mean") for column in own])
+        yield line("  95 %: +-", [_number(row, column, "half_width") for column in own])
+        yield line("  images", [_number(row, column, "n") for column in own])
 
 
-def _cell(row: Mapping[str, Measured], column: Column, what: str) -> str:
+def _number(row: Mapping[str, Measured], column: Column, what: str) -> str:
     value = getattr(row[column.reward], what) if column.reward in row else None
-    return f"{'-' if value is None else f'{value:.4g}':>11}"
+    return "-" if value is None else f"{value:.4g}"
 
 
 def differences(config: RunConfig, prompts: Sequence[Prompt]) -> list[str]:

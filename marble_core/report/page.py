@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from marble_core.config.durations import duration
 from marble_core.config.redaction import json_without_secrets
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import WATCH
@@ -28,7 +29,6 @@ from marble_core.report.words import signed
 from marble_core.tracking.past_runs import PastRun
 from marble_core.tracking.provenance import code_tags
 from marble_core.tracking.step_history import History
-from marble_core.types import duration
 
 
 @dataclass(frozen=True)

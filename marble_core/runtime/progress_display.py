@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
-from marble_core.runtime.progress_lines import Lines, counted, spoken
+from marble_core.runtime.environment import PROGRESS
+from marble_core.runtime.progress_lines import PAUSE, Lines, counted, spoken
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +26,7 @@ class Display:
     keep what was said, ``unfinished`` the stage that has begun and not ended.
     """
 
-    def __init__(self, path: Path, console: Console) -> None:
+    def __init__(self, path: Path, console: Console, pause: float = 0.0) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self.results: dict[str, dict[str, Any]] = {}
@@ -28,7 +34,7 @@ class Display:
         self.traceback: str | None = None
         self.unfinished = ""
         self._path, self._console, self._offset = path, console, 0
-        self._lines = Lines()
+        self._lines = Lines(pause)  # seconds between two plain lines of a stage
         self._tasks: dict[str, TaskID] = {}
         columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         # Steps take seconds to minutes: a short window would hold too few of them for an estimate.
@@ -85,3 +91,28 @@ class Display:
                 self._console.print(f"{counted(event)}  {said}", markup=False, highlight=False)
         elif line := self._lines.line(event):
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def displayed(console: Console) -> Iterator[None]:
+    """Draws the events that this process emits in the block; none where another process draws them already."""
+    if os.environ.get(PROGRESS):
+        yield
+        return
+    with TemporaryDirectory(prefix="marble-") as place, Display(Path(place) / "events", console, PAUSE) as display:
+        os.environ[PROGRESS] = str(Path(place) / "events")
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.2):
+                display.poll()
+
+        thread = threading.Thread(target=watch, name="display", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            del os.environ[PROGRESS]
+            ended.set()
+            thread.join()
+            display.poll()

@@ -19,18 +19,20 @@ from pathlib import Path
 
 from marble_core.runtime.child_process import GRACE
 from marble_core.runtime.files import full_disk, require_free
-from marble_core.services.mlflow_server import MLflow
+from marble_core.services.mlflow_server import LOOPBACK, MLflow
 from marble_core.services.seaweedfs import SeaweedFS
 from marble_core.services.server import Service, past_proxies
 from marble_core.types import MarbleError
 
 
 @contextlib.contextmanager
-def embedded(root: Path, bucket: str | None = None, room: int = 0) -> Iterator[dict[str, str]]:
+def embedded(
+    root: Path, bucket: str | None = None, room: int = 0, listen: tuple[str, int] = (LOOPBACK, 0)
+) -> Iterator[dict[str, str]]:
     """Starts what the environment does not provide, and yields the variables to set; empty if it provides both.
 
     On an S3 server that it starts it also makes ``bucket``; the bucket of a server of the user's own is the user's to make.
-    Raises MarbleError where another process uses ``root``, its disk is full or has less than ``room`` bytes free, or a server does
+    MLflow listens at the host and port of ``listen``. Raises MarbleError where another process uses ``root``, its disk is full or has less than ``room`` bytes free, or a server does
     not start.
     """
     has_s3 = bool(os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"))
@@ -48,7 +50,7 @@ def embedded(root: Path, bucket: str | None = None, room: int = 0) -> Iterator[d
                 services.append(SeaweedFS(root / "s3", lock))
                 services[0].start()
             if not has_mlflow:
-                services.append(MLflow(root / "mlflow", services[0].environment if services else None, lock))
+                services.append(MLflow(root / "mlflow", services[0].environment if services else None, lock, listen))
                 services[-1].start()
             for service in services:
                 service.wait_ready()

@@ -27,6 +27,7 @@ from marble_core import __version__
 from marble_core.config.loading import load_config
 from marble_core.config.redaction import settings_without_secrets
 from marble_core.runtime.environment import ATTEMPT, GIT_COMMIT, IMAGE, MLFLOW_PAGE, PIPELINE_VERSION
+from marble_core.tracking.connection import mlflow_client
 from marble_core.tracking.kubeflow_page import kubeflow_page
 from marble_core.types import without_secrets
 
@@ -102,6 +103,14 @@ def pages(server: str, experiment_id: str, run_id: str, model: str) -> dict[str,
         "Model and its card": f"{where}/#/models/{model}",
     }
     return (found if where.startswith("http") else {}) | ({"Run in Kubeflow": page} if (page := kubeflow_page()) else {})
+
+
+def experiment_page(name: str) -> str:
+    """The page of an experiment in the MLflow of MLFLOW_TRACKING_URI; empty where it has none, or there is no such experiment."""
+    with mlflow_client() as client:
+        found = client.get_experiment_by_name(name)
+    where = without_secrets(os.environ.get(MLFLOW_PAGE) or os.environ.get("MLFLOW_TRACKING_URI", "")).rstrip("/")
+    return f"{where}/#/experiments/{found.experiment_id}" if found and where.startswith("http") else ""
 
 
 def _commit() -> str:

@@ -41,6 +41,22 @@ def run_progress(kubeflow_run: str, stage: str = "") -> RunProgress | None:
         return _progress(client, kubeflow_run, stage)
 
 
+def refusal_of(kubeflow_run: str) -> str:
+    """Why the gate refused the model of the run of that id in Kubeflow: worse, no gain, ...; empty where it did not, or nobody knows.
+
+    Raises MarbleError where MLflow does not answer.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        return ""
+    with mlflow_client() as client:
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        runs = client.search_runs(
+            experiments, f"tags.`{RUN_TAG}` = '{kubeflow_run}'", max_results=1, order_by=["start_time DESC"]
+        )
+    said = runs[0].data.tags.get("marble.decision", "") if runs else ""
+    return said.removeprefix("refused: ") if said.startswith("refused: ") else ""
+
+
 def _progress(client: MlflowClient, kubeflow_run: str, stage: str) -> RunProgress | None:
     experiments, newest = [each.experiment_id for each in client.search_experiments()], ["start_time DESC"]
     if not (runs := client.search_runs(experiments, f"tags.`{RUN_TAG}` = '{kubeflow_run}'", order_by=newest, max_results=1)):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marble_core.config.durations import duration
 from marble_core.config.loading import read_config
 from marble_core.config.rehearsal import PROMPTS
 from marble_core.config.schema import RunConfig
@@ -22,7 +23,7 @@ from marble_core.estimate.memory import processes_of
 from marble_core.estimate.work import images_of_look, looks_of
 from marble_core.tracking.past_runs import REHEARSAL_TAG
 from marble_core.tracking.step_history import read_history
-from marble_core.types import Placed, duration, in_order
+from marble_core.types import Placed, in_order
 
 if TYPE_CHECKING:
     from marble_core.prompts.dataset import Data

@@ -4,9 +4,11 @@ The stages that need a model are stood in for by tests/stand_ins; the runner, th
 """
 
 import json
+import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -20,12 +22,15 @@ import yaml
 from mlflow import MlflowClient
 
 from command_lines import all_command_lines
-from commands import assert_one_sentence, environment, marble_process
+from commands import assert_one_sentence, environment, marble_process, one_sentence, run_marble
 from marble_core import cli
 from marble_core.cli.examples import EXAMPLES
+from marble_core.cli.options import REFUSED
 from marble_core.config.loading import load_config, presets
 from marble_core.services.local import addresses
+from marble_core.services.mlflow_server import MLflow
 from marble_core.tracking.run_tree import RUN_ID_TAG
+from marble_core.types import MarbleError
 from paths import ROOT
 from waiting import eventually, is_alive
 
@@ -119,8 +124,37 @@ def test_compile_writes_the_pipeline(tmp_path: Path) -> None:
     assert done.returncode == 0 and (tmp_path / "out.yaml").read_bytes() == (ROOT / "pipelines" / "marble.yaml").read_bytes()
 
 
-def test_ui_names_the_server_that_is_there(services: dict[str, str], tmp_path: Path) -> None:
-    assert services["MLFLOW_TRACKING_URI"] in marble_process(tmp_path, "ui").stdout
+def test_ui_names_the_server_that_is_there_the_experiments_page_and_the_newest_report(
+    services: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    client = MlflowClient(services["MLFLOW_TRACKING_URI"])
+    found = client.get_experiment_by_name("of-the-ui")
+    number = found.experiment_id if found else client.create_experiment("of-the-ui")
+    for name, when in (("old", 1), ("new", 2)):
+        report = tmp_path / ".marble/runs" / name / "report.html"
+        report.parent.mkdir(parents=True)
+        report.touch()
+        os.utime(report, (when, when))
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda page: opened.append(page) is None)
+    assert run_marble("ui", "--experiment", "of-the-ui", monkeypatch=monkeypatch) == 0 and opened == []
+    page = f"{services['MLFLOW_TRACKING_URI']}/#/experiments/{number}"
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"Runs: {page}",
+        f"Newest report: {(tmp_path / '.marble/runs/new/report.html').as_uri()}",
+    ]
+    assert run_marble("ui", "--experiment", "of-the-ui", "--open", monkeypatch=monkeypatch) == 0 and opened == [page]
+
+
+def test_a_port_that_another_program_has_is_one_sentence_before_mlflow_starts(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        where = other.getsockname()
+        with pytest.raises(MarbleError) as caught:
+            MLflow(tmp_path, listen=where).start()
+    one_sentence(str(caught.value), f"127.0.0.1, port {where[1]}", "Address already in use", "--port")
 
 
 def test_a_better_model_is_registered_and_the_run_ends_with_the_table_and_the_report(
@@ -136,22 +170,22 @@ def test_a_better_model_is_registered_and_the_run_ends_with_the_table_and_the_re
     assert [line for line in seen if secret in line] == [] and not list((tmp_path / ".marble").rglob("overrides.json"))
     said = done.stdout
     assert "train 2/2  ocr 0.7 (1.00)  worst cosine +0.250" in said  # a step on one line
-    assert re.search(r"ocr\W+96\W+0\.500\W+0\.700\W+\+0\.200\W+\+0\.150 \.\. \+0\.250\W+60%", said), said
+    assert re.search(r"ocr +96 +0\.500 +0\.700 +\+0\.200 \(\+0\.150 to \+0\.250\) +60%", said), said
     assert "Gate: passed" in said and "Registered: version 7 of marble as champion" in said
     report = tmp_path / ".marble" / "runs" / "first" / "report.html"
     assert report.read_text().startswith("<!doctype html>") and str(report) in said
+    assert "\nBetter than the base by 0.20 standard deviations on average, with no catch found: promoted.\n" in said
+    assert "marble run --run-id first --set train.steps=64    # twice" in said and "Reused" not in said
     secrets = [services["AWS_SECRET_ACCESS_KEY"], services["AWS_ACCESS_KEY_ID"]]
     written = b"".join(path.read_bytes() for path in (tmp_path / ".marble").rglob("*") if path.is_file())
     assert not any(secret.encode() in written or secret in said + done.stderr for secret in secrets)
 
 
-def test_a_worse_model_is_refused_with_the_reason_and_the_command_still_succeeds(
-    services: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_worse_model_is_refused_with_the_reason_and_an_exit_code_of_its_own(services: dict[str, str], tmp_path: Path) -> None:
     done = marble_process(
         tmp_path, "run", "--run-id", "second", *SMALL, "--set", "storage.experiment=refusals", stand_in="worse"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == REFUSED == 5, done.stdout + done.stderr
     assert "Gate: refused" in done.stdout and "ocr is worse" in done.stdout and "Registered" not in done.stdout
     client = MlflowClient(services["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("refusals")

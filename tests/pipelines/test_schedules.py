@@ -39,6 +39,8 @@ def test_a_schedule_is_made_paused_resumed_changed_and_deleted(server: StubKfp, 
     assert changed["pipeline_version_reference"] != sent["pipeline_version_reference"] and changed["status"] == "ENABLED"
     assert changed["trigger"]["cron_schedule"]["cron"] == "0 0 5 * * 1-5"
 
+    assert "(0 0 5 * * 1-5) would be deleted; nothing was" in marble("schedule", "delete", "nightly", "--dry-run")
+    assert len(server.tables["recurring"]) == 1
     marble("schedule", "delete", "nightly")
     assert server.tables["recurring"] == {} and marble("schedule", "list", "--json").json == []
     for command in ("pause", "resume", "update", "delete"):
