@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     monkeypatch.setenv("NO_COLOR", "1")
 
     def printed() -> list[str]:
-        said = capsys.readouterr().out.splitlines()
+        said = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()  # headings are bold
         assert said and max(map(len, said)) <= 80, said
         return said
 
