@@ -87,6 +87,7 @@ def said(answer: Any) -> dict[str, Any]:
 def print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], least: tuple[str, ...] = ()) -> None:
     """On a terminal that is too narrow the columns of ``least`` are left out, the first of them first."""
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     console, shown, wanted = Console(highlight=False), list(rows), list(headings)
@@ -98,6 +99,6 @@ def print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], leas
         table = Table(*wanted)
         for row in shown:
             table.add_row(*(cell for heading, cell in zip(headings, row, strict=True) if heading in wanted))
-        if console.measure(table).maximum <= console.width:
+        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
             break
     console.print(table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from marble_core.types import Prompt, RewardTable, in_order
 SOLVER, STEPS, SIDE = "euler", 40, 512
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
 Z_95 = 1.96
-LONGEST = 18  # letters of a file's path as the name of its prompts
+LONGEST = 10  # letters of a file's name, as the name of its prompts
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _measured(values_N: np.ndarray, texts: Sequence[str]) -> Measured:
 
 
 def set_names(config: RunConfig, prompts: Sequence[Prompt]) -> dict[str, str]:
-    """What the prompts of each source are: demo, generated, a published test set by its name, or the end of their file's path."""
+    """What the prompts of each source are: demo, generated, a published test set by its name, or the beginning of their file's."""
     texts = Counter(source for source, _ in {(p.source, p.text) for p in prompts})
     return {source: _set_name(uri, source, texts[source]) for source, uri in config.data.evaluation.items()}
 
@@ -118,7 +119,7 @@ def _set_name(uri: str, source: str, texts: int) -> str:
             return name
     if TEXTS.get(source) == texts:
         return TEST_SETS[source]
-    return "/".join(uri.split("?")[0].split("/")[-2:])[-LONGEST:]
+    return PurePosixPath(uri.split("?")[0]).stem[:LONGEST] or source[:LONGEST]
 
 
 def lines(
