@@ -35,7 +35,12 @@ GRADIENTS = tuple(f"tests/algorithm/test_{name}.py" for name in ("losses", "grad
 TESTS = {
     "marble_core/algorithm/advantages.py": ("tests/algorithm/test_advantages.py", "tests/algorithm/test_baselines.py", *STEPS),
     "marble_core/algorithm/auto_trust.py": ("tests/algorithm/test_auto_trust.py", *STEPS[:1]),
-    "marble_core/algorithm/backward.py": ("tests/algorithm/test_baselines.py", *GRADIENTS[1:], *STEPS),
+    "marble_core/algorithm/backward.py": (
+        "tests/algorithm/test_baselines.py",
+        "tests/algorithm/test_kl_states.py",
+        *GRADIENTS[1:],
+        *STEPS,
+    ),
     "marble_core/algorithm/balancers.py": (*BALANCE[:3], *STEPS),
     "marble_core/algorithm/block_recompute.py": GRADIENTS[2:],
     "marble_core/algorithm/diagnostics.py": ("tests/algorithm/test_missing_values.py", *STEPS[::-1]),
@@ -45,7 +50,7 @@ TESTS = {
     "marble_core/algorithm/losses.py": (*GRADIENTS[:2], *STEPS),
     "marble_core/algorithm/marble.py": (
         *BALANCE[:3],
-        *(f"tests/algorithm/test_{n}.py" for n in ("evidence", "guards", "auto_trust")),
+        *(f"tests/algorithm/test_{n}.py" for n in ("evidence", "guards", "auto_trust", "meter")),
         *STEPS,
     ),
     "marble_core/algorithm/meter.py": ("tests/algorithm/test_meter.py", "tests/algorithm/test_evidence.py"),

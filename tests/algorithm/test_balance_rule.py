@@ -91,6 +91,11 @@ def test_a_reward_is_dead_below_a_millionth_of_the_median_length(share, alive):
     assert done.notes == (() if alive else ("c is inactive",))
 
 
+def test_where_no_reward_with_a_share_is_active_those_that_are_share_equally():
+    done = balancer(prior={"a": 1.0}, kappa=0.0).weigh(np.diag([1.0, 4.0, 9.0]), np.array([False, True, True]))
+    assert np.allclose(done.alpha_K, [0, 0.5, 0.5])
+
+
 def test_rethinking_is_the_balance_without_memory():
     one = balancer(prior={"a": 1.0}, kappa=0.5)
     for G in (np.diag([1.0, 4.0, 9.0]), np.array([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 4.0]])):

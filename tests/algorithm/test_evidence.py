@@ -61,6 +61,14 @@ def test_a_norm_is_never_below_its_floor_however_sure_the_evidence_is():
     assert np.allclose(unit_K, [0.25 * 1.0, 1.0, 1.0, 2.0]), "the floor, the signal's own, 1 where inactive, the signal's own"
 
 
+def test_small_cosines_that_are_sure_are_not_shrunk():
+    sure, truth = Evidence((4, 4), 0.9), np.eye(4) + 0.1 * (np.ones((4, 4)) - np.eye(4))
+    for sign in (1, -1) * 10:
+        sure.add(truth + sign * 1e-4 * (np.ones((4, 4)) - np.eye(4)), EVERY)
+    C_KK, _, share = shrunk(sure, np.ones(4), np.ones(4, bool), 0.1)
+    assert share < 1e-3 and np.allclose(C_KK, truth, atol=1e-3)
+
+
 def balancer(**more):
     return make_balancer(BalanceConfig(meter="time", gram="time", rho=0.0, **more), NAMES, 1000)
 

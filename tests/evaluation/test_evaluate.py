@@ -92,6 +92,9 @@ def test_the_numbers_are_the_plain_paired_statistics() -> None:
     np.testing.assert_allclose([r.base_std, r.win_rate], [b.std(), (t > b).mean()])
     gains = [x.difference.mean / x.base_std for x in e.rewards.values()]
     assert e.mean_gain.mean == pytest.approx(np.mean(gains))
+    rise_NK = trained.R_NK > base.R_NK
+    assert e.together is not None
+    assert e.together.all_rise.mean == pytest.approx((rise_NK[:, 0] & (rise_NK[:, 1] | ~ocr)).mean())
     assert e.by_source["ocr"]["ocr"] == r and "ocr" not in e.by_source["general"]
 
 
