@@ -139,7 +139,9 @@ def test_subtracting_the_common_part_leaves_the_one_backward_form_exact():
 
 def test_images_per_second_are_those_of_the_time_up_to_the_last_lap():
     clock = metrics.Clock()
+    clock.last = clock.first - 7.5  # the lap before ended long ago
     clock.lap("sample")
+    assert 7.5 <= clock.laps["time/sample"] < 8.5
     clock.first, clock.last = 10.0, 14.0
     assert clock.metrics(6)["images_per_second"] == 1.5
 

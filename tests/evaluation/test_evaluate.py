@@ -165,6 +165,8 @@ def test_tables_of_different_prompts_or_with_other_masks_are_a_bug() -> None:
     for wrong in (RewardTable(NAMES, holed), RewardTable(NAMES, trained.R_NK[1:]), RewardTable(("a", "b"), trained.R_NK)):
         with pytest.raises(ValueError, match="base"):
             compare(base, wrong, prompts, 100, 0)
+    with pytest.raises(ValueError, match="base"):
+        compare(RewardTable(NAMES, holed), trained, prompts, 100, 0)
 
 
 def test_an_evaluation_survives_its_file_with_its_settings(tmp_path: Path) -> None:
