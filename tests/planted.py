@@ -46,7 +46,7 @@ TESTS = {
     "marble_core/algorithm/diagnostics.py": ("tests/algorithm/test_missing_values.py", *STEPS[::-1]),
     "marble_core/algorithm/evidence.py": ("tests/algorithm/test_evidence.py", "tests/algorithm/test_meter.py"),
     "marble_core/algorithm/guards.py": ("tests/algorithm/test_guards.py",),
-    "marble_core/algorithm/learner.py": STEPS,
+    "marble_core/algorithm/learner.py": (*STEPS, "tests/algorithm/test_meter.py"),
     "marble_core/algorithm/losses.py": (*GRADIENTS[:2], *STEPS),
     "marble_core/algorithm/marble.py": (
         *BALANCE[:3],
