@@ -168,6 +168,20 @@ def trainer() -> None:
     assert isinstance(client.backend.core_api, kubernetes.CoreV1Api)
 
 
+def status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends nothing within seconds of the last time, keeps the token it has read, and one session."""
+    from kubeflow.trainer.backends.kubernetes import utils
+
+    for name, value in {"_last_update_time": -1e9, "_cached_token": None, "_http_session": None}.items():
+        monkeypatch.setattr(utils, name, value)
+    (tmp_path / "token").write_text("first")
+    assert not utils._should_throttle() and utils._get_cached_token(str(tmp_path / "token")) == "first"
+    utils._update_last_time()
+    (tmp_path / "token").write_text("second")
+    assert utils._should_throttle() and utils._get_cached_token(str(tmp_path / "token")) == "first"
+    assert utils._get_status_session() is utils._http_session
+
+
 def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import kubernetes.config.kube_config as kube
     from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob

@@ -76,7 +76,7 @@ SABOTAGES = (
     ("the forward KL at images of the policy", PAIRS, "x0_base = rollout.base.x0_NCHW[to_device(rows_B, device)]", "x0_base = x0", FORWARD_KL),
     ("the KL's weight by time without its scale", PAIRS, "(1 + config.kl_power) * part.t_B", "part.t_B", FORWARD_KL),
     ("an image among the others of its group", "marble_core/rewards/diversity.py", "/ (len(own) - 1)", "/ len(own)", "tests/rewards/test_diversity.py::test_an_images_diversity_is_its_mean_distance_to_the_others_of_its_group"),
-    ("guidance from the prompt's velocity", f"{MODELS}guidance.py", "return empty_BCHW + self.scale", "return v_BCHW + self.scale", "tests/models/test_guidance.py::test_guidance_is_that_of_diffusers_own_pipeline"),
+    ("guidance from the prompt's velocity", f"{MODELS}guidance.py", "return empty_BCHW + scale", "return v_BCHW + scale", "tests/models/test_guidance.py::test_guidance_is_that_of_diffusers_own_pipeline"),
     ("times below the last never drawn", PAIRS, "share * (t_S - next_S)[drawn]", "share * (t_S - next_S)[drawn] * (next_S[drawn] > 0)", "tests/algorithm/test_gradients.py::test_training_times_between_the_solvers_reach_below_its_last"),
 )  # fmt: skip
 

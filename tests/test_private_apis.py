@@ -53,6 +53,7 @@ ROWS = [Row(*row) for row in (
     ("torch", "_foreach_copy_", "LoRA layers", "copies a list of tensors into another, of another precision", below.modes),
     ("peft", "tuners.lora.LoraLayer()._active_adapter", "LoRA layers", "the list of adapters that a forward applies", below.switch),
     ("peft", "tuners.lora.LoraLayer()._disable_adapters", "LoRA layers", "a forward applies none", below.switch),
+    ("torch", "cuda.device_count", "tests of GPU hours", "how many GPUs a process has, looked up at each call", below.modes),
     ("torch", "save(_use_new_zipfile_serialization)", "tests of published heads", "False writes the old format, no zip", models.low_level),
     ("accelerate", "PartialState._reset_state", "process group", "forgets the group, so that the next one is seen", models.default_store),
     ("diffusers", "SD3Transformer2DModel()._gradient_checkpointing_func", "recomputation", "called with a block and its arguments, nothing between", models.checkpointing),
@@ -111,6 +112,8 @@ ROWS = [Row(*row) for row in (
     ("kfp_server_api", "ApiClient.sanitize_for_serialization", "runs on a cluster, tests", "JSON of a model, and back", kubeflow.kfp_models),
     ("kubeflow", "trainer.TrainerClient().backend", "training on several nodes", "custom_api, core_api, namespace; statuses in causes", kubeflow.trainer),
     ("kubeflow", "trainer.constants.constants.NODE", "training on several nodes", "begins the first pod's step", kubeflow.trainer),
+    *(("kubeflow", f"trainer.backends.kubernetes.utils.{name}", "tests of a TrainJob's status", "what the SDK remembers between two calls", kubeflow.status)
+      for name in ("_last_update_time", "_cached_token", "_http_session")),
     ("kubernetes", "config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "tests of several nodes", "read at each call", kubeflow.kubeconfig),
     ("kubeflow_trainer_api", "models.TrainerV1alpha1TrainJob", "tests of several nodes", "drops what it does not know", kubeflow.kubeconfig),
     ("typer", "BadParameter.__base__", "command line", "its usage errors, with a message and a command's path", tools.typer_app),

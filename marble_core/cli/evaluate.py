@@ -80,6 +80,7 @@ def _measure(
     import shutil
     from dataclasses import asdict
 
+    import torch  # noqa: F401 - a missing extra is said before anything else
     from rich.console import Console
 
     from marble_core.estimate import check_fits

@@ -31,7 +31,7 @@ class RunSettings:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             return cls(str(found["preset"]), tuple(map(str, found["overrides"])), bool(found["rehearse"]))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError, LookupError):
             raise MarbleError(f"{file} cannot be read: delete it, and give the run's settings again.") from None

@@ -93,8 +93,7 @@ def test_the_numbers_are_the_plain_paired_statistics() -> None:
     gains = [x.difference.mean / x.base_std for x in e.rewards.values()]
     assert e.mean_gain.mean == pytest.approx(np.mean(gains))
     rise_NK = trained.R_NK > base.R_NK
-    assert e.together is not None
-    assert e.together.all_rise.mean == pytest.approx((rise_NK[:, 0] & (rise_NK[:, 1] | ~ocr)).mean())
+    assert e.together and e.together.all_rise.mean == pytest.approx((rise_NK[:, 0] & (rise_NK[:, 1] | ~ocr)).mean())
     assert e.by_source["ocr"]["ocr"] == r and "ocr" not in e.by_source["general"]
 
 
@@ -157,16 +156,15 @@ def test_a_constant_base_few_prompts_and_a_lora_that_does_nothing_are_noted() ->
     ] * 3
 
 
-def test_tables_of_different_prompts_or_with_other_masks_are_a_bug() -> None:
+def test_pairof_different_prompts_or_with_other_masks_are_a_bug() -> None:
     prompts = held_out(10)
     base, trained = tables(prompts, np.random.default_rng(0))
     holed = trained.R_NK.copy()
     holed[0, 0] = np.nan
     for wrong in (RewardTable(NAMES, holed), RewardTable(NAMES, trained.R_NK[1:]), RewardTable(("a", "b"), trained.R_NK)):
-        with pytest.raises(ValueError, match="base"):
-            compare(base, wrong, prompts, 100, 0)
-    with pytest.raises(ValueError, match="base"):
-        compare(RewardTable(NAMES, holed), trained, prompts, 100, 0)
+        for pair in ((base, wrong), (wrong, base)):
+            with pytest.raises(ValueError, match="base"):
+                compare(*pair, prompts, 100, 0)
 
 
 def test_an_evaluation_survives_its_file_with_its_settings(tmp_path: Path) -> None:
