@@ -35,13 +35,9 @@ class S3AtOnePort(SeaweedFS):
 
 
 class MLflowAtOnePort(MLflow):
-    port = ""
-
     def command(self) -> tuple[list[str], dict[str, str]]:
         words, environment = super().command()
-        at = words.index("--port") + 1
-        self.port = words[at] = self.port or words[at]
-        self._url = f"http://127.0.0.1:{self.port}"
+        self._port = int(words[words.index("--port") + 1])
         return words, environment
 
 
