@@ -25,11 +25,11 @@ print(json.dumps({"python": python, "debian": debian, "system": [system.get("ID"
 
 
 def write(engine: str, image: str, folder: Path) -> Path:
-    """Write ``folder``/NAME.cdx.json for ``image``, and return it. The same image gives the same bytes."""
+    """Write ``folder``/NAME-TAG.cdx.json for ``image``, and return it. The same image gives the same bytes."""
     command = [engine, "run", "--rm", "--network=none", "--entrypoint=python3", image, "-c", INVENTORY]
     inventory = json.loads(subprocess.check_output(command))
     about = json.loads(subprocess.check_output([engine, "image", "inspect", image]))[0]
-    file = folder / f"{image.rsplit('/', 1)[-1].partition(':')[0]}.cdx.json"
+    file = folder / f"{image.rsplit('/', 1)[-1].replace(':', '-')}.cdx.json"
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(document(inventory, image, about["Id"], about["Created"]), encoding="utf-8")
     return file

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from engine import MARKS, STAGES, docker, in_image
+from engine import MARKS, STAGES, TAG, docker, in_image
 from marble_core import __version__
 from paths import ROOT
 
@@ -78,7 +78,7 @@ def test_an_image_holds_its_own_stages_packages_and_no_other(images: dict[str, s
 
 @pytest.mark.parametrize("image", (*STAGES, "cli"))
 def test_the_sbom_of_an_image_names_that_image_and_every_package_in_it(images: dict[str, str], image: str) -> None:
-    listed = json.loads((ROOT / "build" / "sbom" / f"marble-{image}.cdx.json").read_text(encoding="utf-8"))
+    listed = json.loads((ROOT / "build" / "sbom" / f"marble-{image}-{TAG}.cdx.json").read_text(encoding="utf-8"))
     (digest,) = (entry["content"] for entry in listed["metadata"]["component"]["hashes"])
     assert docker("image", "inspect", "--format", "{{.Id}}", images[image]) == f"sha256:{digest}"
     found = {(normal(part["name"]), part.get("version")) for part in listed["components"]}
