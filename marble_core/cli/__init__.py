@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -32,6 +31,7 @@ from marble_core.cli import (
 from marble_core.cli.examples import add_examples
 from marble_core.runtime.environment import CA
 from marble_core.runtime.noise import quieten
+from marble_core.runtime.sigterm import sigterm_raises
 
 app = typer.Typer(
     help="MARBLE: fine-tune a text-to-image model on several rewards at once.",
@@ -89,7 +89,11 @@ _UsageError: Any = typer.BadParameter.__base__  # typer does not name it
 
 def main() -> NoReturn:
     """The entry point: turns the two kinds of expected failure into text and an exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # lets the services end
+    with sigterm_raises():  # which lets the services end
+        _main()
+
+
+def _main() -> NoReturn:
     try:
         quieten()
         if os.environ.get(CA):

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,38 +59,46 @@ def keep_at_it(stage: str, arguments: Sequence[str], wanted: Again, reached: Cal
     SIGTERM goes to the work, which saves, and ends this process. Raises MarbleError with the sentence of a refusal, or where
     the attempts are spent.
     """
-    told_to_end = threading.Event()
-    running: list[subprocess.Popen[bytes]] = []
-
-    def end(*_: object) -> None:
-        told_to_end.set()
-        for process in running:
-            process.terminate()
-
-    before = signal.signal(signal.SIGTERM, end)
+    running = _Running()
+    before = signal.signal(signal.SIGTERM, running.end)
     try:
         seen: list[tuple[Failure, str]] = []
         since = time.time()
         while (failure := _attempt(stage, arguments, seen, running, since)) is not None:
             since = time.time()  # the pod holds its GPUs in the pause too
-            if told_to_end.is_set():
+            if running.told_to_end.is_set():
                 sys.exit(128 + signal.SIGTERM)
             seen.append((failure, reached()))
             _give_up(stage, wanted, seen)
             pause = wanted.pause(len(seen))
             print(f"{stage}: {failure.reason} Attempt {len(seen) + 1} of {wanted.retries + 1} in {pause:.0f} s.", flush=True)
-            if told_to_end.wait(pause):
+            if running.told_to_end.wait(pause):
                 sys.exit(128 + signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Running:
+    """The work's process, and whether SIGTERM has come."""
+
+    def __init__(self) -> None:
+        self.told_to_end = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def end(self, *_: object) -> None:
+        self.told_to_end.set()
+        if self._process:
+            self._process.terminate()
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        self._process = subprocess.Popen(command, env=environment)
+        if self.told_to_end.is_set():  # while it was being started
+            self._process.terminate()
+        return self._process.wait()
+
+
 def _attempt(
-    stage: str,
-    arguments: Sequence[str],
-    seen: list[tuple[Failure, str]],
-    running: list[subprocess.Popen[bytes]],
-    since: float,
+    stage: str, arguments: Sequence[str], seen: list[tuple[Failure, str]], running: _Running, since: float
 ) -> Failure | None:
     """None where it succeeded."""
     with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
@@ -99,8 +107,7 @@ def _attempt(
         if seen:
             environment[ATTEMPT] = f"{len(seen) + 1}: {seen[-1][0].reason}"
         command = [sys.executable, "-m", "marble_core.stage_process", stage, *arguments]
-        running[:] = [subprocess.Popen(command, env=environment)]
-        code = running[0].wait()
+        code = running.run(command, environment)
         if code == 0:
             return None
         if code < 0:

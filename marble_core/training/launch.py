@@ -107,8 +107,8 @@ def main(prepared: str, out: str) -> None:
     from marble_core.runtime import distributed
     from marble_core.runtime.mlflow_server import settle
     from marble_core.runtime.noise import quieten
+    from marble_core.runtime.sigterm import Terminated
     from marble_core.training.loop import run_training
-    from marble_core.training.termination import Terminated
 
     os.environ.setdefault(GPUS_SINCE, str(time.time()))  # of a TrainJob's pod, which has waited in no queue yet
     end_with_the_parent()

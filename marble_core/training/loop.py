@@ -23,6 +23,7 @@ from marble_core.rewards.registry import load_scorers
 from marble_core.runtime import distributed
 from marble_core.runtime.gpus import say_missing_gpus
 from marble_core.runtime.offload import resident_bytes
+from marble_core.runtime.sigterm import Terminated
 from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
@@ -31,7 +32,7 @@ from marble_core.training.progress_report import ProgressReport
 from marble_core.training.samples import Samples
 from marble_core.training.saving import Checkpoints, Saving
 from marble_core.training.state import load_state, load_weights
-from marble_core.training.termination import Terminated, terminable
+from marble_core.training.termination import terminable
 from marble_core.training.watching import Watch
 from marble_core.types import MarbleError, Outage, Prompt, StepReport
 

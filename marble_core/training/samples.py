@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from marble_core.algorithm.learner import Learner
 from marble_core.config.stage_files import SAMPLES
 from marble_core.runtime.housekeeping import housekeeping
-from marble_core.training.termination import Terminated
 from marble_core.types import Prompt
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class Samples:
         """Where the learner's step is one of those."""
         every, step = learner.config.train.samples_every, learner.step
         if every and (step % every == 0 or step == learner.config.train.steps):
-            housekeeping("the samples", lambda: self._sample(learner), Terminated)
+            housekeeping("the samples", lambda: self._sample(learner))
 
     def _sample(self, learner: Learner) -> None:
         from PIL import Image

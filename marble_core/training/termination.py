@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from marble_core.algorithm.learner import Learner
-
-
-class Terminated(Exception):
-    """SIGTERM arrived: the unfinished step is dropped and the state after the last finished one is saved."""
+from marble_core.runtime.sigterm import Terminated, sigterm_raises
 
 
 class Termination:
@@ -19,10 +15,10 @@ class Termination:
     def __init__(self, learner: Learner) -> None:
         self.learner, self.asked, self.waits = learner, False, False
 
-    def __call__(self, signum: int, frame: object) -> None:
-        again, self.asked = self.asked, True
-        if not (self.learner.updating or self.waits or again):  # a second signal must not break off the saving
-            raise Terminated
+    def may(self) -> bool:
+        """Called when the signal has come: whether the step may end here."""
+        self.asked = True
+        return not (self.learner.updating or self.waits)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -40,8 +36,5 @@ class Termination:
 @contextmanager
 def terminable(learner: Learner) -> Iterator[Termination]:
     termination = Termination(learner)
-    before = signal.signal(signal.SIGTERM, termination)
-    try:
+    with sigterm_raises(termination.may):
         yield termination
-    finally:
-        signal.signal(signal.SIGTERM, before)

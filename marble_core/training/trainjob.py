@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from marble_core.config.stage_files import ADAPTER_FILE, SHARED
 from marble_core.runtime import mlflow_server
 from marble_core.runtime.environment import IMAGE, KFP_RUN, KUBEFLOW_PAGE, NODES
 from marble_core.runtime.progress import emit
+from marble_core.runtime.sigterm import sigterm_raises
 from marble_core.storage.s3 import S3
 from marble_core.training.heartbeat import beating, forget_silence
 from marble_core.training.process_errors import first_error, forget_errors
@@ -270,12 +270,10 @@ class TrainJob:
     @contextmanager
     def ended_with_us(self) -> Iterator[None]:
         """SIGTERM in the block ends this process, and deletes the job first."""
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        try:
-            yield
-        except (SystemExit, KeyboardInterrupt):
-            with contextlib.suppress(RuntimeError, TimeoutError):  # it may not be there yet
-                self._client.delete_job(self.name)
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with sigterm_raises():
+            try:
+                yield
+            except (SystemExit, KeyboardInterrupt):
+                with contextlib.suppress(RuntimeError, TimeoutError):  # it may not be there yet
+                    self._client.delete_job(self.name)
+                raise

@@ -14,9 +14,9 @@ from marble_core.algorithm.learner import Learner
 from marble_core.checkpoints import CheckpointStore
 from marble_core.config.stage_files import WATCH
 from marble_core.evaluation.watch import Look, Record
+from marble_core.runtime.sigterm import Terminated
 from marble_core.step import optimizer_step
 from marble_core.training import loop
-from marble_core.training.termination import Terminated
 from marble_core.training.watching import Watch
 from marble_core.types import MarbleError, Prompt
 
