@@ -209,8 +209,8 @@ def _page(url: str, target: Target) -> str:
     if any(login in url for login in LOGINS):
         return f"{target.shown} has a login page in front (Dex or oauth2-proxy), which a token passes: {_token_wanted(target)}."
     return (
-        f"{target.shown} answers with a page and not with Kubeflow Pipelines' API: correct the address, which ends with /pipeline "
-        f"where it is Kubeflow's own, or put a token in {TOKEN} where it wants a login."
+        f"{target.shown} answers with a page and not with Kubeflow Pipelines' API. Correct the address: Kubeflow's own ends with "
+        f"/pipeline. Where it wants a login, put a token in {TOKEN}."
     )
 
 

@@ -55,7 +55,7 @@ def find(images: Images) -> None:
                     client.images.pull(name)
                 except DockerException:
                     raise MarbleError(
-                        f"The image {name} is not on this machine and cannot be pulled: run 'make images', "
+                        f"The image {name} is not on this machine and cannot be pulled. Run 'make images', "
                         "or name the registry and the tag that have it with --registry and --tag."
                     ) from None
 

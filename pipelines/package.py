@@ -80,7 +80,7 @@ class Parameters:
             check_accelerator(str(values.get("accelerator", default)))
         if (size := len(json.dumps(values).encode())) > LARGEST:
             raise MarbleError(
-                f"The parameters have {size / 1000:.0f} kB and Kubernetes takes {LARGEST // 1000}: put prompts into files, and what is "
+                f"The parameters have {size / 1000:.0f} kB and Kubernetes takes {LARGEST // 1000}. Put prompts into files, and what is "
                 "the same for all runs into the configuration of a preset."
             )
         return {name: _for_kubernetes(name, value) for name, value in values.items()}

@@ -48,8 +48,8 @@ def waits(run: Any, now: datetime | None = None) -> str:
     stage = next(iter(_going_on(run)), "")
     own = f",marble/stage={stage}" if stage else ""
     return (
-        f"The pod of {stage or 'the next stage'} waits since {since.astimezone(UTC):%H:%M} UTC: an image, a GPU, a quota or a secret may "
-        f"be missing; kubectl -n NAMESPACE describe pods -l pipeline/runid={run.run_id}{own} says which."
+        f"The pod of {stage or 'the next stage'} has waited since {since.astimezone(UTC):%H:%M} UTC. An image, a GPU, a quota or a secret may "
+        f"be missing: kubectl -n NAMESPACE describe pods -l pipeline/runid={run.run_id}{own} says which."
     )
 
 

@@ -47,7 +47,7 @@ def test_a_finished_cell_of_other_settings_is_refused(bucket: S3, tmp_path: Path
     finished_cell(bucket, tmp_path, "equal", 1)
     for other in ({"evaluate_at": [4]}, {"arms": {**ARMS, "equal": ["balance.method=equal", "optimizer.lr=0.5"]}}):
         with pytest.raises(
-            MarbleError, match=r"seed-1.json was made with other settings .*: put them back, give the study another"
+            MarbleError, match=r"seed-1.json was made with other settings .*\. Put them back, give the study another"
         ):
             study_stages.study_cell(text(bucket, **other), "s", "equal", 1, "", tmp_path / "cell")
 

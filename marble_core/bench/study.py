@@ -63,8 +63,8 @@ class Study(BaseModel):
                 raise MarbleError(f"The study {name}, arm {arm}: {error}") from None
             if config.train.keep_best or config.watch.on_alarm == "stop":
                 raise MarbleError(
-                    f"The study {name}, arm {arm}: train.keep_best and watch.on_alarm=stop end a run at another step than its arms "
-                    "are compared at: leave them out, for watch.jsonl of each cell has what they would have done."
+                    f"The study {name}, arm {arm}: leave out train.keep_best and watch.on_alarm=stop, which end a run before the step that "
+                    "its arms are compared at. Each cell's watch.jsonl has what they would have done."
                 )
             if study.evaluate_at and max(study.evaluate_at) != steps:
                 raise MarbleError(
@@ -107,7 +107,7 @@ def finished(study: Study, out: Path) -> dict[tuple[str, int], Cell]:
             cell = found[arm, seed] = Cell.load(path)
             if not study.made(cell):
                 raise MarbleError(
-                    f"The cell {path} was made with other settings than the study has now: put them back, give another directory "
+                    f"The cell {path} was made with other settings than the study has now. Put them back, give another directory "
                     "with --out, or remove that file to have it made again."
                 )
     return found

@@ -32,8 +32,8 @@ def begun_with(out: Path, source: Path = _RUNNING) -> tuple[str, Path]:
             _add(source, checkout, commit)
         if _git(checkout, "rev-parse", "HEAD") != commit or _changed(checkout):
             raise MarbleError(
-                f"The code in {checkout} is not that of the commit {commit[:12]} any more, with which the study was begun: "
-                "remove that directory to have it made again."
+                f"The code in {checkout} is no longer that of the commit {commit[:12]}, with which the study was begun. "
+                "Remove that directory to have it made again."
             )
         return commit, checkout
     if not (source / ".git").exists():

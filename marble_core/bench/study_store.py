@@ -39,7 +39,7 @@ class StudyStore:
         cell = Cell.load(into)
         if not self.study.made(cell):
             raise MarbleError(
-                f"The cell {self.s3.uri(key)} was made with other settings than the study has now: put them back, give the study "
+                f"The cell {self.s3.uri(key)} was made with other settings than the study has now. Put them back, give the study "
                 "another name, or remove that object to have it made again."
             )
         return cell

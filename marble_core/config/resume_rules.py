@@ -33,6 +33,6 @@ def require_same_run(before: RunConfig, now: RunConfig, where: str | Path) -> No
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not any(fnmatch(key, free) for free in FREE):
             raise MarbleError(
-                f"The run was begun with {key} = {old.get(key, 'nothing')}, not {new.get(key, 'nothing')} ({where}): set it back, "
-                f"or start with another run id and train.start_from (only {', '.join(FREE)} may change within a run)."
+                f"The run was begun with {key} = {old.get(key, 'nothing')}, not {new.get(key, 'nothing')} ({where}). Set it back, "
+                f"or start with another run id and train.start_from. Only {', '.join(FREE)} may change within a run."
             )

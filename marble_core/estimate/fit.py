@@ -40,7 +40,7 @@ def resolve_batch_sizes(config: RunConfig, cards: Cards) -> RunConfig:
     sizes = sizes_of(config.model)
     if sizes is None:
         raise MarbleError(
-            f"The sizes of the model {config.model.path!r} are not known on this machine, so rollout.batch_size, loss.micro_batch "
+            f"The sizes of the model {config.model.path!r} are not known on this machine. So rollout.batch_size, loss.micro_batch "
             "and evaluation.batch_size cannot be 0: give numbers, or bring its files here with marble fetch."
         )
     chosen = _chosen(config, sizes, cards)

@@ -60,7 +60,7 @@ def check_gpu_hours(config: RunConfig, hours: GpuHours | None) -> None:
         return
     if hours is None:
         raise MarbleError(
-            f"The GPU hours of this run cannot be held against hardware.max_gpu_hours = {limit:g}, for the sizes of the model "
+            f"The GPU hours of this run cannot be held against hardware.max_gpu_hours = {limit:g}. The sizes of the model "
             f"{config.model.path!r} are not known on this machine: bring its files here with marble fetch, or take the limit away."
         )
     if hours.high > limit:

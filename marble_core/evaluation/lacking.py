@@ -64,7 +64,7 @@ def alarms(found: Mapping[str, Lacking], rewards: Sequence[RewardConfig]) -> Ite
     for name, lost in found.items():
         if lost.pairs > max(1, limits[name] * lost.applies):
             text = (
-                f"{name} could be compared on only {lost.applies - lost.pairs} of its {lost.applies} prompts, for its scorer gave the "
-                f"others no value (most often because {lost.why}); mend it and evaluate again."
+                f"{name} could be compared on only {lost.applies - lost.pairs} of its {lost.applies} prompts. Its scorer gave the "
+                f"others no value, most often because {lost.why}. Mend it and evaluate again."
             )
             yield Alarm("missing values", text)

@@ -65,8 +65,8 @@ class _Scratch:
         while self.key not in set(self.s3.keys(self.directory)):
             if time.monotonic() > deadline:
                 raise MarbleError(
-                    f"{self.s3.endpoint} does not list {self.s3.uri(self.key)} {LATE:.0f} s after it was written: checkpoints would "
-                    "be overlooked; use a server whose lists are up to date, see docs/storage.md."
+                    f"{self.s3.endpoint} does not list {self.s3.uri(self.key)} {LATE:.0f} s after it was written. Checkpoints would "
+                    "be overlooked: use a server whose lists are up to date, see docs/storage.md."
                 )
             time.sleep(0.2)
 

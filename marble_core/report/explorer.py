@@ -175,8 +175,8 @@ def left_out(sizes: Sizes, lines: Sequence[Line]) -> list[str]:
         said.append(f"Left out: the images of {', '.join(left)}.")
     if sizes.large > sizes.thumb and sizes.imaged > 2 * LARGE:
         said.append(
-            f"The {LARGE} largest wins and losses have images of {sizes.large} px, the others of {sizes.thumb} px; "
-            f"the images as they were made lie beside this page."
+            f"The {LARGE} largest wins and losses have images of {sizes.large} px, the others of {sizes.thumb} px. "
+            f"The images as they were made lie beside this page."
         )
     return said
 

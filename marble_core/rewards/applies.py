@@ -54,6 +54,6 @@ def _require_prompts(
         if not any(cards[reward.name].applies(prompt, reward.options) for prompt in offered):
             held = ", ".join(dict.fromkeys(prompt.source for prompt in offered))
             raise MarbleError(
-                f"The reward {reward.name!r} applies to none of the {len(offered)} prompts of {where}, whose sources are {held}: "
-                f"add prompts that it can use to {where}, or leave the reward out."
+                f"The reward {reward.name!r} applies to none of the {len(offered)} prompts of {where}, whose sources are {held}. "
+                f"Add prompts that it can use to {where}, or leave the reward out."
             )

@@ -204,7 +204,7 @@ def may_be_sent(variable: str) -> str:
     may start a run names the address too."""
     if variable.upper().startswith(SERVERS):
         raise MarbleError(
-            f"key_variable names {variable[:60]!r}, which is for the run's own servers and is sent to no other: put the reward's key "
+            f"key_variable names {variable[:60]!r}, which is for the run's own servers and is sent to no other. Put the reward's key "
             "into a variable of its own, such as OPENAI_API_KEY."
         )
     return variable

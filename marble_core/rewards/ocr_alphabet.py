@@ -90,8 +90,8 @@ def recogniser_uri(options: Mapping[str, Any]) -> str | None:
         return None
     if language not in OCR_LANGUAGES:
         raise MarbleError(
-            f"The reward 'ocr' has no language {language!r}: choose one of {', '.join(OCR_LANGUAGES)}, or leave the option out "
-            "for Chinese, Japanese, and what is written in Latin letters."
+            f"The reward 'ocr' has no language {language!r}: choose one of {', '.join(OCR_LANGUAGES)}. "
+            "Without the option it reads Chinese, Japanese, and what is written in Latin letters."
         )
     return OCR_LANGUAGES[language]
 

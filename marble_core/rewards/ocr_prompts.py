@@ -42,7 +42,7 @@ def _unread(name: str, prompts: Sequence[Placed], letters: Alphabet, any_quote: 
         if one.prompt.metadata.get("text") and not letters.spells(target):
             raise MarbleError(
                 f"{one.where}: the recogniser of the reward 'ocr' can read no letter of the target {short(target)}, so it would score "
-                f"0 whatever is drawn; set the reward's option 'language' ({', '.join(OCR_LANGUAGES)}), or remove the prompt."
+                f"0 whatever is drawn. Set the reward's option 'language' ({', '.join(OCR_LANGUAGES)}), or remove the prompt."
             )
         in_part.append(f"{one.where} ({short(target)} without {short(missing)}: {letters.best(target):.2f})")
     if not in_part:

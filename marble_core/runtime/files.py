@@ -55,8 +55,8 @@ def full_disk(directory: str | Path | None) -> MarbleError | None:
     if disk.f_bfree >= disk.f_blocks // 100 and free >= SMALLEST:
         return None
     return MarbleError(
-        f"The disk of {directory} is full ({free / 1e6:.0f} MB of {disk.f_blocks * disk.f_frsize / 1e9:.1f} GB are free, and a "
-        "server needs 1 %): free some space, or work in another directory."
+        f"The disk of {directory} is full: {free / 1e6:.0f} MB of {disk.f_blocks * disk.f_frsize / 1e9:.1f} GB are free, and a "
+        "server needs 1 %. Free some space, or work in another directory."
     )
 
 

@@ -41,7 +41,7 @@ def refuse_code(uri: str, names: Iterable[str]) -> None:
     paths = sorted(PurePath(name) for name in names)
     if code := [path.as_posix() for path in paths if path.suffix == ".py"]:
         raise MarbleError(
-            f"The base model {uri} brings code of its own ({code[0]}), which is not run: give one of diffusers' own classes, or name "
+            f"The base model {uri} brings code of its own ({code[0]}), which is not run. Give one of diffusers' own classes, or name "
             "a class for it in model.family, see docs/extending.md."
         )
     suffixes: dict[str, set[str]] = {}
@@ -49,6 +49,6 @@ def refuse_code(uri: str, names: Iterable[str]) -> None:
         suffixes.setdefault(str(path.parent), set()).add(path.suffix)
     if pickled := [part for part, own in sorted(suffixes.items()) if ".safetensors" not in own and own & _PICKLED]:
         raise MarbleError(
-            f"The base model {uri} has the weights of {', '.join(pickled)} pickled only, which may run code and are not read: "
-            "give one that is saved as safetensors."
+            f"The base model {uri} has the weights of {', '.join(pickled)} pickled only. Such files may run code and are not read: "
+            "give a model that is saved as safetensors."
         )

@@ -80,8 +80,8 @@ def few_steps(model: ModelConfig) -> str | None:
     """A sentence where the model's name says that it was distilled to a few steps, which the loss does not suit."""
     if _FEW_STEPS.search(model.path.rstrip("/").rpartition("/")[2]):
         return (
-            f"{model.path} seems to be distilled to a few steps: the loss is flow matching's over all times, under which such models "
-            "grow blurred; train the model that it was distilled from."
+            f"{model.path} seems to be distilled to a few steps. The loss is flow matching's over all times, under which such models "
+            "grow blurred: train the model that it was distilled from."
         )
     return None
 

@@ -119,8 +119,8 @@ class WebFile:
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise MarbleError(
-                f"{self.shown} is not in the model cache, and cannot be reached ({reason}): "
-                "run 'marble fetch' where there is a network, with HF_HOME on the disk that the run will use."
+                f"{self.shown} is not in the model cache, and cannot be reached ({reason}). "
+                "Run 'marble fetch' where there is a network, with HF_HOME on the disk that the run will use."
             ) from None
 
     def _write(self, response: http.client.HTTPResponse, target: Path) -> None:

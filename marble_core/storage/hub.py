@@ -162,8 +162,8 @@ def _sentences(name: str, revision: str | None) -> Iterator[None]:
     except (*_UNREACHABLE, errors.LocalEntryNotFoundError, errors.IncompleteSnapshotError):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise MarbleError(
-            f"The model cache {constants.HF_HUB_CACHE} has not all of {name!r}, and {why}: "
-            "run 'marble fetch' where there is a network, with HF_HOME on the disk that the run will use."
+            f"The model cache {constants.HF_HUB_CACHE} has not all of {name!r}, and {why}. "
+            "Run 'marble fetch' where there is a network, with HF_HOME on the disk that the run will use."
         ) from None
     except OSError as error:  # the hub's other answers, a full disk, a cache that may not be written
         reason = " ".join(str(error).split()).rstrip(".")[:200]

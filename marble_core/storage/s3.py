@@ -58,7 +58,7 @@ class S3:
         exchanged = os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE") and not os.environ.get("AWS_ENDPOINT_URL_STS")
         if exchanged and os.environ.get("AWS_ENDPOINT_URL"):
             raise Refused(
-                "AWS_ENDPOINT_URL sends the exchange of the pod's token for keys (IRSA) to the S3 server too: set AWS_ENDPOINT_URL_S3 in "
+                "AWS_ENDPOINT_URL sends the exchange of the pod's token for keys (IRSA) to the S3 server too. Set AWS_ENDPOINT_URL_S3 in "
                 "its place, and neither for AWS's own S3."
             )
         try:

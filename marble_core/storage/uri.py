@@ -101,6 +101,6 @@ def _hub(uri: str, part: Part, revision: str | None) -> Remote:
     if _HUB_ID.fullmatch(uri):
         return HubRepository(uri, part, revision)
     raise MarbleError(
-        f"The path {uri!r} does not exist; give a directory, a file, a hub id such as 'organisation/name', "
-        "or a uri that begins with hf://, s3:// or https://."
+        f"The path {uri!r} does not exist. Give a directory, a file, a hub id such as 'organisation/name', "
+        "or an address that begins with hf://, s3:// or https://."
     )

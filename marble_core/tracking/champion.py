@@ -45,7 +45,7 @@ def lost(client: MlflowClient, name: str) -> str:
 def loss(name: str, said: str) -> str:
     """The sentence for it."""
     return (
-        f"The registered model {name} has no champion any more, though {said}: give the alias 'champion' back to a version in "
+        f"The registered model {name} has no champion any more, though {said}. Give the alias 'champion' back to a version in "
         "MLflow's pages, or name another model with registry.model"
     )
 

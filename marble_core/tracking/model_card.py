@@ -97,8 +97,8 @@ def _variants(evaluation: Evaluation) -> list[str]:
     lines = [f"No guidance: {evaluation.no_guidance}."] if evaluation.no_guidance else []
     if evaluation.strength != 1:
         lines += [
-            f"These weights have the factor {evaluation.strength:g} folded in, the strongest that keeps enough of the base's diversity; "
-            + "strengths in this card are of the LoRA as it was trained.",
+            f"These weights have the factor {evaluation.strength:g} folded in, the strongest that keeps enough of the base's diversity. "
+            + "Strengths in this card are of the LoRA as it was trained.",
             "",
         ]
     if evaluation.variants:

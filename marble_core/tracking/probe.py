@@ -111,6 +111,6 @@ def champion(name: str) -> str | None:
         if ADAPTER_FILE not in names:
             raise MarbleError(
                 f"The champion of {name}, version {version}, has no {ADAPTER_FILE} in MLflow's artifact store any more, and evaluate "
-                "compares with it: bring it back, or give the alias 'champion' to another version (marble rollback)."
+                "compares with it. Bring it back, or give the alias 'champion' to another version (marble rollback)."
             )
     return None

@@ -84,8 +84,8 @@ def train_on(count: int, prepared: Path, out: Path) -> None:
         raise RuntimeError(f"training on {count} processes ended with exit code {code}")
     who = f"torchrun, by signal {-code}" if code < 0 else "one of them, for memory perhaps"
     raise Outage(
-        f"Training on {count} processes ended because something killed {who}: see the log and the memory of this machine, and "
-        "start the run again; it goes on from its last checkpoint."
+        f"Training on {count} processes ended because something killed {who}. See the log and the memory of this machine, and "
+        "start the run again: it goes on from its last checkpoint."
     )
 
 

@@ -134,8 +134,8 @@ def _require_signal(learner: Learner, done: StepReport) -> None:
     """Rewards that tell nothing apart from the beginning will hardly do so later, since the policy stays as it is."""
     if learner.updates == 0 and done.skipped and not done.fault and learner.step >= learner.config.train.max_silent_steps:
         raise MarbleError(
-            f"None of the {learner.step} steps so far had a signal, so nothing was trained; the last because {'; '.join(done.notes)}: "
-            "choose rewards and prompts on which this model's images differ, or raise train.max_silent_steps."
+            f"None of the {learner.step} steps so far had a signal, so nothing was trained; the last because {'; '.join(done.notes)}. "
+            "Choose rewards and prompts on which this model's images differ, or raise train.max_silent_steps."
         )
 
 

@@ -118,7 +118,7 @@ def _training(
     whole = once + steps * step * images / own + looks * looked * per_image / processes_of(full)
     watching = f" and {looks} looks of {looked} images at what an image takes evaluate" if looks else ""
     how = (
-        f"a step of {own} images took {duration(step)}, and the whole run has {steps} of {images}{watching}; the other {duration(once)} "
+        f"a step of {own} images took {duration(step)}, and the whole run has {steps} of {images}{watching}. The other {duration(once)} "
         "(loading, the first step's warming up, saving) count once"
     )
     return StageTime("train", measured, whole, how)

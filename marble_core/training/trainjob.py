@@ -76,7 +76,7 @@ def train_on_nodes(config: RunConfig, run_id: str, prepared: Path, out: Path) ->
                 job.remove()
     if status == FAILED:
         raise error or Outage(
-            f"The TrainJob {name} failed without a word of ours: the last lines above are of its first pod, and "
+            f"The TrainJob {name} failed without a word of ours. The last lines above are of its first pod, and "
             f"kubectl -n {job.namespace} describe trainjob {name} says what Kubernetes knows."
         )
     s3.download_dir(f"{place}/adapter", out)
@@ -246,7 +246,7 @@ class TrainJob:
         said = f" ({said})" if said else ""
         self._client.delete_job(self.name)
         return (
-            f"The TrainJob {self.name} was not done within {seconds / 3600:g} hours{said}: it is deleted, and the run goes on "
+            f"The TrainJob {self.name} was not done within {seconds / 3600:g} hours{said}. It is deleted, and the run goes on "
             "from its checkpoint when it is started again; pods.train.timeout_hours of the settings gives it more."
         )
 

@@ -19,7 +19,7 @@ def run(executor: str, state: str = "RUNNING") -> V2beta1Run:
 
 def test_a_pod_that_has_waited_for_a_minute_is_one_sentence_with_the_command_that_says_why() -> None:
     said = waits(run("PENDING"), BEGUN + timedelta(seconds=61))
-    assert said.startswith("The pod of train waits since 18:26 UTC: ")
+    assert said.startswith("The pod of train has waited since 18:26 UTC. ")
     assert "describe pods -l pipeline/runid=b1,marble/stage=train says" in said
     assert in_words(run("PENDING")).splitlines() == ["Run one is RUNNING in train", said]
 

@@ -69,8 +69,8 @@ def test_the_stage_that_is_asked_for_is_kubeflows_and_a_run_that_has_ended_has_n
     run = ordered(server, marble, "far-two", ("train", "SUCCEEDED"), ("evaluate", "PENDING"))
     trained(monkeypatch, run, steps=4, gap=1, of=4)
     far = marble("runs", "show", "far-two", "--json").json["progress"]
-    assert far.pop("waits").startswith("The pod of evaluate waits since 03:00 UTC") and far == {"stage": "evaluate"}
-    assert "far-two: The pod of evaluate waits since 03:00 UTC" in marble("runs", "list")
+    assert far.pop("waits").startswith("The pod of evaluate has waited since 03:00 UTC") and far == {"stage": "evaluate"}
+    assert "far-two: The pod of evaluate has waited since 03:00 UTC" in marble("runs", "list")
     run |= {"state": "SUCCEEDED", "run_details": {"task_details": [{"display_name": "train", "state": "SUCCEEDED"}]}}
     assert marble("runs", "show", "far-two").splitlines()[1].startswith("  train: step 4/4, attempt 2")
 

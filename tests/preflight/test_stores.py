@@ -184,7 +184,7 @@ def test_irsa_with_an_address_for_all_of_aws_is_refused_and_with_s3s_own_it_is_n
     services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
-    with pytest.raises(Refused, match=r"AWS_ENDPOINT_URL sends .*IRSA.* set AWS_ENDPOINT_URL_S3 in its place"):
+    with pytest.raises(Refused, match=r"AWS_ENDPOINT_URL sends .*IRSA.* Set AWS_ENDPOINT_URL_S3 in its place"):
         S3("marble")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", services["AWS_ENDPOINT_URL"])
     monkeypatch.delenv("AWS_ENDPOINT_URL")

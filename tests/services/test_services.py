@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_is_one_sentence_that_names_it_and_what_was_written
         s3 = S3("marble")
         s3.require_bucket(create=True)
         s3.put("before", b"kept")
-        sentence = rf"^The disk of {disk}/s3 is full \(\d+ MB of 0\.1 GB are free, .*: free some space, or work in another directory\.$"
+        sentence = rf"^The disk of {disk}/s3 is full: \d+ MB of 0\.1 GB are free, .*\. Free some space, or work in another directory\.$"
         with pytest.raises(MarbleError, match=sentence):
             s3.put("too-large", bytes(80_000_000))
         (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free))

@@ -72,7 +72,7 @@ def test_what_was_fetched_serves_when_the_hub_is_gone(hub, monkeypatch):
     with pytest.raises(MarbleError, match=r"has not all of 'org/other', and http://127.0.0.1:9 cannot be reached") as caught:
         resolve("org/other")
     sentence_of(caught)
-    with pytest.raises(MarbleError, match="run 'marble fetch' where there is a network"):
+    with pytest.raises(MarbleError, match="Run 'marble fetch' where there is a network"):
         resolve("hf://org/other/file.pt")
 
 
@@ -84,7 +84,7 @@ def test_what_another_program_put_into_the_cache_serves_offline(cache, monkeypat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert resolve("org/clip") == snapshot
     assert resolve("hf://org/clip/config.json") == snapshot / "config.json"
-    with pytest.raises(MarbleError, match="and HF_HUB_OFFLINE is set: run 'marble fetch'"):
+    with pytest.raises(MarbleError, match="and HF_HUB_OFFLINE is set\. Run 'marble fetch'"):
         resolve("hf://org/clip/weights.pt")
 
 

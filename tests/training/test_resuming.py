@@ -45,7 +45,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bits(tmp_path):
 def test_a_setting_that_makes_another_run_of_it_is_one_sentence_and_one_that_does_not_is_taken(change, tmp_path):
     loop.train(learner("train.steps=1"), prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
     with pytest.raises(
-        MarbleError, match=r"The run was begun with (balance.method|reward_names|optimizer.lr) = .*set it back, or"
+        MarbleError, match=r"The run was begun with (balance.method|reward_names|optimizer.lr) = .*Set it back, or"
     ):
         loop.train(learner("train.steps=2", change), prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
     free = learner("train.steps=2", "loss.micro_batch=6", "storage.keep_last=1", "registry.margin=0.2")

@@ -92,7 +92,7 @@ def test_what_stopped_a_process_first_is_the_stages_sentence_and_an_older_one_is
     kube.start = start
     with pytest.raises(MarbleError, match=r"^S3 stays away\.$"):
         stage()
-    with pytest.raises(MarbleError, match=r"failed without a word of ours: .* kubectl -n team describe trainjob"):
+    with pytest.raises(MarbleError, match=r"failed without a word of ours\. .* kubectl -n team describe trainjob"):
         stage()
 
 

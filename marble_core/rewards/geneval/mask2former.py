@@ -73,8 +73,8 @@ class Mask2Former:
         surest = max((detection.score for detection in found if detection.label == "person"), default=0.0)
         if not surest > SURE:
             raise MarbleError(
-                f"The detector {self.checkpoint} is {surest:.2f} sure of the person in a portrait, not above {SURE}: "
-                "it is not a detector of COCO's objects, or its file is damaged."
+                f"The detector {self.checkpoint} is {surest:.2f} sure of the person in a portrait, not above {SURE}. "
+                "It is not a detector of COCO's objects, or its file is damaged."
             )
 
     @torch.no_grad()

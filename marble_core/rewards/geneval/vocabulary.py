@@ -49,7 +49,7 @@ def vocabulary(options: Mapping[str, Any]) -> Vocabulary:
 def _sentence(what: str, path: str, attribute: str, example: str) -> str:
     return (
         f"The {what} that prompts for 'geneval' ask for were not checked, because the source of {path!r} does not say which it "
-        f"knows; give that class the attribute {attribute} = {example}, with all that it knows."
+        f"knows. Give that class the attribute {attribute} = {example}, with all that it knows."
     )
 
 

@@ -36,8 +36,8 @@ def unmeetable(prompt: Prompt, max_objects: int, published: bool) -> str | None:
     for label, count in wanted.items():
         if count >= max_objects:
             return (
-                f"'include' wants {short(count)} of {short(label)}, but only the {max_objects} surest of a class are kept, so "
-                f"that more would look the same; ask for fewer, or set the reward's option max_objects to {short(count + 1)}"
+                f"'include' wants {short(count)} of {short(label)}, but only the {max_objects} surest of a class are kept. "
+                f"More would look the same: ask for fewer, or set the reward's option max_objects to {short(count + 1)}"
             )
     for i, wish in enumerate(excluded(prompt)):
         if wish["count"] <= wanted[wish["class"]]:
@@ -48,7 +48,7 @@ def unmeetable(prompt: Prompt, max_objects: int, published: bool) -> str | None:
     if published and len(wanted) < len(included(prompt)):
         return (
             "'include' names a class more than once, and the released rules ('published: true') hand each such wish all objects "
-            "of the class, so that no image is right; leave 'published' out, or name each class once"
+            "of the class. No image would be right: leave 'published' out, or name each class once"
         )
     if (ways := count_ways(included(prompt))) > MAX_WAYS:
         return (
