@@ -33,11 +33,13 @@ def roofline(
     gpu: Annotated[
         str, typer.Option(help="The GPU that the phases are timed for: H100, H200, A100, L40S or RTX4090.")
     ] = "H100",
-    rewards: Annotated[int, typer.Option(min=0, help="As if there were so many rewards; 0: those of the preset.")] = 0,
-    compare: Annotated[bool, typer.Option(help="Count exact over plain steps, and the released loops, beside.")] = False,
+    rewards: Annotated[int, typer.Option(min=0, help="Count for so many rewards. 0: as many as the preset has.")] = 0,
+    compare: Annotated[
+        bool, typer.Option(help="Also compare exact with plain steps, and with the released training loops.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The JSON file that is written.")] = ROOT / "roofline.json",
 ) -> None:
-    """A step's FLOP, bytes and kernels by phase, counted without a GPU, and the time that GPUs need for them at least."""
+    """Count a step's FLOP, bytes and kernels by phase, without a GPU, and the least time that GPUs need for them."""
     from rich.console import Console
 
     from marble_core.bench.roofline_table import run as run_roofline
@@ -56,8 +58,9 @@ def gpu(
     repeats: Annotated[int, typer.Option(min=1, help="Repeats of each part, after two that do not count.")] = 5,
     out: Annotated[Path, typer.Option(help="The JSON file that is written.")] = ROOT / "gpu.json",
 ) -> None:
-    """Time and peak memory of sampling, plain and exact steps (K = 5, 16) on this machine's GPU, with random weights of SD3.5-Medium's
-    shape, in bf16 and fp16, beside what was counted. Under eight minutes; nothing is downloaded.
+    """Measure time and peak memory of sampling, plain and exact steps (K = 5, 16) on this machine's GPU, beside what was counted.
+
+    The weights are random, of SD3.5-Medium's shape, in bf16 and fp16. It takes under eight minutes; nothing is downloaded.
     """
     from dataclasses import replace
 
@@ -88,13 +91,13 @@ def signal(
     subgroups: Annotated[int, typer.Option(min=1, help="Groups of images per prompt in a batch, a step each.")] = 2,
     draws: Annotated[int, typer.Option(min=1, help="Draws of times and noise for the same images, a step each.")] = 2,
     without: Annotated[
-        list[str] | None, typer.Option(metavar="REWARD", help="Balance all but this one too; may be repeated.")
+        list[str] | None, typer.Option(metavar="REWARD", help="Also balance all rewards but this one. May be repeated.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The bank: a file per batch, and signal.json.")] = ROOT / "signal",
 ) -> None:
-    """What one step sees of the signal at a fixed policy, and which balancing rule makes most of it.
+    """Measure how much of a step is signal at a fixed policy, and which balancing rule makes most of it.
 
-    Goes on where it was stopped; with more --batches it adds those that are missing.
+    Started again, it goes on where it stopped; with more --batches it adds those that are missing.
     """
     from contextlib import ExitStack
     from tempfile import TemporaryDirectory

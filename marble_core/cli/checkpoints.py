@@ -50,7 +50,7 @@ def list_(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs", jso
 
 @app.command()
 def verify(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs", json_: AsJson = False) -> None:
-    """Read every file of every checkpoint, here and on S3, and hold it against its manifest. Exit code 2 if one is broken."""
+    """Read every file of every checkpoint, here and on S3, and compare it with its manifest. Exit code 2 if one is broken."""
     from marble_core.types import MarbleError
 
     with _store(run, bucket, local) as store:
@@ -78,7 +78,7 @@ def prune(
     dry_run: DryRun = False,
     json_: AsJson = False,
 ) -> None:
-    """Remove all but the last, each n-th, the best by evaluation, and the latest. Refused while a process works on the run."""
+    """Remove checkpoints. The last ones, each n-th, the best by evaluation and the latest stay. Refused while a process works on the run."""
     with _store(run, bucket, local) as store, nullcontext() if dry_run else store.owned():
         gone = _superfluous(store, keep_last, keep_every) if dry_run else store.prune(keep_last, keep_every)
     if json_:

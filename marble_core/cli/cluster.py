@@ -58,7 +58,7 @@ def submit(
     dry_run: DryRun = False,
     json_: AsJson = False,
 ) -> None:
-    """Start one run of the pipeline on a cluster. The same pipeline file is uploaded once."""
+    """Start one run of the pipeline on a cluster. A pipeline file that is there already is not uploaded again."""
     from marble_core.config.pipeline_parameters import is_rehearsal
     from marble_core.config.stage_files import check_run_id, new_run_id
     from marble_kubeflow.pipelines.grammar import check_order
@@ -101,13 +101,13 @@ def create(
     param: Param = None,
     max_gpu_hours: MaxGpuHours = None,
     paused: Annotated[bool, typer.Option("--paused", help="Create it paused.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of one that does something else.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a schedule of this name that differs.")] = False,
     experiment: Experiment = "marble",
     service_account: Account = "",
     dry_run: DryRun = False,
     json_: AsJson = False,
 ) -> None:
-    """Create a schedule. One that is there already and does the same is left as it is."""
+    """Create a schedule. One of this name that does the same is left as it is."""
     from marble_kubeflow.pipelines.cron import six_fields
     from marble_kubeflow.pipelines.grammar import check_order
     from marble_kubeflow.pipelines.package import Package
@@ -129,7 +129,7 @@ def create(
 @schedule.command("runs")
 @at_cluster
 def schedule_runs(target: Target, name: Name, limit: Newest = 20, json_: AsJson = False) -> None:
-    """A schedule's newest runs: when, how each ended, the gate's decision, the gain over the base, the version, GPU hours."""
+    """A schedule's newest runs: when each began, how it ended, the gate's decision, the gain over the base, the version, GPU hours."""
     from marble_kubeflow.pipelines.schedule_runs import runs_of_schedule
 
     print_outcomes(runs_of_schedule(cluster_at(target), name, limit), json_)

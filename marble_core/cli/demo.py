@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The demo's own models: train them from nothing, score them.", no_args_is_help=True)
 
 Work = typer.Option(file_okay=False, help="Where the state is kept; a second start goes on from it.")
-Count = typer.Option(min=1)
 
 
 @app.callback()
@@ -34,12 +33,16 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="The new directory of the StableDiffusion3Pipeline.")],
     work: Annotated[Path, Work] = ROOT / "pretrain",
     seed: Annotated[int, typer.Option(help="What all randomness is drawn from.")] = Recipe.seed,
-    pictures: Annotated[int, typer.Option(min=10, help="How many to draw and learn from.")] = Recipe.pictures,
-    vae_steps: Annotated[int, Count] = Recipe.vae_steps,
-    text_to_image_steps: Annotated[int, Count] = Recipe.text_to_image_steps,
-    decoder_steps: Annotated[int, Count] = Recipe.decoder_steps,
+    pictures: Annotated[int, typer.Option(min=10, help="How many images to draw and learn from.")] = Recipe.pictures,
+    vae_steps: Annotated[int, typer.Option(min=1, help="Steps that train the VAE.")] = Recipe.vae_steps,
+    text_to_image_steps: Annotated[
+        int, typer.Option(min=1, help="Steps that train the transformer.")
+    ] = Recipe.text_to_image_steps,
+    decoder_steps: Annotated[
+        int, typer.Option(min=1, help="Steps that train the decoder anew, at the end.")
+    ] = Recipe.decoder_steps,
 ) -> None:
-    """Train the demo's text-to-image model. Killed, it goes on when started again, and ends with the same weights."""
+    """Train the demo's text-to-image model. When killed and started again, it goes on, and ends with the same weights."""
     from rich.console import Console
 
     from marble_core.demo.pretrain import pretrain as train

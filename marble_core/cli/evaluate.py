@@ -27,8 +27,8 @@ def evaluate(
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            help="A LoRA, whoever made it: a directory, a file, an address, models:/NAME@ALIAS; LABEL= may stand before it. "
-            "As often as there are LoRAs. Default: the base alone."
+            help="A LoRA, whoever made it: a directory, a file, an address or models:/NAME@ALIAS. LABEL= before it names its row. "
+            "May be repeated. Default: the base alone."
         ),
     ] = None,
     preset: Preset = "demo",
@@ -37,12 +37,13 @@ def evaluate(
     limit: Annotated[int, typer.Option(min=0, help="Prompts of each source, evenly from its file. 0: all.")] = 0,
     out: Annotated[Path, typer.Option(help="Where published.json and the images go.")] = OUT,
 ) -> None:
-    """Measure the base model, LoRAs, and the roles of evaluation.roles of each, on the prompts of data.evaluation, with every reward.
+    """Measure the base model and LoRAs with every reward, on the prompts of data.evaluation.
 
-    All draw the same prompts from the same noise and stand in one table; but for the roles under guidance, none has any.
+    All draw the same prompts from the same noise, and stand in one table. Each setting of evaluation.roles adds a row for the base, or
+    for each LoRA. No row has guidance, except the roles that ask for it.
 
     The test sets are files: --set data.evaluation.general=drawbench.txt, .ocr and .geneval likewise. Without --published the
-    configuration's own solver and steps hold.
+    configuration's own solver and steps are used.
     """
     settings, _ = load(preset, config, set_)
     from tempfile import TemporaryDirectory

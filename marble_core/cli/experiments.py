@@ -29,9 +29,9 @@ def study(
         bool, typer.Option("--pipeline", help="Run it as the pipeline that a cluster would run; its cells lie on S3.")
     ] = False,
 ) -> None:
-    """Train several settings with several seeds and hold them against each other on held-out prompts. Goes on where it was stopped.
+    """Train several settings with several seeds, and compare them on held-out prompts. Started again, it goes on where it stopped.
 
-    The study runs to its end from the commit that it was begun with. Its page, study.html, is written anew as cells end.
+    Every cell runs the code of the commit at which the study began. Its page, study.html, is rewritten as cells end.
     """
     from rich.console import Console
 
@@ -77,9 +77,9 @@ def compare(
         str, typer.Option(metavar="REWARD:REWARD", help="The rewards of the scatter. Default: the most opposed.")
     ] = "",
 ) -> None:
-    """Hold finished runs against each other on one page: gains, settings that differ, images, curves, two rewards' trade-off.
+    """Compare finished runs on one page: gains, settings that differ, images, curves, two rewards' trade-off.
 
-    Runs that are not below .marble/runs are asked of MLflow: MLFLOW_TRACKING_URI, or the one of this directory.
+    Runs that do not lie below .marble/runs are read from MLflow: the server in MLFLOW_TRACKING_URI, or this directory's.
     """
     from marble_core.report import write_comparison
     from marble_core.types import MarbleError

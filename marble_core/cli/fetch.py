@@ -21,9 +21,9 @@ def fetch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is here and what is missing.")] = False,
     json_: AsJson = False,
 ) -> None:
-    """Bring the model and the rewards' checkpoints of a configuration into the model cache: a run then works offline.
+    """Download the model and the rewards' checkpoints of a configuration into the model cache. A run then works offline.
 
-    The cache is the hub's own: HF_HOME says where it is, HF_TOKEN opens gated models.
+    The cache is the hub's own. HF_HOME says where it is; HF_TOKEN opens gated models.
     """
     settings, _ = load(preset, config, set_)
     from rich.console import Console

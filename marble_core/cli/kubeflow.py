@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from marble_kubeflow.pipelines.connection import Target
 
 Every = Annotated[
-    float, typer.Option(parser=seconds(0.01), metavar="DURATION", help="Time between two questions: 10s, or 10 for seconds.")
+    float, typer.Option(parser=seconds(0.01), metavar="DURATION", help="How often to ask: 10s, or 10 for seconds.")
 ]
 Timeout = Annotated[
-    float | None, typer.Option(parser=seconds(0), metavar="DURATION", help="Wait no longer: 24h, 90m. Default: for ever.")
+    float | None,
+    typer.Option(parser=seconds(0), metavar="DURATION", help="Stop waiting after this time: 24h, 90m. Default: never."),
 ]
 
 

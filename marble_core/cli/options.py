@@ -18,10 +18,10 @@ ROOT = Path(".marble")  # data of the embedded services, and a directory for eac
 
 Preset = Annotated[str, typer.Option(help="The preset that the configuration starts from.")]
 File = Annotated[Path | None, typer.Option("--config", help="A YAML file laid over the preset.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One value; may be repeated.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One value. May be repeated.")]
 MaxGpuHours = Annotated[
     float | None,
-    typer.Option(min=0, help="GPU hours that the run may be estimated at, at most; one above is refused. Default: any."),
+    typer.Option(min=0, help="Refuse the run where its estimate is above so many GPU hours. Default: no limit."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

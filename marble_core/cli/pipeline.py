@@ -38,7 +38,7 @@ def run(
     preset: Annotated[
         str,
         typer.Option(
-            show_default="demo", help="The preset that the configuration starts from. With it a run's own are not read."
+            show_default="demo", help="The preset to start from. With it, an existing run's own settings are not read."
         ),
     ] = "",
     config: File = None,
@@ -51,13 +51,13 @@ def run(
     ] = False,
     max_gpu_hours: MaxGpuHours = None,
     containers: Annotated[bool, typer.Option("--containers", help="Each stage in the image of make images.")] = False,
-    registry: Annotated[str, typer.Option(help="Where the images lie, if not on this machine alone.")] = "",
+    registry: Annotated[str, typer.Option(help="The registry that holds the images. Default: this machine.")] = "",
     tag: Annotated[str, typer.Option(help="The images' tag. Default: the version of MARBLE.")] = "",
     json_: AsJson = False,
 ) -> None:
     """Run the pipeline on this machine: from prompts to a registered model and a report. Exit code 5: the gate refused the model.
 
-    S3 and MLflow are started and ended with it, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name some.
+    It starts and ends its own S3 and MLflow, unless AWS_ENDPOINT_URL and MLFLOW_TRACKING_URI name others.
     """
     from marble_core.cli.extras import ON_THIS_MACHINE, require
     from marble_core.config.stage_files import check_run_id, new_run_id
@@ -161,7 +161,7 @@ def check(
         Path | None, typer.Option(help="signal.json of marble bench signal: where images and timesteps are best spent.")
     ] = None,
 ) -> None:
-    """Check a configuration, its prompt files and access to its model, and print what a step will do, take and hold."""
+    """Check a configuration, its prompt files and the access to its model. Print what a step does, its time and its memory."""
     settings, _ = load(preset, config, set_)
     from marble_core.cli.step_cost import lines
     from marble_core.estimate import check_fits

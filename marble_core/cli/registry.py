@@ -20,7 +20,7 @@ def rollback(
 ) -> None:
     """Make an earlier version of a registered model the champion again.
 
-    Its tags, and those of the version that it replaces, say so. MLflow is the one that MLFLOW_TRACKING_URI names, else this machine's.
+    The tags of both versions say so. MLflow is the server in MLFLOW_TRACKING_URI, or this directory's.
     """
     from marble_core.tracking.registry import roll_back
 
@@ -45,7 +45,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="A directory; for comfyui a .safetensors file. Default: export/.")] = None,
     json_: AsJson = False,
 ) -> None:
-    """Write a LoRA for other programs, at the same strength: alpha / r is folded into its weights, so that all of them agree on it.
+    """Write a LoRA for other programs. alpha / r is folded into its weights, so that strength 1 means the same in all of them.
 
     ComfyUI's form is for SD3 and SD3.5. No base model is needed.
     """

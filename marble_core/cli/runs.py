@@ -31,7 +31,7 @@ app = typer.Typer(help="The runs in Kubeflow.", no_args_is_help=True)
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, which is its run id, or its id in Kubeflow.")]
 
 
-Newest = Annotated[int, typer.Option("-n", min=1, help="How many, of the newest.")]
+Newest = Annotated[int, typer.Option("-n", min=1, help="How many of the newest.")]
 
 
 @app.command("list")
@@ -41,7 +41,7 @@ def list_runs(
     limit: Newest = 20,
     json_: AsJson = False,
 ) -> None:
-    """The newest runs, with their state and GPU hours; of one that goes on how far it is, and why it waits."""
+    """The newest runs, with their state and GPU hours. A run in progress shows how far it is, or why it waits."""
     runs = cluster_at(target).runs(limit=limit)
     facts, asked = _facts(runs, _end_orphans(runs))
     progress = [None if _has_ended(run) else _progress(run, asked) for run in runs]
@@ -91,7 +91,7 @@ def cancel(
     target: Target,
     run: RunName,
 ) -> None:
-    """End a run, and print the command that goes on from its newest checkpoint: Kubeflow leaves a stage no time to write another."""
+    """Cancel a run, and print the command that resumes it from its newest checkpoint. Kubeflow leaves a stage no time to write another."""
     ended = cluster_at(target).cancel(run)
     typer.echo(f"Run {run} is asked to end. Go on: {_again(ended)}")
 
@@ -107,7 +107,8 @@ def wait(
 ) -> None:
     """Wait for a run's end. Exit code 0: it succeeded; 1: it failed; 3: it was cancelled; 4: --timeout has passed; 2: an error.
 
-    5: it succeeded, and the gate refused the model; only MLflow knows that, so MLFLOW_TRACKING_URI must name it. A server that is away for less than five minutes meanwhile is waited for too.
+    5: it succeeded, and the gate refused the model. Only MLflow knows that, so MLFLOW_TRACKING_URI must name it. A server that stops
+    answering for less than five minutes is waited for.
     """
     wait_for(cluster_at(target), run, timeout, every, json_)
 

@@ -18,10 +18,10 @@ def serve(
     preset: Preset = "demo",
     config: File = None,
     assignments: Set = None,
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 means all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
     every: Annotated[
-        float, typer.Option(parser=seconds(1), metavar="DURATION", help="Time between two looks at the registry's alias: 30s.")
+        float, typer.Option(parser=seconds(1), metavar="DURATION", help="How often to look at the registry's alias: 30s.")
     ] = 30,
     render: Annotated[
         str, typer.Option(help="Print it for a cluster instead: kserve (an InferenceService) or deployment (and its Service).")
@@ -34,8 +34,8 @@ def serve(
 ) -> None:
     """Serve the champion of registry.model: POST /v1/images/generations, and a page with base and champion side by side.
 
-    The alias is looked at again and again: a promoted version is loaded beside the old one and takes over, and a roll-back is
-    followed at once. There is no key: whoever reaches the port may draw.
+    It follows the alias champion. A promoted version is loaded beside the old one, and then takes over; a rollback is followed too.
+    There is no key: whoever reaches the port may draw images.
     """
     settings, overrides = load(preset, config, assignments)
     if render or name or pods:

@@ -14,14 +14,16 @@ from marble_core.cli.options import ROOT
 
 
 def ui(
-    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is all of this machine's.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 means all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 0,
     experiment: Annotated[str, typer.Option(help="The experiment whose page is shown: storage.experiment.")] = "marble",
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser too.")] = False,
 ) -> None:
     """Show runs and models in MLflow's pages until interrupted, and say where the newest report lies.
 
-    At another --host than 127.0.0.1 the password crosses the network unencrypted. A server that MLFLOW_TRACKING_URI names, or that a run here has started, is named and not started again.
+    With a --host other than 127.0.0.1 the password crosses the network unencrypted.
+
+    No server is started where MLFLOW_TRACKING_URI names one, or where a run here has one: its address is printed.
     """
     from marble_core.services.local import addresses, embedded
     from marble_core.types import without_secrets

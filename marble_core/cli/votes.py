@@ -30,7 +30,7 @@ def add(
 ) -> None:
     """Count a voter's file into the run: evaluation, report and decision. Where registry.votes asks for votes, register acts on it.
 
-    A run that is not below .marble/runs is asked of MLflow: MLFLOW_TRACKING_URI, or the one of this directory.
+    A run that does not lie below .marble/runs is read from MLflow: the server in MLFLOW_TRACKING_URI, or this directory's.
     """
     from marble_core.report.voting import vote_on_disk
     from marble_core.tracking.finished_runs import evaluation_of

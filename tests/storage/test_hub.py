@@ -84,7 +84,7 @@ def test_what_another_program_put_into_the_cache_serves_offline(cache, monkeypat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert resolve("org/clip") == snapshot
     assert resolve("hf://org/clip/config.json") == snapshot / "config.json"
-    with pytest.raises(MarbleError, match="and HF_HUB_OFFLINE is set\. Run 'marble fetch'"):
+    with pytest.raises(MarbleError, match=r"and HF_HUB_OFFLINE is set\. Run 'marble fetch'"):
         resolve("hf://org/clip/weights.pt")
 
 
