@@ -86,6 +86,7 @@ class Browser:
         self._buffer, self._count, self._session = b"", 0, ""
         self.errors: list[str] = []
         self.requests: list[str] = []
+        self._trace: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -136,6 +137,15 @@ class Browser:
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         return {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
 
+    def trace(self) -> list[dict[str, Any]]:
+        """What Tracing.start has recorded since."""
+        self._trace, self._traced = [], False
+        self.call("Tracing.end")
+        deadline = time.monotonic() + PATIENCE
+        while not self._traced:
+            self._take(self._next(deadline))
+        return self._trace
+
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._count += 1
         message: dict[str, Any] = {"id": self._count, "method": method, "params": params}
@@ -153,6 +163,10 @@ class Browser:
     def _take(self, event: dict[str, Any]) -> None:
         params = event.get("params", {})
         match event.get("method"):
+            case "Tracing.dataCollected":
+                self._trace += params["value"]
+            case "Tracing.tracingComplete":
+                self._traced = True
             case "Page.loadEventFired":
                 self._loaded = True
             case "Network.requestWillBeSent":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,12 @@ def written_explorer(directory: Path) -> Path:
     """144 prompts of 64 px, three roles, random scores, a training of 32 steps with five grids of samples."""
     images = write_pictures(directory / "images", size=64, per_source=48, prompt=PROMPT, roles=ROLES)
     _score(images)
-    samples = directory / "samples"
-    samples.mkdir()
-    (samples / "prompts.json").write_text(json.dumps([["a", "b"], ["c", "d"], ["e", "f"]]), encoding="utf-8")
-    for step in STEPS:
-        grid_HWC = np.random.default_rng(step).integers(0, 256, (192, 128, 3), dtype=np.uint8)
-        Image.fromarray(grid_HWC).save(samples / f"step-{step:06d}.png")
+    _sample(directory, STEPS)
     return _write(directory, images)
 
 
-def written_large_explorer(directory: Path) -> Path:
-    """300 prompts of 512 px, two roles."""
+def written_large_explorer(directory: Path, roles: tuple[str, ...] = ("base", "trained"), steps: Sequence[int] = ()) -> Path:
+    """300 prompts of 512 px, and a training with a grid of samples at each of ``steps``."""
     images = directory / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -41,17 +37,28 @@ def written_large_explorer(directory: Path) -> Path:
         coarse.resize((512, 512), Image.Resampling.BICUBIC).save(images / f"{k}.png")
     lines = []
     for i in range(300):
-        files = {role: f"{role}-{i:03d}.png" for role in ("base", "trained")}
-        for role, name in files.items():
-            os.link(images / f"{(2 * i + (role == 'base')) % 12}.png", images / name)
+        files = {role: f"{role}-{i:03d}.png" for role in roles}
+        for k, name in enumerate(files.values()):
+            os.link(images / f"{(2 * i + k) % 12}.png", images / name)
         lines.append({"index": i, "prompt": f"{PROMPT} {i}", "source": "general", "pictures": files})
         lines[-1] |= {role: {n: float(rng.normal()) for n in NAMES} for role in files}
     (images / "scores.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    if steps:
+        _sample(directory, steps)
     return _write(directory, images)
 
 
 def scores_of(page: Path) -> list[dict]:
     return [json.loads(line) for line in (page.parent / "images" / "scores.jsonl").read_text("utf-8").splitlines()]
+
+
+def _sample(directory: Path, steps: Sequence[int]) -> None:
+    samples = directory / "samples"
+    samples.mkdir()
+    (samples / "prompts.json").write_text(json.dumps([["a", "b"], ["c", "d"], ["e", "f"]]), encoding="utf-8")
+    for step in steps:
+        grid_HWC = np.random.default_rng(step).integers(0, 256, (192, 128, 3), dtype=np.uint8)
+        Image.fromarray(grid_HWC).save(samples / f"step-{step:06d}.png")
 
 
 def _score(images: Path) -> None:

@@ -10,6 +10,7 @@ import { data, element, find } from "./data.js";
 
 const PAGE = 20; // prompts on the screen at once: 40 images of theirs, and few nodes, however many prompts there are
 let page = 0;
+let drawing = 0;
 
 const controls = makeControls(() => show(0));
 function show(wanted) {
@@ -22,7 +23,8 @@ function show(wanted) {
   find("before").disabled = page === 0;
   find("after").disabled = page === last;
   showCards(find("cards"), shown, controls.state());
-  find("scatter").replaceChildren(scatter(list, shown, controls.state(), controls.only));
+  clearTimeout(drawing);
+  drawing = setTimeout(() => find("scatter").replaceChildren(scatter(list, shown, controls.state(), controls.only)));
 }
 find("before").onclick = () => show(page - 1);
 find("after").onclick = () => {
@@ -31,8 +33,7 @@ find("after").onclick = () => {
 };
 
 for (const sentence of data.remarks) find("remarks").append(element("li", {}, sentence));
-makeFilm();
-trainingCharts();
-gainAgainstDiversity();
 show(0);
-document.documentElement.dataset.ready = "yes";
+// What lies below the images is made after them, each part in a task of its own.
+const ready = () => (document.documentElement.dataset.ready = "yes");
+for (const part of [makeFilm, trainingCharts, gainAgainstDiversity, ready]) setTimeout(part);
