@@ -30,6 +30,8 @@ def add(
 ) -> None:
     """Count a voter's file into the run: evaluation, report and decision. Where registry.votes asks for votes, register acts on it.
 
+    The same file may be added again: a vote counts once, and an adding that was killed is completed.
+
     A run that does not lie below .marble/runs is read from MLflow: the server in MLFLOW_TRACKING_URI, or this directory's.
     """
     from marble_core.report.voting import vote_on_disk
@@ -68,10 +70,10 @@ def _of_mlflow(run: str, file: Path, scratch: Path, stack: ExitStack) -> Counted
     found = fetch(run, client, scratch)
     counted = count_votes(file, scratch, found.run_id, scratch / "images")
     give_back(found, counted.votes, client, scratch)
-    print("The run's evaluation and decision in MLflow have them; its report.html there is as it was.")
+    print("The run's evaluation and decision in MLflow have them; report.html and explorer.html there stay as they were.")
     return counted
 
 
 def _say(counted: Counted) -> None:
     print(counted.sentence)
-    print(f"{counted.anew} Now: {counted.decision.summary}. {counted.decision.reasons[0]}")
+    print(f"{counted.anew} Now: {counted.decision.summary}. {counted.decision.reasons[0]}".lstrip())

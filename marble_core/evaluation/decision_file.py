@@ -13,8 +13,9 @@ from pathlib import Path
 from marble_core.config.formats import DECISION
 from marble_core.config.schema import RegistryConfig
 from marble_core.config.stage_files import DECISION_FILE, EVALUATION
-from marble_core.evaluation.gate import NOTHING_NEW, Decision, decide
+from marble_core.evaluation.gate import NOTHING_NEW, REHEARSED, Decision, decide, rehearsed
 from marble_core.evaluation.results import Evaluation
+from marble_core.runtime.files import replace_text
 from marble_core.types import MarbleError
 
 
@@ -22,13 +23,13 @@ def write_decision(directory: Path, decision: Decision, registry: RegistryConfig
     """Beside the evaluation.json that it was made of; of a run with nothing new to train on there is none."""
     said = {"promote": decision.promote, "verdict": decision.verdict, "reasons": decision.reasons}
     text = json.dumps(DECISION.stamp(said | _digests(directory, registry)), indent=2, ensure_ascii=False)
-    (directory / DECISION_FILE).write_text(text + "\n", encoding="utf-8")
+    replace_text(directory / DECISION_FILE, text + "\n")
 
 
 def read_decision(directory: Path, registry: RegistryConfig) -> tuple[Decision, Evaluation | None, str]:
     """The decision, the evaluation, and why it was decided anew: empty where it is the one that evaluate wrote.
 
-    There is no evaluation where there was nothing new to train on. Raises MarbleError where the directory is not what evaluate wrote.
+    A rehearsal's decision stays one. There is no evaluation where there was nothing new to train on. Raises MarbleError where the directory is not what evaluate wrote.
     """
     written = _written(directory)
     if written is None:
@@ -37,7 +38,8 @@ def read_decision(directory: Path, registry: RegistryConfig) -> tuple[Decision, 
     now = _digests(directory, registry)
     changed = [name for key, name in (("evaluation", EVALUATION), ("registry", "registry")) if digests[key] != now[key]]
     if changed:
-        return _anew(directory, registry, f"{' and '.join(changed)} changed since evaluate decided")
+        found, evaluation, why = _anew(directory, registry, f"{' and '.join(changed)} changed since evaluate decided")
+        return rehearsed(found) if decision.verdict == REHEARSED else found, evaluation, why
     return decision, None if decision.verdict == NOTHING_NEW else Evaluation.load(directory / EVALUATION), ""
 
 

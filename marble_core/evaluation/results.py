@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from marble_core.config import formats
+from marble_core.runtime.files import replace_text
 from marble_core.types import MarbleError
 
 ROLES = ("base", "champion", "trained")
@@ -199,7 +200,7 @@ class Evaluation:
         return {**self.rewards, **self.held_out}
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(formats.EVALUATION.stamp_json(_FORMAT.dump_json(self), indent=2) + "\n", encoding="utf-8")
+        replace_text(Path(path), formats.EVALUATION.stamp_json(_FORMAT.dump_json(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from marble_core.config.stage_files import SCORES, VOTES
 from marble_core.evaluation.results import Estimate, Votes
 from marble_core.evaluation.statistics import CONFIDENCE
+from marble_core.runtime.files import replace_text
 from marble_core.runtime.seeding import derive
 from marble_core.types import MarbleError
 
@@ -95,7 +96,7 @@ class _Returned(BaseModel):
     format: Literal[1]
     ballot: Id
     run: str
-    voter: Annotated[str, StringConstraints(min_length=1, max_length=80)]
+    voter: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
     votes: list[_Answer]
 
 
@@ -107,18 +108,29 @@ class Vote(BaseModel):
     index: int
     won: Annotated[float, Field(ge=0, le=1, multiple_of=0.5)]
 
+    @property
+    def by(self) -> str:
+        """Who cast it: names that differ in capitals or spaces alone are one voter."""
+        return " ".join(self.voter.casefold().split())
+
 
 class Box(BaseModel):
-    """counted_votes.json beside evaluation.json: all votes that were added."""
+    """counted_votes.json beside evaluation.json: all votes that were added, of each voter one per pair."""
 
     model_config = _STRICT
     format: Literal[1] = 1
     rival: Rival
     votes: list[Vote] = []
 
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if len({(vote.by, vote.index) for vote in self.votes}) < len(self.votes):
+            raise ValueError("a voter has two votes on one pair")
+        return self
+
     @classmethod
     def load(cls, directory: Path, rival: Rival) -> Box:
-        """Empty where nothing was added yet. Raises MarbleError where the file is not what add_votes wrote."""
+        """Empty where nothing was added yet. Raises MarbleError where the file is not what save wrote."""
         path = directory / VOTES
         if not path.exists():
             return cls(rival=rival)
@@ -129,12 +141,26 @@ class Box(BaseModel):
                 f"{path} is not what marble votes add wrote: remove it, and add the files of votes again."
             ) from None
 
+    def save(self, directory: Path) -> None:
+        replace_text(directory / VOTES, self.model_dump_json(indent=1) + "\n")
 
-def add_votes(file: Path, ballot: Ballot, directory: Path) -> tuple[int, str, Votes]:
-    """Put the votes of a file into counted_votes.json of ``directory``. Returns how many, whose, and what all of them come to.
 
-    Raises MarbleError where the file is damaged, of another ballot, of unknown pairs, or holds what was counted already; then nothing is
-    written.
+@dataclass(frozen=True)
+class Cast:
+    """What a file of votes brings: ``added`` votes and ``again`` that were counted before, of one voter; the box before and after."""
+
+    voter: str
+    added: int
+    again: int
+    earlier: Box
+    box: Box
+
+
+def cast_votes(file: Path, ballot: Ballot, directory: Path) -> Cast:
+    """The votes of a file beside those in counted_votes.json of ``directory``; nothing is written. A vote that was counted already, and
+    is the same, adds nothing, so a file may be added again.
+
+    Raises MarbleError where the file is damaged, of another ballot or of unknown pairs, or holds a second vote of a voter on a pair.
     """
     returned, box = _returned(file), Box.load(directory, ballot.rival)
     if returned.ballot != ballot.id:
@@ -143,14 +169,15 @@ def add_votes(file: Path, ballot: Ballot, directory: Path) -> tuple[int, str, Vo
             f"The votes in {file} are of {whose}, not of {ballot.run} as it is now: add them to what they were cast on."
         )
     votes = [_decoded(answer, returned.voter, ballot, file) for answer in returned.votes]
-    counts = Counter((vote.voter, vote.index) for vote in (*box.votes, *votes))
-    if twice := [index for (_, index), n in counts.items() if n > 1]:
+    known = {(vote.by, vote.index): vote.won for vote in box.votes}
+    counts = Counter(vote.index for vote in votes)
+    twice = [vote.index for vote in votes if counts[vote.index] > 1 or known.get((vote.by, vote.index), vote.won) != vote.won]
+    if twice:
         raise MarbleError(
-            f"{file} counts a pair twice: {returned.voter} has voted on prompt {twice[0]} already; each voter has one vote per pair."
+            f"{file} has a second vote of {returned.voter} on prompt {twice[0]}: each voter has one vote per pair, and the first counts."
         )
-    box.votes.extend(votes)
-    (directory / VOTES).write_text(box.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return len(votes), returned.voter, counted(box)
+    new = [vote for vote in votes if (vote.by, vote.index) not in known]
+    return Cast(returned.voter, len(new), len(votes) - len(new), box, Box(rival=box.rival, votes=[*box.votes, *new]))
 
 
 def _returned(file: Path) -> _Returned:
@@ -181,7 +208,7 @@ def _decoded(answer: _Answer, voter: str, ballot: Ballot, file: Path) -> Vote:
 
 def counted(box: Box) -> Votes:
     """What the votes come to. Raises ValueError where there are none."""
-    voters, prompts = ({getattr(vote, key) for vote in box.votes} for key in ("voter", "index"))
+    voters, prompts = ({getattr(vote, key) for vote in box.votes} for key in ("by", "index"))
     return Votes(box.rival, len(box.votes), len(voters), len(prompts), win_rate(box.votes))
 
 
@@ -195,7 +222,7 @@ def win_rate(votes: Sequence[Vote]) -> Estimate:
     if not votes:
         raise ValueError("there are no votes")
     prompts, p_N = np.unique([vote.index for vote in votes], return_inverse=True)
-    voters, v_N = np.unique([vote.voter for vote in votes], return_inverse=True)
+    voters, v_N = np.unique([vote.by for vote in votes], return_inverse=True)
     won_N = np.array([vote.won for vote in votes], dtype=float)
     mean, z = float(won_N.mean()), NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     if won_N.min() == won_N.max():

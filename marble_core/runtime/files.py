@@ -70,6 +70,13 @@ def require_free(directory: Path, needed: int) -> None:
         )
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write the file so that whoever reads it, even after a kill, finds either what it held before or all of ``text``."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
 @contextmanager
 def atomic_directory(directory: Path) -> Iterator[None]:
     """Nothing half written stays: an error in the block takes with it what the block has put there.

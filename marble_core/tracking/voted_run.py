@@ -46,7 +46,7 @@ def fetch(name: str, client: MlflowClient, scratch: Path) -> VotedRun:
 
 def give_back(run: VotedRun, votes: Votes, client: MlflowClient, scratch: Path) -> None:
     """The run gets the votes, evaluation.json and decision.json as they are now, and what the votes come to as metrics."""
-    for name in (VOTES, EVALUATION, DECISION_FILE):
+    for name in (EVALUATION, DECISION_FILE, VOTES):  # the votes last: without them the same file is added once more
         client.log_artifact(run.mlflow_run, str(scratch / name))
     for name, value in vote_metrics(votes).items():
         client.log_metric(run.mlflow_run, name, value)

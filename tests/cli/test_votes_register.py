@@ -56,6 +56,10 @@ def test_once_people_prefer_it_a_run_that_waited_for_votes_is_the_champion(
     said = capsys.readouterr().out
     assert "without the last 42 it was: refused: not measured. Now: promoted." in said
     assert f"Version 1 of {name} is registered as champion." in said
+    assert ("report.html and explorer.html there stay as they were." in said) == (where == "mlflow")
+    assert run_marble("votes", "add", name, "ann.json", monkeypatch=monkeypatch) == 0
+    again = capsys.readouterr().out
+    assert "42 votes of ann: counted before" in again and f"Version 1 of {name} is registered as champion." in again
     client = MlflowClient()
     assert str(client.get_model_version_by_alias(name, "champion").version) == "1"
     description = client.get_model_version(name, "1").description

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 
 from commands import one_sentence, run_marble
 from marble_core.config.schema import RegistryConfig
-from marble_core.evaluation.decision_file import read_decision
-from marble_core.evaluation.gate import decide
+from marble_core.evaluation.decision_file import read_decision, write_decision
+from marble_core.evaluation.gate import decide, rehearsed
 from marble_core.evaluation.results import Estimate, Evaluation, Votes
-from marble_core.evaluation.votes import Ballot, Vote, win_rate
+from marble_core.evaluation.votes import Ballot, Box, Vote, win_rate
+from marble_core.report.voting import Counted, count_votes, vote_on_disk
+from marble_core.types import MarbleError
 from report_builders import evaluated
 from vote_builders import data_of, lay_out_vote, voted_config, votes_of, write_votes
 
@@ -78,11 +82,9 @@ def test_a_file_of_votes_is_counted_for_the_model_whose_image_was_chosen(tmp_pat
     rival = "champion" if champion else "base"
     votes_of_ann = votes_of(here, "ann", lambda prompt, rival: "trained" if int(prompt.split()[-1]) % 3 else rival)
     assert Ballot.of("monday", here / "images").rival == rival
-    from marble_core.report.voting import vote_on_disk
-
     history = here.parents[1] / "train" / "adapter" / "history.jsonl"
     counted = vote_on_disk(write_votes(tmp_path / "ann.json", votes_of_ann), here, history)
-    assert (counted.added, counted.votes.rival, counted.votes.prompts) == (42, rival, 42)
+    assert (counted.cast.added, counted.votes.rival, counted.votes.prompts) == (42, rival, 42)
     assert counted.votes.win_rate.mean == pytest.approx(28 / 42), "a third of 42 prompts have a number that 3 divides"
     neither = votes_of(here, "bob", lambda prompt, rival: "")
     counted = vote_on_disk(write_votes(tmp_path / "bob.json", neither), here, history)
@@ -101,6 +103,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("small")
     lay_out_vote(runs, per_source=4)
     return runs
+
+
+def add(here: Path, votes: dict[str, Any], scratch: Path) -> Counted:
+    return count_votes(write_votes(scratch / "votes.json", votes), here, "monday", here / "images")
+
+
+def files_of(here: Path) -> dict[str, Any]:
+    """What votes change, and the drafts that a kill leaves aside."""
+    return {path.name: json.loads(path.read_bytes()) for path in here.glob("[!.]*.json")}
 
 
 def other_run(votes: dict[str, Any]) -> None:
@@ -142,7 +153,7 @@ def format_of_tomorrow(votes: dict[str, Any]) -> None:
         (other_evaluation, "are of another evaluation of this run"),
         (unknown_pair, "votes on a pair or an image that the ballot of monday does not have"),
         (image_of_another_pair, "votes on a pair or an image that the ballot of monday does not have"),
-        (twice_within, "counts a pair twice: ann has voted on prompt"),
+        (twice_within, "has a second vote of ann on prompt"),
         (empty, "holds no vote"),
         (no_voter, "is not a whole file of votes (voter"),
         (format_of_tomorrow, "is not a whole file of votes (format"),
@@ -186,11 +197,72 @@ def test_votes_are_counted_once_however_often_their_file_is_added(
         "10 votes of ann added; with all votes, it won 100 % (72 to 100) of 10 blind votes against the base,"
     )
     assert "without the last 10 it was: promoted. Now: promoted." in said and "registry.votes is not set" in said
-    assert run_marble("votes", "add", "monday", "a.json", monkeypatch=monkeypatch) == 2
-    one_sentence(capsys.readouterr().err, "a.json counts a pair twice")
+    kept = files_of(here)
+    assert run_marble("votes", "add", "monday", "a.json", monkeypatch=monkeypatch) == 0
+    again = capsys.readouterr().out
+    assert again.startswith("10 votes of ann: counted before; with all votes, it won 100 % (72 to 100) of 10 blind votes")
+    assert "\nNow: promoted. " in again and files_of(here) == kept
     assert run_marble("votes", "add", "monday", "b.json", monkeypatch=monkeypatch) == 0
     assert "of 42 blind votes" in capsys.readouterr().out
     assert len(json.loads((here / "counted_votes.json").read_text())["votes"]) == 42
+
+
+def test_who_goes_on_voting_hands_in_all_answers_and_the_new_ones_are_added(tmp_path: Path) -> None:
+    here = lay_out_vote(tmp_path / "runs", per_source=4)
+    add(here, votes_of(here, "Ann", lambda prompt, rival: "trained", last=5), tmp_path)
+    counted = add(here, votes_of(here, " ANN ", lambda prompt, rival: "trained"), tmp_path)
+    assert counted.sentence.startswith("7 votes of ANN added (5 more were counted before); with all votes, it won 100 %")
+    assert (counted.votes.votes, counted.votes.voters, counted.votes.prompts) == (12, 1, 12)
+    kept = files_of(here)
+    with pytest.raises(MarbleError, match=r"has a second vote of ann on prompt .* the first counts"):
+        add(here, votes_of(here, "ann", lambda prompt, rival: rival, first=9), tmp_path)
+    assert files_of(here) == kept
+
+
+def test_a_voter_counts_once_per_pair_however_the_name_is_spelt_and_no_box_may_say_otherwise(tmp_path: Path) -> None:
+    """Two real people leave a wider interval than one, so a second spelling must not pass for a second person."""
+    one = [Vote(voter=name, index=p, won=float(p % 3 > 0)) for p, name in enumerate(("Ann", "ann", " ANN") * 10)]
+    assert win_rate(one) == win_rate([vote.model_copy(update={"voter": "ann"}) for vote in one])
+    twice = [Vote(voter="Ann", index=1, won=1.0), Vote(voter="ann ", index=1, won=1.0)]
+    (tmp_path / "counted_votes.json").write_text(json.dumps({"rival": "base", "votes": [v.model_dump() for v in twice]}))
+    with pytest.raises(MarbleError, match="is not what marble votes add wrote"):
+        Box.load(tmp_path, "base")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What evaluate left of a run with 21 pairs whose gate asks for votes."""
+    return lay_out_vote(tmp_path_factory.mktemp("asked"), share=0.5, per_source=7)
+
+
+@pytest.mark.parametrize("verdict", ["promoted", "rehearsed"])
+@pytest.mark.parametrize("moment", range(3))
+def test_an_adding_that_is_killed_is_completed_by_adding_the_same_file_again(
+    asked: Path, tmp_path: Path, moment: int, verdict: str
+) -> None:
+    """Killed before the first, second or third of the files that it replaces: evaluation.json, decision.json, counted_votes.json."""
+    whole, died = (Path(shutil.copytree(asked, tmp_path / name)) for name in ("whole", "died"))
+    for here in (whole, died):
+        registry = voted_config(0.5).registry
+        if verdict == "rehearsed":
+            write_decision(here, rehearsed(read_decision(here, registry)[0]), registry)
+        add(here, votes_of(here, "bob", lambda prompt, rival: "", last=6), tmp_path)
+    votes = votes_of(died, "ann", lambda prompt, rival: "trained")
+    expected = add(whole, votes, tmp_path)
+    child = os.fork()
+    if not child:
+        replaced = iter([os.replace] * moment)
+        os.replace = lambda *paths: next(replaced, lambda *_: os.kill(os.getpid(), signal.SIGKILL))(*paths)
+        try:
+            add(died, votes, tmp_path)
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert add(died, votes, tmp_path) == expected and expected.cast.added == 21
+    assert files_of(died) == files_of(whole)
+    assert "without the last 21 it was: " in expected.anew and (expected.decision.verdict == "rehearsed") == (
+        verdict == "rehearsed"
+    )
 
 
 def voted(mean: float, low: float, high: float, prompts: int = 42) -> Evaluation:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from browser import Browser, chromium, sandboxed
-from marble_core.evaluation.votes import Ballot, add_votes
+from marble_core.evaluation.votes import Ballot, cast_votes, counted
 from vote_builders import data_of, lay_out_vote, role_of
 
 READY = "document.documentElement.dataset.ready === 'yes'"
@@ -58,8 +58,8 @@ def test_a_vote_by_keys_in_a_sandbox_counts_the_images_that_were_chosen(browser:
         assert set(browser.requests) - {url} <= {one for one in browser.requests if one.startswith(("data:", "blob:"))}
     file = tmp_path / "votes.json"
     file.write_text(text, encoding="utf-8")
-    added, voter, votes = add_votes(file, Ballot.of("monday", here / "images"), tmp_path)
-    assert (added, voter) == (12, "Ann") and votes.win_rate.mean == pytest.approx(sum(won) / 12)
+    cast = cast_votes(file, Ballot.of("monday", here / "images"), tmp_path)
+    assert (cast.added, cast.voter) == (12, "Ann") and counted(cast.box).win_rate.mean == pytest.approx(sum(won) / 12)
 
 
 def test_order_and_sides_are_drawn_anew_each_time(browser: Browser, here: Path) -> None:
