@@ -24,7 +24,8 @@ class Flux(DiffusersModel):
         if config.t5 == "none":
             raise MarbleError("FLUX reads its prompts through T5 alone: set model.t5 to device or cpu.")
         super().__init__(config)
-        self.transformer.x_embedder.register_forward_pre_hook(self._narrow)
+        self._embedded: tuple[torch.Tensor, ...] = ()
+        self.transformer.time_text_embed.register_forward_pre_hook(self._exact)
         self.guidance_scale = GUIDANCE if self.transformer.config.guidance_embeds else 1.0
         _, height, width = self.latent_shape
         self.flow_shift = shift_by_size(self.pipeline.scheduler.config, height * width // 4)
@@ -38,12 +39,12 @@ class Flux(DiffusersModel):
 
     def predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         B, C, H, W = x_BCHW.shape
-        # Times and guidance take the precision of the latents in there, and 1000 times a bfloat16 time is off by up to 2.
-        reads_guidance = self.transformer.config.guidance_embeds
+        guidance_B = torch.full_like(t_B, GUIDANCE) if self.transformer.config.guidance_embeds else None
+        self._embedded = tuple(1000 * value_B for value_B in (t_B, guidance_B) if value_B is not None)
         v_BLD = self.transformer(
-            hidden_states=self.pipeline._pack_latents(x_BCHW.float(), B, C, H, W),
+            hidden_states=self.pipeline._pack_latents(x_BCHW, B, C, H, W),
             timestep=t_B,
-            guidance=torch.full_like(t_B, GUIDANCE) if reads_guidance else None,
+            guidance=guidance_B,
             encoder_hidden_states=conditioning.tokens,
             pooled_projections=conditioning.pooled,
             txt_ids=self.image_ids.new_zeros(conditioning.tokens.shape[1], 3),
@@ -52,5 +53,7 @@ class Flux(DiffusersModel):
         )[0]
         return self.pipeline._unpack_latents(v_BLD, self.config.height, self.config.width, self.pipeline.vae_scale_factor)
 
-    def _narrow(self, _: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(x.to(self.dtype) for x in given)
+    def _exact(self, _: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """In there times and guidance have the precision of the embedded latents: 1000 times a bfloat16 time is off by up to 4, and
+        3500, which the guidance becomes, by 4."""
+        return (*self._embedded, given[-1])  # the pooled prompt

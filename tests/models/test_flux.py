@@ -102,6 +102,17 @@ def test_a_lora_of_kohya_for_flux_is_read_by_diffusers_own_converter(tiny, tmp_p
         assert torch.allclose(one.B_or @ one.A_ri, rows, atol=1e-5), part
 
 
+def test_in_half_precision_times_and_guidance_are_exact(tiny):
+    model = Flux(tiny_config(tiny, "model.precision=bf16").model)
+    seen = []
+    model.transformer.time_text_embed.time_proj.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    t = torch.tensor([0.9001, 0.9002, 0.9003])
+    v = model.velocity(noise([1, 2, 3], (4, 16, 16)), t, model.encode(TEXTS))
+    (times, embedded), (guidance, _) = seen
+    assert torch.equal(times, 1000 * t) and torch.equal(guidance, torch.full((3,), 3500.0))
+    assert len(t.bfloat16().unique()) == 1 and len(embedded.unique(dim=0)) == 3 and torch.isfinite(v).all()
+
+
 def test_flux_without_t5_is_one_sentence(tiny):
     with pytest.raises(MarbleError, match=r"through T5 alone: set model\.t5 to device or cpu"):
         Flux(tiny_config(tiny, "model.t5=none").model)
