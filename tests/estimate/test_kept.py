@@ -16,6 +16,7 @@ from marble_core.estimate.sizes import Sizes
 from marble_core.models.policy import Policy
 from marble_core.types import Conditioning
 from meta_qwen_image import meta_qwen_image
+from paths import ROOT
 
 
 def kept_bytes(sizes: Sizes, side: int, dtype: torch.dtype, rank: int) -> int:
@@ -62,6 +63,19 @@ def test_what_a_forward_keeps_is_what_is_counted_tensor_by_tensor(precision, blo
     counted = kept_bytes(sizes, side, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], rank=8)
     estimated = 2 * _kept(config, sizes, {"fp32": 4, "bf16": 2}[precision], blocks, dual, 0, whole=False)
     assert estimated == pytest.approx(counted, rel=0.01)
+
+
+def test_an_image_of_sd35_medium_keeps_at_most_1_6_gib():
+    """All 24 blocks at 512 px; the preset's estimate says the same."""
+    config = load_config("sd35-medium-8gpu")
+    sizes = sizes_of(config.model)
+    assert sizes is not None
+    found = kept_bytes(sizes, 64, torch.bfloat16, config.lora.rank) / 2
+    print(f"kept by an image: {found / 2**30:.2f} GiB")
+    assert found <= 1.6 * 2**30 and f"{found / 2**30:.2f} GiB after" in (ROOT / "docs/performance.md").read_text(
+        encoding="utf-8"
+    )
+    assert _kept(config, sizes, 2, sizes.blocks, sizes.dual, 0, whole=False) == pytest.approx(found, rel=0.01)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
