@@ -102,13 +102,13 @@ class Balancer:
         """The sources that this step is limited to; empty where it is not."""
         return ()
 
-    def eligible(self, prompts: Sequence[Prompt], scorers: Sequence[Scorer], step: int) -> list[Prompt]:
-        """Prompts of the sources that this step's rewards apply to, or that its stage names: all of them for most methods."""
+    def eligible(self, prompts: Mapping[str, Sequence[Prompt]], scorers: Sequence[Scorer], step: int) -> list[str]:
+        """Of the sources with their prompts those that this step's rewards apply to, or that its stage names: all for most methods."""
         names, sources = self.rewards(step), self.sources(step)
-        if not sources:
-            own = [s for s in scorers if s.name in names]
-            sources = tuple({p.source for p in prompts if any(s.applies(p) for s in own)})
-        return [p for p in prompts if p.source in sources]
+        if sources:
+            return [source for source in prompts if source in sources]
+        own = [s for s in scorers if s.name in names]
+        return [source for source, of_it in prompts.items() if any(s.applies(p) for p in of_it for s in own)]
 
     def rethink(self, G_KK: np.ndarray, balance: Balance) -> np.ndarray:
         """The weights w_K that this Gram matrix would have had instead of the one behind ``balance``, without memory: what the

@@ -19,7 +19,8 @@ from marble_core.prompts.token_lengths import TextEncoder
 from marble_core.types import Placed, Prompt, without_secrets
 
 LENGTHS = 20  # bars of a histogram of lengths
-NAMED = 3  # places in a warning; the report has all
+NAMED = 3  # places in a warning
+PLACES = 200  # of a kind in the report: of 10^6 prompts all would be 140 MB
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class SourceData:
 
 
 def data_report(sets: Mapping[str, Sequence[SourceData]], encoders: Sequence[TextEncoder]) -> dict[str, Any]:
-    """By set and source, ready for JSON: counts, tags, lengths in characters and in tokens, examples, and the places of what
-    is cut by a text encoder or was dropped; of a held-out source how near it comes to the training prompts."""
+    """By set and source, ready for JSON: counts, tags, lengths in characters and in tokens, examples, and the number and first
+    places of what is cut by a text encoder or was dropped; of a held-out source how near it comes to the training prompts."""
     report = {name: {own.source: _describe(own, encoders) for own in sources} for name, sources in sets.items()}
     trained = [prompt.text for own in sets.get("train", ()) for prompt in own.prompts]
     for own in sets.get("evaluation", ()):
@@ -53,15 +54,14 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     for name, sources in report.items():
         for source, d in sources.items():
             of = f"{source} prompts of {name} ({d['from']})"
-            if d["blocked"]:
-                said.append(f"{len(d['blocked'])} {of} hold blocked words and were dropped: {_listed(d['blocked'])}.")
-            if d["dropped_repeated"]:
-                said.append(
-                    f"{len(d['dropped_repeated'])} {of} came before and were dropped: {_listed(d['dropped_repeated'])}."
-                )
+            if count := d["blocked"]["count"]:
+                said.append(f"{count} {of} hold blocked words and were dropped: {_listed(count, d['blocked']['first'])}.")
+            if count := d["repeated"]["count"]:
+                said.append(f"{count} {of} came before and were dropped: {_listed(count, d['repeated']['first'])}.")
             for encoder, t in d["tokens"].items():
-                if over := [f"{p['where']} ({p['tokens'][encoder]})" for p in d["over_long"] if encoder in p["tokens"]]:
-                    said.append(f"{len(over)} {of} have more than {t['limit']} {encoder} tokens and are cut: {_listed(over)}.")
+                if count := t["over_long"]["count"]:
+                    places = _listed(count, t["over_long"]["first"])
+                    said.append(f"{count} {of} have more than {t['limit']} {encoder} tokens and are cut: {places}.")
     return said
 
 
@@ -84,12 +84,6 @@ def write_page(
 
 def _describe(own: SourceData, encoders: Sequence[TextEncoder]) -> dict[str, Any]:
     texts = [prompt.text for prompt in own.prompts]
-    counts = {encoder.name: encoder.count(texts) for encoder in encoders}
-    limits = {encoder.name: encoder.limit for encoder in encoders}
-    over_long = []
-    for i, placed in enumerate(own.kept):
-        if over := {name: n[i] for name, n in counts.items() if n[i] > limits[name]}:
-            over_long.append({"where": placed.where, "tokens": over})
     return {
         "from": without_secrets(own.uri),
         "read": len(own.kept) + len(own.blocked) + len(own.repeated),
@@ -98,12 +92,22 @@ def _describe(own: SourceData, encoders: Sequence[TextEncoder]) -> dict[str, Any
         "tags": dict(sorted(Counter(tag for p in own.prompts if (tag := p.metadata.get("tag"))).items())),
         "metadata": dict(sorted(Counter(key for p in own.prompts for key in p.metadata).items())),
         "characters": _spread([len(text) for text in texts]),
-        "tokens": {name: {"limit": limits[name], **_spread(n)} for name, n in counts.items()},
+        "tokens": {encoder.name: _tokens(own.kept, encoder) for encoder in encoders},
         "examples": texts[:: max(1, len(texts) // 4)][:4],
-        "over_long": over_long,
-        "blocked": [placed.where for placed in own.blocked],
-        "dropped_repeated": [placed.where for placed in own.repeated],
+        "blocked": _places([placed.where for placed in own.blocked]),
+        "repeated": _places([placed.where for placed in own.repeated]),
     }
+
+
+def _tokens(prompts: Sequence[Placed], encoder: TextEncoder) -> dict[str, Any]:
+    """Lengths in one encoder's tokens, and the places of what it cuts, each with its length."""
+    counts = encoder.count([placed.prompt.text for placed in prompts])
+    over = [f"{placed.where} ({n})" for placed, n in zip(prompts, counts, strict=True) if n > encoder.limit]
+    return {"limit": encoder.limit, **_spread(counts), "over_long": _places(over)}
+
+
+def _places(all_: Sequence[str]) -> dict[str, Any]:
+    return {"count": len(all_), "first": list(all_[:PLACES])}
 
 
 def _spread(numbers: Sequence[int]) -> dict[str, Any]:
@@ -120,6 +124,6 @@ def _counts(report: Mapping[str, Any]) -> dict[str, int]:
     return {name: sum(d["prompts"] for d in sources.values()) for name, sources in report.items()}
 
 
-def _listed(places: Sequence[str]) -> str:
-    more = len(places) - NAMED
+def _listed(count: int, places: Sequence[str]) -> str:
+    more = count - NAMED
     return ", ".join(places[:NAMED]) + (f" and {more} more, see the data report" if more > 0 else "")

@@ -89,6 +89,7 @@ def train(
     """
     watch = watch or Watch(learner.config)
     _go_on(learner, checkpoints, watch)
+    prompts = tuple(prompts)  # by which a step knows that they are the same (prompts.mixing)
     limits, first, saving = learner.config.train, distributed.rank() == 0, Saving(learner, checkpoints, watch)
     with terminable(learner) as termination:
         try:

@@ -27,7 +27,7 @@ def test_of_equal_texts_in_a_file_the_first_stays_and_the_others_are_counted(tmp
     report = data.report["train"]["general"]
     assert (report["read"], report["prompts"], report["distinct"]) == (4, 2, 2)
     path = tmp_path / "train.txt"
-    assert report["dropped_repeated"] == [f"{path}, line 3", f"{path}, line 4"]
+    assert report["repeated"] == {"count": 2, "first": [f"{path}, line 3", f"{path}, line 4"]}
     assert f"2 general prompts of train ({path}) came before and were dropped: {path}, line 3, {path}, line 4." in data.warnings
     kept = prepared(tmp_path, lines, "held out", "data.keep_repeated=true")
     assert len([p for p in kept.train if p.source == "general"]) == 4
@@ -67,7 +67,7 @@ def test_a_block_list_applies_to_every_source_and_the_words_of_safe_for_work_to_
     assert [p.text for p in data.train if p.source == "ocr"] == ['a nude "SIGN"']
     assert [p.text for p in data.evaluation if p.source == "general"] == ["a bus"]
     train = tmp_path / "train.txt"
-    assert data.report["train"]["general"]["blocked"] == [f"{train}, line 1", f"{train}, line 2"]
+    assert data.report["train"]["general"]["blocked"]["first"] == [f"{train}, line 1", f"{train}, line 2"]
     assert f"2 general prompts of train ({train}) hold blocked words and were dropped: {train}, line 1, {train}, line 2." in (
         data.warnings
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,31 @@ from marble_core.types import SOURCES, MarbleError, Prompt
 
 def a_pool(sizes: dict[str, int]) -> list[Prompt]:
     return [Prompt(f"{source} {i}", source) for source, n in sizes.items() for i in range(n)]
+
+
+class Walked(tuple[Prompt, ...]):
+    """Counts how often somebody goes through it."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Prompt]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_a_run_walks_through_its_prompts_once_and_not_at_each_step() -> None:
+    pool = Walked(a_pool({"general": 700, "ocr": 500}))
+    steps = [mix(pool, 12, 8, step, seed=1) for step in range(100)]
+    assert pool.times == 1
+    assert steps == [mix(list(pool), 12, 8, step, seed=1) for step in range(100)], "the same as of prompts that may change"
+    assert mix(pool, 12, 8, 3, seed=2) == mix(list(pool), 12, 8, 3, seed=2)
+
+
+def test_a_list_that_grows_between_two_steps_is_read_anew() -> None:
+    pool = a_pool({"general": 4})
+    mix(pool, 4, 1, 0, seed=0)
+    pool.append(Prompt("new", "general"))
+    assert "new" in {p.text for step in range(2) for p in mix(pool, 4, 1, step, seed=0).prompts}
 
 
 def test_every_step_mixes_the_sources_one_to_one() -> None:
