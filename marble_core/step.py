@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from marble_core.algorithm.advantages import estimate
 from marble_core.algorithm.diagnostics import no_signal, unusable_rewards, update_not_finite
@@ -19,7 +20,7 @@ from marble_core.algorithm.metrics import Clock, skipped_metrics, step_metrics
 from marble_core.algorithm.update import balanced_update
 from marble_core.models.rollout import beside_base, collect
 from marble_core.prompts import by_source, mix
-from marble_core.rewards.scoring import BackgroundScores, score_all
+from marble_core.rewards.scoring import BackgroundScores, is_groupwise, score_all
 from marble_core.runtime import distributed
 from marble_core.types import Prompt, PromptBatch, RewardTable, StepReport
 
@@ -44,7 +45,8 @@ def optimizer_step(learner: Learner, prompts: Sequence[Prompt]) -> StepReport:
     config, policy, balancer, clock = learner.config, learner.policy, learner.balancer, Clock()
     M, G = config.rollout.prompts, config.rollout.images_per_prompt
     sources = balancer.eligible(by_source(prompts), learner.scorers, learner.step)
-    batch = mix(prompts, M, G, learner.step, config.seed, config.data.shares, sources)
+    mixed = mix(prompts, M, G, learner.step, config.seed, config.data.shares, sources)
+    batch = replace(mixed, together=any(map(is_groupwise, learner.scorers)))
     background = BackgroundScores.of(learner.scorers, batch)
     rollout = beside_base(collect(policy, batch, config.rollout, background.add), policy, prompts, config)
     clock.lap("sample")

@@ -103,13 +103,15 @@ def in_order(sources: Iterable[str]) -> list[str]:
 class PromptBatch:
     """M prompts of one optimizer step, each sampled G times: image i was made for prompt ``prompt_N[i]``.
 
-    ``group_N`` names the first prompt of the same text: what is drawn twice in a step is one group of 2G images.
+    ``group_N`` names the first prompt of the same text: what is drawn twice in a step is one group of 2G images. Where a reward
+    scores a prompt's images together they stay ``together`` on one process.
     """
 
     prompts: tuple[Prompt, ...]
     images_per_prompt: int
     step: int
     seed: int
+    together: bool = False
 
     @property
     def prompt_N(self) -> np.ndarray:
@@ -154,7 +156,7 @@ class Conditioning:
 class Rollout:
     """What the policy ``old`` sampled: latents x0_NCHW, the solver's timesteps t_S in (0, 1], images_NHWC (uint8).
 
-    ``base`` are images of the model without a LoRA, as many, where the KL is taken at those. ``batch`` is the whole step's. Of several processes each holds the images of its own prompts, from image ``first`` on;
+    ``base`` are images of the model without a LoRA, as many, where the KL is taken at those. ``batch`` is the whole step's. Of several processes each holds its own images, from image ``first`` on;
     ``conditioning`` has their prompts only.
     """
 

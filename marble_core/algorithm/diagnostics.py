@@ -77,5 +77,5 @@ def update_not_finite(update: Update, rollout: Rollout, names: Sequence[str]) ->
 
 
 def _prompt(batch: PromptBatch, m: int) -> str:
-    on = f" on rank {distributed.rank_of(batch, m)}" if distributed.world() > 1 else ""
+    on = f" on rank {' and '.join(map(str, distributed.ranks_of(batch, m)))}" if distributed.world() > 1 else ""
     return f"the prompt {batch.prompts[m].text!r}{on}"

@@ -213,10 +213,10 @@ class RunConfig(Section):
             check_divides(self.data.train, self.data.shares, self.rollout.prompts)
         except MarbleError as error:
             raise ValueError(str(error).rstrip(".")) from None
-        if self.rollout.prompts < self.hardware.gpus:
+        if (images := self.rollout.prompts * self.rollout.images_per_prompt) < self.hardware.gpus:
             raise ValueError(
-                f"rollout.prompts = {self.rollout.prompts} cannot be shared by hardware.gpus = {self.hardware.gpus}, "
-                "each of which needs a prompt at least"
+                f"the {images} images of a step (rollout.prompts x rollout.images_per_prompt) cannot be shared by hardware.gpus = "
+                f"{self.hardware.gpus}, each of which needs one at least"
             )
         if self.loss.timesteps > self.rollout.steps:
             raise ValueError(

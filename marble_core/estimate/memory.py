@@ -98,9 +98,10 @@ def memory_of(config: RunConfig, sizes: Sizes, cards: Cards) -> Memory:
 
 
 def share_of(config: RunConfig) -> tuple[int, int]:
-    """The most prompts and images of a step that one process has."""
-    prompts = -(-config.rollout.prompts // processes_of(config))
-    return prompts, prompts * config.rollout.images_per_prompt
+    """The most prompts and images of a step that one process has, where no reward scores a prompt's images together."""
+    M, G, n = config.rollout.prompts, config.rollout.images_per_prompt, processes_of(config)
+    images = -(-M * G // n)
+    return min(M, -(-images // G) + (M % n > 0)), images
 
 
 def processes_of(config: RunConfig) -> int:

@@ -19,15 +19,21 @@ from marble_core.types import Prompt, PromptBatch, Rollout
 def collect(
     policy: Policy, batch: PromptBatch, config: RolloutConfig, show: Callable[[np.ndarray], None] = lambda _: None
 ) -> Rollout:
-    """The step's rollout: the policy ``old`` samples each prompt of this process's share ``images_per_prompt`` times."""
-    index_N = distributed.images_of(batch).tolist()
-    seeds = [derive(batch.seed, "rollout", batch.step, i) for i in index_N]
-    texts = [batch.prompts[m].text for m in distributed.share(batch)]
+    """The step's rollout: the policy ``old`` samples this process's images, of each prompt ``images_per_prompt`` on all together."""
+    index_N = distributed.images_of(batch)
+    seeds = [derive(batch.seed, "rollout", batch.step, i) for i in index_N.tolist()]
+    texts, owner_N = _texts(batch, index_N)
     with policy.merged("old") as model:
         x0_NCHW, images_NHWC, t_S, conditioning = sample(
-            model, texts, seeds, config.solver, config.steps, config.batch_size, show
+            model, texts, seeds, config.solver, config.steps, config.batch_size, show, owner_N=owner_N
         )
-    return Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC, index_N[0])
+    return Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC, int(index_N[0]))
+
+
+def _texts(batch: PromptBatch, index_N: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The prompts of these images, which follow each other, and which of them is each image's."""
+    m_N = batch.prompt_N[index_N]
+    return [batch.prompts[m].text for m in range(m_N[0], m_N[-1] + 1)], m_N - m_N[0]
 
 
 def beside_base(rollout: Rollout, policy: Policy, prompts: Sequence[Prompt], config: RunConfig) -> Rollout:
@@ -42,11 +48,13 @@ def beside_base(rollout: Rollout, policy: Policy, prompts: Sequence[Prompt], con
     if policy.base_rollout is None:
         count, r = config.rollout.prompts, config.rollout
         chosen = tuple(prompts[m * len(prompts) // count] for m in range(count))
-        batch = PromptBatch(chosen, r.images_per_prompt, 0, derive(config.seed, "base"))
-        index_N = distributed.images_of(batch).tolist()
-        texts = [batch.prompts[m].text for m in distributed.share(batch)]
-        seeds = [derive(batch.seed, "rollout", i) for i in index_N]
+        batch = PromptBatch(chosen, r.images_per_prompt, 0, derive(config.seed, "base"), rollout.batch.together)
+        index_N = distributed.images_of(batch)
+        texts, owner_N = _texts(batch, index_N)
+        seeds = [derive(batch.seed, "rollout", i) for i in index_N.tolist()]
         with policy.using("off") as model:
-            x0_NCHW, images_NHWC, t_S, conditioning = sample(model, texts, seeds, r.solver, r.steps, r.batch_size)
-        policy.base_rollout = Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC[:0], index_N[0])
+            x0_NCHW, images_NHWC, t_S, conditioning = sample(
+                model, texts, seeds, r.solver, r.steps, r.batch_size, owner_N=owner_N
+            )
+        policy.base_rollout = Rollout(batch, conditioning, x0_NCHW, t_S, images_NHWC[:0], int(index_N[0]))
     return replace(rollout, base=policy.base_rollout)

@@ -61,8 +61,10 @@ def sample(
     batch_size: int,
     show: Callable[[np.ndarray], None] = lambda _: None,
     precision: str | None = None,
+    owner_N: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, np.ndarray, torch.Tensor, Conditioning]:
-    """N images of M prompts, N a multiple of M (each prompt's images lie together), each prompt encoded once.
+    """N images of M prompts, each prompt encoded once. ``owner_N`` is each image's prompt; without it every prompt has equally many,
+    which lie together.
 
     Returns x0_NCHW, images_NHWC (uint8), the times t_S and the conditioning of the M prompts. The noise of an image
     depends on its seed alone, so neither batch size nor order changes it. ``show`` gets each batch's images once they are there.
@@ -70,12 +72,13 @@ def sample(
     not finite, for which a training step is skipped.
     """
     conditioning = model.encode(list(prompts))
-    owner_N = torch.arange(len(prompts)).repeat_interleave(len(seeds) // len(prompts))
+    if owner_N is None:
+        owner_N = np.repeat(np.arange(len(prompts)), len(seeds) // len(prompts))
     latents, images = [], []
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
         x_T = noise(seeds[part], model.latent_shape).to(model.device)
-        x0, t_S = solve(model, x_T, conditioning[owner_N[part]], solver, steps)
+        x0, t_S = solve(model, x_T, conditioning[torch.as_tensor(owner_N[part])], solver, steps)
         latents.append(x0)
         images.append(model.decode(x0))
         if precision:

@@ -97,7 +97,8 @@ class BackgroundScores:
 
     @classmethod
     def of(cls, scorers: Sequence[Scorer], batch: PromptBatch) -> BackgroundScores:
-        """Of this process's images. A group is what one prompt of the batch was sampled into, which lies on one process."""
+        """Of this process's images. A group is what one prompt of the batch was sampled into, which lies on one process where a
+        reward asks for it (PromptBatch.together)."""
         from marble_core.runtime import distributed
 
         index_N = distributed.images_of(batch)

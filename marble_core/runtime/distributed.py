@@ -1,6 +1,6 @@
 """Several processes: which share of a step is whose, and the few collectives of a step. One process has no group and no cost.
 
-Every process walks the same straight line over the step's whole PromptBatch. It samples and scores its own prompts; the
+Every process walks the same straight line over the step's whole PromptBatch. It samples and scores its own images; the
 reward table is gathered, so advantages and masks are those of the whole step everywhere; it makes the backward passes of
 its own images; the accumulators are summed, each layer on one process, which makes that layer's part of the Gram matrix
 and of the combined gradient. Every process takes part in every collective, in the same order, whatever its share holds.
@@ -65,26 +65,30 @@ def processes(silence: float = SILENCE) -> Iterator[None]:
         PartialState._reset_state()
 
 
-def share(batch: PromptBatch) -> range:
-    """The prompts that are this process's: consecutive ones, so that the sources, which come in turn, are spread.
-
-    Raises MarbleError where there are fewer prompts than processes.
-    """
-    M, n = len(batch.prompts), world()
-    if n > M:
-        raise MarbleError(f"A step of {M} prompts cannot be shared by {n} processes; start fewer, or raise rollout.prompts.")
-    return range(M * rank() // n, M * (rank() + 1) // n)
-
-
 def images_of(batch: PromptBatch) -> np.ndarray:
-    """The images of this process's prompts, as indices into the step's."""
-    mine, G = share(batch), batch.images_per_prompt
-    return np.arange(mine.start * G, mine.stop * G)
+    """This process's images, as indices into the step's: consecutive ones, so that the sources, which come in turn, are spread.
+
+    Raises MarbleError where there are too few for each process to have some.
+    """
+    ends = _ends(batch)
+    return np.arange(ends[rank()], ends[rank() + 1])
 
 
-def rank_of(batch: PromptBatch, m: int) -> int:
-    """Whose share prompt ``m`` is."""
-    return next(r for r in reversed(range(world())) if len(batch.prompts) * r // world() <= m)
+def ranks_of(batch: PromptBatch, m: int) -> list[int]:
+    """Which processes have images of prompt ``m``."""
+    ends, G = _ends(batch), batch.images_per_prompt
+    return [r for r in range(world()) if ends[r] < (m + 1) * G and ends[r + 1] > m * G]
+
+
+def _ends(batch: PromptBatch) -> list[int]:
+    """Where each process's images begin, and after the last one the end: as many as of any other, or as many prompts where each
+    one's images stay together."""
+    M, n, unit = len(batch.prompts), world(), batch.images_per_prompt if batch.together else 1
+    parts = len(batch) // unit
+    if n > parts:
+        what = f"{M} prompts, each scored as one group," if batch.together else f"{parts} images"
+        raise MarbleError(f"A step of {what} cannot be shared by {n} processes; start fewer, or raise rollout.prompts.")
+    return [parts * r // n * unit for r in range(n + 1)]
 
 
 def gather(value: T) -> list[T]:

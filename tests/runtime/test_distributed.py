@@ -5,12 +5,13 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from builders import SmallModel, learner, prompts, small_policy, weights
+from builders import Channel, SmallModel, learner, prompts, rewards, small_policy, weights
 from marble_core.checkpoints import CheckpointStore
 from marble_core.runtime import distributed
 from marble_core.step import optimizer_step
@@ -21,7 +22,8 @@ from oracles import relative_error
 from paths import TESTS
 
 METERS = ("balance={gram: time, trust: auto}", "balance.meter_dimensions=64")
-METHODS = ("marble", "weighted_sum", "marble balance.subtract_common=true")
+# The last has fewer prompts than four processes, which share their images.
+METHODS = ("marble", "weighted_sum", "marble balance.subtract_common=true", "marble rollout.prompts=3")
 WATCHED = ("watch.every=1", "watch.images=2", "evaluation.steps=2", "evaluation.resamples=100")
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-7)}  # of the direction; of alpha and the other numbers
 
@@ -65,6 +67,21 @@ def found_direction(method, dtype):
     return {"gradient": found, "metrics": dict(report.metrics)}
 
 
+class OfGroups(Channel):
+    """Scores an image by the mean of its group's, which is wrong where a part of the group is elsewhere."""
+
+    groupwise = True
+
+    def score(self, images_NHWC, prompts, group_N):
+        own_N = super().score(images_NHWC, prompts)
+        return np.array([own * own_N[group_N == group].mean() for own, group in zip(own_N, group_N, strict=True)])
+
+
+def found_in_groups():
+    one = learner(scorers=(OfGroups("clipscore", 0), *rewards()[1:]))
+    return dict(optimizer_step(one, prompts()).metrics)
+
+
 def found_in_time(setting):
     """What the meter in time says in a second step, and what it keeps after it."""
     one = learner(setting, "balance.meter=time", "loss.micro_batch=7", dtype=torch.float64)
@@ -78,6 +95,7 @@ def everything(directory, store):
     with distributed.processes():
         seen = {(method, dtype): found_direction(method, dtype) for method in METHODS for dtype in TOLERANCE}
         seen |= {setting: found_in_time(setting) for setting in METERS}
+        seen["groups"] = found_in_groups()
         faulty = learner()
         if distributed.rank() == distributed.world() - 1:
             faulty.scorers[1].score = lambda images, _: np.full(len(images), np.inf)
@@ -108,7 +126,7 @@ def seen(tmp_path_factory):
     by_count = {}
     for count in (1, 2, 4):
         directory = tmp_path_factory.mktemp("seen")
-        ended = launch(count, everything, directory, directory / "store", seconds=90)
+        ended = launch(count, everything, directory, directory / "store")
         assert [p.exitcode for p in ended] == [0] * count
         by_count[count] = [torch.load(directory / f"{r}.pt", weights_only=False) for r in range(count)]
     return by_count
@@ -118,7 +136,7 @@ def seen(tmp_path_factory):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("method", METHODS)
 def test_any_number_of_processes_gives_the_same_direction_and_alpha(seen, method, dtype, count):
-    """Six prompts: on four processes their shares are uneven, and process 0 has no image that the reward ocr applies to."""
+    """On four processes a prompt's images lie on two of them; of three prompts process 0 has no image that the reward ocr applies to."""
     what, (of_direction, of_numbers) = (method, dtype), TOLERANCE[dtype]
     alone = seen[1][0][what]
     for one in seen[count]:
@@ -128,6 +146,14 @@ def test_any_number_of_processes_gives_the_same_direction_and_alpha(seen, method
                 assert one[what]["metrics"][name] == pytest.approx(value, rel=of_numbers, abs=of_numbers / 10), name
     first, *others = (one[what]["gradient"] for one in seen[count])
     assert all(torch.equal(g, other[n]) for other in others for n, g in first.items()), "to the bit between processes"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_reward_of_whole_groups_sees_whole_groups_on_any_number_of_processes(seen, count):
+    alone = seen[1][0]["groups"]
+    for one in seen[count]:
+        for name in ("reward/clipscore/mean", "reward/clipscore/std", "alpha/clipscore"):
+            assert one["groups"][name] == pytest.approx(alone[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -193,14 +219,25 @@ def test_a_process_that_dies_ends_the_others_with_an_error(tmp_path, how):
         assert "because another one ended or hung" in (tmp_path / "0").read_text()
 
 
-def test_shares_are_whole_prompts_and_too_many_processes_are_an_error(monkeypatch):
-    batch = PromptBatch(tuple(Prompt(str(m), "general") for m in range(7)), 3, 0, 0)
+@pytest.mark.parametrize(("together", "sizes"), [(False, {5, 6}), (True, {3, 6})])
+def test_shares_are_even_by_images_and_by_whole_prompts_where_those_are_scored_together(monkeypatch, together, sizes):
+    batch = PromptBatch(tuple(Prompt(str(m), "general") for m in range(7)), 3, 0, 0, together)
     monkeypatch.setattr(distributed, "world", lambda: 4)
     shares = []
     for rank in range(4):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.share(batch))
-    assert [m for s in shares for m in s] == list(range(7)) and {len(s) for s in shares} == {1, 2}
-    monkeypatch.setattr(distributed, "world", lambda: 8)
-    with pytest.raises(MarbleError, match="7 prompts cannot be shared by 8 processes"):
-        distributed.share(batch)
+        shares.append(distributed.images_of(batch).tolist())
+    assert [i for share in shares for i in share] == list(range(21)) and {len(share) for share in shares} == sizes
+    for m in range(7):
+        assert distributed.ranks_of(batch, m) == [r for r, share in enumerate(shares) if {i // 3 for i in share} & {m}]
+
+
+def test_a_prompt_s_images_are_shared_where_there_are_more_processes_than_prompts_and_too_many_are_an_error(monkeypatch):
+    batch = PromptBatch(tuple(Prompt(str(m), "general") for m in range(2)), 3, 0, 0)
+    monkeypatch.setattr(distributed, "world", lambda: 6)
+    assert [distributed.ranks_of(batch, m) for m in range(2)] == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(MarbleError, match="2 prompts, each scored as one group, cannot be shared by 6 processes"):
+        distributed.images_of(replace(batch, together=True))
+    monkeypatch.setattr(distributed, "world", lambda: 7)
+    with pytest.raises(MarbleError, match="A step of 6 images cannot be shared by 7 processes"):
+        distributed.images_of(batch)
