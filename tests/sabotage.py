@@ -28,7 +28,7 @@ SABOTAGES = (
     ("the rollout drawn by default", f"{MODELS}rollout.py", 'policy.merged("old")', 'policy.merged("default")', ROLLOUT),
     ("the KL's scale without 1 / taken", PAIRS, "scale = 1 / taken if", "scale = 1 / (N * config.timesteps) if", MARBLE),
     ("one prompt's conditioning for all in the loss", "marble_core/types.py", "return self.batch.prompt_N[index_B] - self.batch.prompt_N[self.first]", "return 0 * self.batch.prompt_N[index_B]", MARBLE),
-    ("prompts in another order while sampling", f"{MODELS}sampling.py", "conditioning[owner_N[part]]", "conditioning[owner_N.flip(0)[part]]", ROLLOUT),
+    ("prompts in another order while sampling", f"{MODELS}sampling.py", "torch.as_tensor(owner_N[part])", "torch.as_tensor(owner_N[::-1][part].copy())", ROLLOUT),
     ("x_t from t and 1 - t swapped", f"{ALGORITHM}losses.py", "return (1 - t) * x0_BCHW + t * eps_BCHW", "return t * x0_BCHW + (1 - t) * eps_BCHW", MARBLE),
     ("times with replacement", PAIRS, "return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]", "return torch.randint(size, (count,), generator=torch.Generator().manual_seed(seed))", MARBLE),
     ("no clamp in the step", "marble_core/step.py", "= raw.clamped(config.loss.advantage_max)", "= raw, raw.clamped(config.loss.advantage_max)[1]", MARBLE),
