@@ -84,6 +84,14 @@ def test_what_a_task_page_shows_in_some_minutes_ends_as_it_says(page: Path, fold
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_task_page_says_how_long_each_of_its_halves_took(page: Path) -> None:
+    for heading in ("At once", "In some minutes"):
+        if shown := commands(page, heading):
+            below = page.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+            assert re.search(r"took (half a|\d+|\d+\.\d) (second|minute)s?\b", below), f"{page.stem}: {heading}, {len(shown)} commands"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_task_page_says_what_was_not_run(page: Path) -> None:
     below = page.read_text(encoding="utf-8").partition("## Not run for this page\n")[2]
     assert len(re.findall("^- ", below, re.MULTILINE)) >= 2
