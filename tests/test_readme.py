@@ -9,9 +9,10 @@ from importlib.metadata import distribution
 
 from packaging.requirements import Requirement
 
-from commands import TINY
+from commands import TINY, run_marble
 from paths import ROOT
 
+README = (ROOT / "README.md").read_text()
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 HEAVY = {
     "torchvision",
@@ -100,3 +101,16 @@ def test_the_rewards_need_none_of_the_packages_that_do_not_install(capsys):
         print(
             f"\nextras train and rewards: {len(found)} packages, {total:.0f} MB: {', '.join(f'{n} {found[n] / 1e6:.0f}' for n in largest)}, ..."
         )
+
+
+def test_the_hours_of_each_preset_are_what_the_estimate_says(monkeypatch, capsys):
+    rows = [line.split(" | ") for line in README.splitlines() if line.startswith("| `sd35-")]
+    said = {
+        name: hours
+        for row in rows
+        for name, hours in zip(re.findall("`([^`]+)`", row[0]), row[2].strip(" |").split(", "), strict=True)
+    }
+    assert len(said) == 5
+    for name, hours in said.items():
+        assert run_marble("check", "--estimate", "--preset", name, monkeypatch=monkeypatch) == 0
+        assert f"hours        {hours} for the training" in capsys.readouterr().out, name

@@ -88,7 +88,9 @@ def test_a_task_page_says_how_long_each_of_its_halves_took(page: Path) -> None:
     for heading in ("At once", "In some minutes"):
         if shown := commands(page, heading):
             below = page.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
-            assert re.search(r"took (half a|\d+|\d+\.\d) (second|minute)s?\b", below), f"{page.stem}: {heading}, {len(shown)} commands"
+            assert re.search(r"took (half a|\d+|\d+\.\d) (second|minute)s?\b", below), (
+                f"{page.stem}: {heading}, {len(shown)} commands"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -31,6 +31,13 @@ PAGES = (
         "docs/rehearsal.md",
         "docs/performance.md",
         "docs/cluster.md",
+        "docs/compile.md",
+        "docs/evaluation.md",
+        "docs/retraining.md",
+        "docs/serving.md",
+        "docs/storage.md",
+        "docs/study.md",
+        "docs/watching.md",
     ),
     *(f"docs/tasks/{page.name}" for page in sorted((ROOT / "docs/tasks").glob("*.md"))),
 )

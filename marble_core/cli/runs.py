@@ -31,6 +31,8 @@ app = typer.Typer(help="The runs in Kubeflow.", no_args_is_help=True)
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, which is its run id, or its id in Kubeflow.")]
 
 
+OUTCOMES = ("date", "run", "state", "decision", "gain over base", "version", "GPU hours")
+LEAST = ("GPU hours", "date", "version")  # left out of a narrow terminal, in this order
 Newest = Annotated[int, typer.Option("-n", min=1, help="How many of the newest.")]
 
 
@@ -170,7 +172,7 @@ def print_outcomes(runs: Sequence[Any], json_: bool) -> None:
         )
         for run, each in zip(runs, known, strict=True)
     ]
-    print_table(("date", "run", "state", "decision", "gain over base", "version", "GPU hours"), rows)
+    print_table(OUTCOMES, rows, LEAST)
 
 
 def _facts(runs: Sequence[Any], ask_mlflow: bool) -> tuple[Mapping[str, RunFacts], bool]:

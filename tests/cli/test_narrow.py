@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from marble_core.cli.kubeflow import print_table
+from marble_core.cli.listing import _NAMES, Kind, list_
 from marble_core.cli.run_summary import _tables
+from marble_core.cli.runs import LEAST, OUTCOMES
 from marble_core.config.loading import load_config, presets
 from marble_core.evaluation.paper_table import COLUMNS, ROWS, Measured, lines, set_names
 from marble_core.evaluation.results import Champion, Estimate, Evaluation, RewardResult, Versus
@@ -41,6 +43,20 @@ def test_runs_lose_columns_before_a_name_loses_letters(narrow: Any) -> None:
     assert "300/300" in line and "created" not in "".join(said)
     print_table(headings, [("one", "RUNNING", "train", "", "", "1", "2026-11-24 09:30")], ("created", "attempt", "left"))
     assert "created" in "".join(narrow()), "where there is room nothing is left out"
+
+
+def test_the_runs_of_a_schedule_lose_columns_before_a_name_loses_letters(narrow: Any) -> None:
+    row = ("2026-11-24 09:30", f"nightly-{NAME}", "SUCCEEDED", "refused", "+0.243", "12", "9.6 of 12")
+    print_table(OUTCOMES, [row], LEAST)
+    (line,) = [line for line in narrow() if NAME in line]
+    assert "refused" in line and "+0.243" in line and "9.6 of 12" not in line
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_what_a_configuration_can_name_keeps_each_name_whole(kind: Kind, narrow: Any) -> None:
+    list_(kind)
+    first = {line.split("  ")[0] for line in narrow() if not line.startswith(" ")}
+    assert set(_NAMES[kind]()) == first
 
 
 def test_the_table_of_a_run_keeps_each_reward_on_a_line_with_a_champion_too(narrow: Any) -> None:
