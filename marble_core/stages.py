@@ -148,7 +148,6 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
             return {}
         from marble_core.prompts import read_prompts, read_watched
         from marble_core.training.launch import processes_wanted, train_on
-        from marble_core.training.loop import run_training
         from marble_core.training.trainjob import train_on_nodes
 
         config, run_id = read_prepared(prepared)
@@ -158,6 +157,8 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
             elif (count := processes_wanted(config)) > 1:
                 train_on(count, prepared, out)
             else:
+                from marble_core.training.loop import run_training  # and all libraries of models, which the others do without
+
                 watched = read_watched(prepared / WATCHED_PROMPTS)
                 run_training(config, run_id, read_prompts(prepared / TRAIN_PROMPTS), out, watched)
         result |= {"adapter": str(out)}

@@ -16,7 +16,7 @@ from marble_core.bench.study_store import StudyStore
 from marble_core.config.formats import check_pipeline
 from marble_core.runtime import progress
 from marble_core.runtime.again import Again, keep_at_it
-from marble_core.runtime.environment import PIPELINE_FORMAT
+from marble_core.runtime.environment import PIPELINE_FORMAT, STUDY
 from marble_core.tracking.notices import failures_noticed
 from marble_core.types import MarbleError
 
@@ -24,11 +24,12 @@ from marble_core.types import MarbleError
 @failures_noticed("study_cell")
 def study_cell(study: str, name: str, arm: str, seed: int, directory: str, out: Path) -> str:
     """Make one cell of the study ``name``, whose file is the text ``study``, or fetch it from S3 where it is finished. ``out`` becomes
-    the cell's file.
+    the cell's file. An empty text stands for ``handed_over``.
 
     It trains in ``directory``, or without one beside the runs (``storage.local``), and goes on from what lies there. Returns a sentence.
     Raises MarbleError where the finished cell was made with other settings.
     """
+    study = study or handed_over()
     if wanted := Again.wanted():
         place = run_directory(_place(Study.of(json.loads(study), name), name, directory), arm, seed)
         arguments = [study, name, arm, str(seed), directory, str(out)]
@@ -63,7 +64,7 @@ def study_report(study: str, name: str, page: Path, tables: Path) -> dict[str, f
         check_pipeline(os.environ.get(PIPELINE_FORMAT, ""))
         from marble_core.report import study as pages
 
-        told = Study.of(json.loads(study), name)
+        told = Study.of(json.loads(study or handed_over()), name)
         store = StudyStore(told, name)
         found = {key: store.fetch(*key, Path(scratch) / "cell.json") for key in told.cells}
         cells = [cell for cell in found.values() if cell]
@@ -80,6 +81,11 @@ def study_report(study: str, name: str, page: Path, tables: Path) -> dict[str, f
         progress.emit("study_report", note=headline)
         result |= {"page": str(page), "tables": str(tables), "address": address, "headline": headline}
         return pages.mean_gains(about, cells)
+
+
+def handed_over() -> str:
+    """The study on this machine, from the file that STUDY names: every user of the machine reads command lines."""
+    return Path(os.environ[STUDY]).read_text(encoding="utf-8")
 
 
 def _place(study: Study, name: str, directory: str) -> Path:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from marble_core.runtime import progress
 from marble_core.runtime.child_process import ChildProcess
-from marble_core.runtime.environment import OVERRIDES, PROGRESS
+from marble_core.runtime.environment import OVERRIDES, PROGRESS, STUDY
 from marble_core.runtime.progress_display import Display
 from marble_core.types import MarbleError, Outage
 from marble_kubeflow.pipelines.settings import Images
@@ -89,13 +89,13 @@ def _executed(
     more: Mapping[str, str] = MappingProxyType({}),
     overrides: Sequence[str] = (),
 ) -> Outcome:
-    """The pipeline in a child, to the result of its stage ``last``. ``overrides`` go to prepare by a file."""
+    """The pipeline in a child, to the result of its stage ``last``. What it is ``told`` and ``overrides`` go by files."""
     directory.mkdir(parents=True, exist_ok=True)
     home = directory / "scratch" if images else directory  # the one place that containers see
     events, log = home / "progress.jsonl", directory / "pipeline.log"
     events.unlink(missing_ok=True)
-    command = [sys.executable, "-m", __name__, json.dumps(told), str(directory)]
     scratch = home / "tmp"  # kfp leaves a workspace and a directory for each stage behind
+    command = [sys.executable, "-m", __name__, str(scratch / "told.json"), str(directory)]
     if images:
         from marble_kubeflow.pipelines import containers
 
@@ -103,6 +103,7 @@ def _executed(
         command.append(images.model_dump_json())
     scratch.mkdir(exist_ok=True)
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **more, PROGRESS: str(events), "TMPDIR": str(scratch)}
+    _for_this_user_alone(scratch / "told.json", json.dumps(told))
     environment[OVERRIDES] = str(_for_this_user_alone(scratch / "overrides.json", json.dumps(list(overrides))))
     child = ChildProcess(command, log, environment, Path.cwd(), grace=GRACE)
     with Display(events, console) as display:
@@ -172,7 +173,9 @@ def main(told: Mapping[str, Any], directory: Path, images: Images | None) -> Non
     if "study" in told:
         from marble_kubeflow.pipelines import study
 
-        study.build(study.Plan(**told["study"]), settings)()
+        plan = study.Plan(**told["study"])
+        os.environ[STUDY] = str(_for_this_user_alone(Path(os.environ["TMPDIR"]) / "study.json", plan.text))
+        study.build(plan, settings, by_file=True)()
     else:
         from marble_kubeflow.pipelines.marble import build
 
@@ -180,4 +183,8 @@ def main(told: Mapping[str, Any], directory: Path, images: Images | None) -> Non
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]), Images.model_validate_json(sys.argv[3]) if sys.argv[3:] else None)
+    main(
+        json.loads(Path(sys.argv[1]).read_bytes()),
+        Path(sys.argv[2]),
+        Images.model_validate_json(sys.argv[3]) if sys.argv[3:] else None,
+    )

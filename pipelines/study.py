@@ -47,8 +47,9 @@ class Plan:
         return text
 
 
-def build(plan: Plan, settings: Settings) -> Any:
-    text = plan.text
+def build(plan: Plan, settings: Settings, by_file: bool = False) -> Any:
+    """``by_file``: the stages read the study from a file (study_stages.handed_over), where parameters stand on command lines."""
+    text = "" if by_file else plan.text
     items = [{"arm": arm, "seed": str(seed)} for arm, seed in plan.cells]
     about = f"The study {plan.name}: {', '.join(dict.fromkeys(arm for arm, _ in plan.cells))}. {len(items)} cells."
 

@@ -2,6 +2,7 @@
 
 PROGRESS = "MARBLE_PROGRESS"  # the file that a stage appends its progress events to
 OVERRIDES = "MARBLE_OVERRIDES"  # the file, of this user alone, in which marble run hands its overrides to prepare
+STUDY = "MARBLE_STUDY"  # the file, of this user alone, in which marble study hands its study to the stages
 PIPELINE_VERSION = "MARBLE_PIPELINE_VERSION"  # of MARBLE, with which the pipeline file was compiled
 PIPELINE_FORMAT = "MARBLE_PIPELINE_FORMAT"  # the version of the compiled pipeline, see config/formats.py
 NODES = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what a TrainJob's pods get that the stage's pod has
@@ -16,6 +17,7 @@ ATTEMPT = "MARBLE_ATTEMPT"  # of the work: which attempt it is, and why the one 
 FAILURE = "MARBLE_FAILURE"  # the file in which the work says why it ends
 CA = "MARBLE_CA"  # a file of private roots (PEM), trusted beside the public ones by all clients: runtime/certificates.py
 GPUS_SINCE = "MARBLE_GPUS_SINCE"  # seconds since the epoch: from when the GPU hours of a stage's attempt count, see tracking/gpu_hours.py
+PARENT = "MARBLE_PARENT"  # the process id of torchrun, for its processes: runtime/child_process.py
 IMAGE = "MARBLE_IMAGE"  # a stage's image with its digest
 WEBHOOK = "MARBLE_WEBHOOK"  # the address that notices go to, a secret: tracking/notices.py
 S3_ADDRESSING = (

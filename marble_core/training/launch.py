@@ -16,16 +16,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from marble_core.config.schema import RunConfig
-from marble_core.config.stage_files import TRAIN_PROMPTS, WATCHED_PROMPTS
+# What takes long to import waits until a process ends with its parent.
 from marble_core.runtime import cpus
-from marble_core.runtime.certificates import trust_private_roots
-from marble_core.runtime.child_process import ChildProcess, end_with_the_parent
+from marble_core.runtime.child_process import ChildProcess, end_with_the_parent, keeping_its_id
 from marble_core.runtime.environment import GPUS_SINCE
-from marble_core.training.heartbeat import Listener
 from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
 from marble_core.types import MarbleError, Outage
+
+if TYPE_CHECKING:
+    from marble_core.config.schema import RunConfig
+    from marble_core.training.heartbeat import Listener
 
 GRACE = 12.0  # seconds: a checkpoint, between the end of the stage and that of its processes
 
@@ -73,7 +75,7 @@ def train_on(count: int, prepared: Path, out: Path) -> None:
     # Idle OpenMP threads must sleep, not spin, where processes share the cores; there may be more of them than cores.
     environment = {"OMP_NUM_THREADS": str(max(1, cpus.usable() // count)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     command += ["-m", "marble_core.training.launch", str(prepared), str(out)]
-    child = ChildProcess(command, None, environment, Path.cwd(), grace=GRACE)
+    child = ChildProcess(keeping_its_id(command), None, environment, Path.cwd(), grace=GRACE)
     with _sigterm_goes_to(child):
         code = child.wait()
     if code == 0:
@@ -102,16 +104,18 @@ def _sigterm_goes_to(child: ChildProcess) -> Iterator[None]:
 
 def main(prepared: str, out: str) -> None:
     """One of the processes. ``prepared`` and ``out`` are directories, or s3:// prefixes, as several nodes have them."""
-    from marble_core.config.stage_files import read_prepared
+    os.environ.setdefault(GPUS_SINCE, str(time.time()))  # of a TrainJob's pod, which has waited in no queue yet
+    end_with_the_parent()
+
+    from marble_core.config.stage_files import TRAIN_PROMPTS, WATCHED_PROMPTS, read_prepared
     from marble_core.prompts import read_prompts, read_watched
     from marble_core.runtime import distributed
+    from marble_core.runtime.certificates import trust_private_roots
     from marble_core.runtime.mlflow_server import settle
     from marble_core.runtime.noise import quieten
     from marble_core.runtime.sigterm import Terminated
     from marble_core.training.loop import run_training
 
-    os.environ.setdefault(GPUS_SINCE, str(time.time()))  # of a TrainJob's pod, which has waited in no queue yet
-    end_with_the_parent()
     quieten()
     settle()
     trust_private_roots()
@@ -144,6 +148,8 @@ def _listener(prepared: str) -> Listener | None:
     """Of a process of a TrainJob, which listens from now on; None on a machine of one's own."""
     if not prepared.startswith("s3://"):
         return None
+    from marble_core.training.heartbeat import Listener
+
     s3, prefix = in_s3(prepared)
     listener = Listener(s3, prefix.rpartition("/")[0])
     listener.listen(first=os.environ["RANK"] == "0")
