@@ -132,9 +132,7 @@ def prepare(
 @failures_noticed("train")
 def train(prepared: Path, out: Path) -> dict[str, float]:
     """Train, and make ``out`` an adapter directory that diffusers loads. Returns the few numbers that Kubeflow shows.
-
-    Where there is nothing to train on, ``out`` is empty and there are no numbers.
-    """
+    Where there is nothing to train on, ``out`` is empty and there are no numbers."""
     if wanted := Again.wanted():
         from marble_core.training.launch import newest_checkpoint
 
@@ -157,7 +155,7 @@ def train(prepared: Path, out: Path) -> dict[str, float]:
             elif (count := processes_wanted(config)) > 1:
                 train_on(count, prepared, out)
             else:
-                from marble_core.training.loop import run_training  # and all libraries of models, which the others do without
+                from marble_core.training.loop import run_training  # with all libraries of models: the others do without
 
                 watched = read_watched(prepared / WATCHED_PROMPTS)
                 run_training(config, run_id, read_prompts(prepared / TRAIN_PROMPTS), out, watched)
