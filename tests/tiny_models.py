@@ -62,11 +62,11 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters], extra_ids=0)
 
 
-def vae(channels: int = 4) -> AutoencoderKL:
-    """Latents have a quarter of the image's sides."""
+def vae(channels: int = 4, levels: int = 3) -> AutoencoderKL:
+    """Latents have a quarter of the image's sides, an eighth with four levels."""
     torch.manual_seed(4)
     return AutoencoderKL(
-        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8,) * levels, down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=channels, norm_num_groups=4, sample_size=64, scaling_factor=1.5, shift_factor=0.06,
         use_quant_conv=False, use_post_quant_conv=False,
     )  # fmt: skip
@@ -86,15 +86,15 @@ def sd3_parts(length: int = 77) -> dict[str, object]:
     }
 
 
-def save_sd3(directory: Path) -> str:
-    """Three text encoders and both kinds of blocks, as SD3.5-Medium has them."""
+def save_sd3(directory: Path, side: int = 16, levels: int = 3) -> str:
+    """Three text encoders and both kinds of blocks, as SD3.5-Medium has them; latents of up to ``side`` x ``side``."""
     torch.manual_seed(5)
     transformer = SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=T5_WIDTH, caption_projection_dim=32, pooled_projection_dim=20, pos_embed_max_size=16,
+        sample_size=side, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=T5_WIDTH, caption_projection_dim=32, pooled_projection_dim=20, pos_embed_max_size=max(16, side // 2),
         qk_norm="rms_norm", dual_attention_layers=(0, 1),
     )  # fmt: skip
-    StableDiffusion3Pipeline(transformer=transformer, **sd3_parts()).save_pretrained(directory)
+    StableDiffusion3Pipeline(transformer=transformer, **(sd3_parts() | {"vae": vae(levels=levels)})).save_pretrained(directory)
     return str(directory)
 
 
