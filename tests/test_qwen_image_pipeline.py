@@ -28,12 +28,11 @@ def test_a_tiny_qwen_image_runs_from_prompts_to_a_registered_version(bucket, tmp
     prepared, adapter, evaluation = (tmp_path / name for name in ("prepared", "adapter", "evaluation"))
     overrides = [f"model.path={path}", f"storage.bucket={bucket.bucket}", *TINY]
     stages.prepare("demo", overrides, "rehearsal-qwen", prepared, tmp_path / "data.html", {"rehearse": "yes"})
-    metrics = stages.train(prepared, adapter)
-    assert "skipped" not in metrics and metrics["passes/backward"] > 0
+    assert stages.train(prepared, adapter)["steps"] == 2, "a step did not move the weights"
     weights = load_file(adapter / ADAPTER_FILE)
     assert len(weights) == 2 * 2 * 8 and all(name.startswith("transformer.transformer_blocks.") for name in weights)
     gains = stages.evaluate(prepared, adapter, evaluation, tmp_path / "report.html")
-    assert "evaluation/warmth/difference" in gains
+    assert "gain/warmth" in gains
     found = json.loads((evaluation / "evaluation.json").read_text())
     assert found["settings"]["vae_tiling"] and [v["guidance"] for v in found["variants"] if v["model"] == "base"] == [4.0]
     outcome = stages.register(prepared, adapter, evaluation, tmp_path / "register.html")
