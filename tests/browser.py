@@ -189,6 +189,15 @@ class Browser:
         return json.loads(message)
 
 
+def in_a_pane(page: Path, directory: Path) -> Path:
+    """A page that shows ``page`` as Kubeflow Pipelines does (frontend/src/components/viewers/HTMLViewer.tsx): by srcdoc, in a sandbox."""
+    text = page.read_text(encoding="utf-8").replace("&", "&amp;").replace('"', "&quot;")
+    shown = directory / "pane.html"
+    frame = f'<iframe sandbox="allow-scripts" style="width: 100%; min-height: 600px; border: 0" srcdoc="{text}"></iframe>'
+    shown.write_text(f"<!DOCTYPE html><meta charset=utf-8><body style='margin: 0'>{frame}", encoding="utf-8")
+    return shown
+
+
 @contextmanager
 def sandboxed(page: Path) -> Iterator[str]:
     """The address of the page as a frame with sandbox="allow-scripts" has it: of no origin, without storage."""

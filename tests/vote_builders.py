@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def lay_out_vote(
     evaluation: Evaluation | None = None,
     per_source: int = 14,
     config: RunConfig | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> Path:
     """The directory that evaluate leaves of a run below ``runs``, with all its pages."""
     config, found = config or voted_config(share), evaluation or evaluated()
@@ -45,7 +46,7 @@ def lay_out_vote(
     write_pictures(here / "images", per_source=per_source, roles=roles)
     decision = decide(found, config.registry)
     write_decision(here, decision, config.registry)
-    write_pages(here, found, decision, history, config, [], name, {})
+    write_pages(here, found, decision, history, config, [], name, links or {})
     return here
 
 

@@ -75,7 +75,8 @@ function own(one, role) {
 }
 
 function file(one, role) {
-  if (!/^(file|https?):$/.test(location.protocol) || !one.files?.[role]) return []; // within a frame nothing lies beside the page
+  const opens = location.protocol === "file:" || (/^https?:$/.test(location.protocol) && origin !== "null");
+  if (!opens || !one.files?.[role]) return []; // in a pane of Kubeflow or MLflow no link opens, and nothing lies beside the page
   return [element("a", { href: `${data.beside}/${one.files[role]}`, target: "_blank", rel: "noopener" }, "The image as it was made")];
 }
 

@@ -11,7 +11,11 @@ export function makeControls(changed) {
   }
   [left.value, right.value] = data.shown;
   source.append(option("", "all"), ...[...new Set(data.cases.map((one) => one.source))].map((s) => option(s, s)));
-  alarm.append(option("", "any prompt"), ...data.marks.map((mark) => option(mark, mark)));
+  const imaged = "with images";
+  const some = data.cases.some((one) => one.thumb || one.full);
+  const all = data.cases.every((one) => one.thumb || one.full);
+  alarm.append(option("", "any prompt"), ...(some && !all ? [option(imaged, imaged)] : []), ...data.marks.map((mark) => option(mark, mark)));
+  if (some && !all) alarm.value = imaged; // the page opens with what there is to see
   order.append(option("drawn", "as drawn, not chosen"), option("win", "largest win"), option("loss", "largest loss"));
   for (const { name } of data.rewards) order.append(option(`win:${name}`, `largest win in ${name}`), option(`loss:${name}`, `largest loss in ${name}`));
   order.value = "loss";
@@ -24,7 +28,7 @@ export function makeControls(changed) {
     const found = data.cases.filter(
       (one) =>
         (!source.value || one.source === source.value) &&
-        (!alarm.value || one.marks.includes(alarm.value)) &&
+        (!alarm.value || one.marks.includes(alarm.value) || (alarm.value === imaged && (one.thumb || one.full))) &&
         words.every((word) => one.prompt.toLowerCase().includes(word)) &&
         (!reward || changes(one, from, to)[reward] !== undefined),
     );

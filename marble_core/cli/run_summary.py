@@ -107,9 +107,11 @@ def _pages(console: Console, evaluated: Path, report: Path, directory: Path) -> 
     """The pages in the run's own directory, and beside them the images that the explorer leads to."""
     import shutil
 
-    from marble_core.config.stage_files import EXPLORER, IMAGES, REPORT
+    from marble_core.config.stage_files import EXPLORER, IMAGES, REPORT, VOTE
 
     console.print(f"Report: {shutil.copyfile(report, directory / REPORT)}", soft_wrap=True)
+    if (evaluated / VOTE).is_file():
+        shutil.copyfile(evaluated / VOTE, directory / VOTE)  # the report leads to it
     if (evaluated / EXPLORER).is_file():
         console.print(f"Explorer: {shutil.copyfile(evaluated / EXPLORER, directory / EXPLORER)}", soft_wrap=True)
         if not (directory / IMAGES).exists():

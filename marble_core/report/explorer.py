@@ -169,7 +169,9 @@ def left_out(sizes: Sizes, lines: Sequence[Line]) -> list[str]:
     """What the page does not show, a sentence each."""
     said = []
     if sizes.imaged < sizes.prompts:
-        said.append(f"Images of {sizes.imaged} of the {sizes.prompts} prompts were kept; the others have scores alone.")
+        said.append(
+            f"Images of {sizes.imaged} of the {sizes.prompts} prompts were kept; the others, by the mark any prompt, have scores alone."
+        )
     every = {role for line in lines for role in line.get("pictures", ())}
     if left := sorted(every - set(sizes.roles)):
         said.append(f"Left out: the images of {', '.join(left)}.")

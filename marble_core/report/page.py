@@ -82,6 +82,7 @@ def write_report(
         decision=decision,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         links=links or {},
+        places=places_of(links or {}),
         conditions=conditions(evaluation, [*trained, *held_out], config.registry),
         evaluation=evaluation,
         rows=trained,
@@ -111,6 +112,16 @@ def write_report(
         config_text=json_without_secrets(config.to_json()),
     )
     Path(path).write_text(page, encoding="utf-8")
+
+
+def places_of(links: Mapping[str, str]) -> dict[str, str]:
+    """Where a page lies that the report links to by its file's name, for a frame in which no link opens; empty for other links."""
+    run = links.get("Run in MLflow", "")
+    beside = {name: file for name, file in links.items() if "/" not in file}
+    return dict.fromkeys(links, "") | {
+        name: f"{run}/artifacts/{file}" if run else f"{file} in the artifact evaluation of the step evaluate"
+        for name, file in beside.items()
+    }
 
 
 def remarks(evaluation: Evaluation, history: History, config: RunConfig) -> list[str]:

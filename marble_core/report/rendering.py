@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 
 from marble_core.report import words
@@ -27,5 +28,6 @@ def render(template: str, **values: Any) -> str:
         "svg": Markup,
         "raw": Markup,
     }
+    environment.globals["framed"] = files("marble_core.tracking").joinpath("framed.js").read_text(encoding="utf-8")
     environment.globals |= {"arrows": words.ARROWS, "colour": colour, "effect": words.effect}
     return environment.get_template(template).render(**values)

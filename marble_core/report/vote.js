@@ -47,6 +47,8 @@
     chosen.pop();
     ask();
   }
+  // A pane of Kubeflow or MLflow forbids downloads.
+  const framed = location.protocol !== "file:" && !(/^https?:$/.test(location.protocol) && origin !== "null");
   let address = "";
   function end() {
     show("end");
@@ -55,10 +57,13 @@
     const text = JSON.stringify(file, null, 1) + "\n";
     find("thanks").textContent = `Thank you: ${votes.length} of ${pairs.length} pairs are answered.`;
     find("text").value = text;
+    find("download").hidden = framed;
+    find("copy").textContent = framed ? "Copy this text into a file votes.json." : "If nothing is downloaded here, copy this text into a file of that name:";
     URL.revokeObjectURL(address);
     find("download").href = address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     find("more").hidden = votes.length === pairs.length;
-    find("download").focus();
+    find(framed ? "text" : "download").focus();
+    if (framed) find("text").select();
   }
   find("many").textContent = pairs.length;
   // No form: a frame without allow-forms would drop it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 
 from marble_core.config.schema import CHAMPION
@@ -62,6 +63,9 @@ def write_page(
         *(f"<p>{escape(sentence)}</p>" for sentence in sentences),
         "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in shown.items()) + "</dl>",
     ]
+    if links:
+        body.append("<p class=framed hidden>Links do not open in this frame: copy an address into a new tab.</p>")
+        body.append(f"<script>\n{files('marble_core.tracking').joinpath('framed.js').read_text(encoding='utf-8')}</script>")
     head = f'<meta charset="utf-8"><title>MARBLE: {escape(title)}</title><style>{STYLE}</style>'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(["<!doctype html>", head, *body]) + "\n", encoding="utf-8")

@@ -74,6 +74,25 @@ def test_it_works_in_a_sandbox_and_shows_an_image_in_a_pane_of_600_px(browser: B
         assert browser.errors == []
 
 
+def test_where_not_all_images_were_kept_it_opens_with_those_that_were(browser: Browser, page: Path, tmp_path: Path) -> None:
+    """The prompts that lost most are among those without images, which would fill the first screen."""
+    text = page.read_text(encoding="utf-8")
+    data = json.loads(text.split('id="data">', 1)[1].split("</script>", 1)[0])
+    for case in data["cases"]:
+        if case["index"] % 4:
+            case.pop("thumb", None), case.pop("full", None)
+    part = tmp_path / "part.html"
+    before, rest = text.split('id="data">', 1)
+    part.write_text(
+        f'{before}id="data">{json.dumps(data).replace("<", chr(92) + "u003c")}</script>{rest.split("</script>", 1)[1]}', "utf-8"
+    )
+    browser.open(part.as_uri(), width=1280, wait=READY)
+    assert browser.evaluate("document.getElementById('count').textContent") == "1 to 20 of 36 prompts"
+    assert browser.evaluate("document.querySelectorAll('.card img-comparison-slider').length") == 20
+    assert len(choose(browser, "alarm", "")) == 20
+    assert browser.evaluate("document.getElementById('count').textContent") == "1 to 20 of 144 prompts"
+
+
 def test_the_slider_is_moved_by_the_keyboard(opened: Browser) -> None:
     opened.evaluate("document.querySelector('img-comparison-slider').focus()")
     assert opened.evaluate("document.querySelector('img-comparison-slider').value") == 50
