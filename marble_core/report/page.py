@@ -64,9 +64,8 @@ def write_report(
 ) -> None:
     """Write the page, at most 3 MB whatever the images' size and the number of steps.
 
-    ``history_path`` is train's history.jsonl; it may be missing, stop early or have gaps, and the page then says so.
-    ``images_dir`` is the directory of images and scores.jsonl that run_evaluation wrote. ``past`` are runs before
-    this one, whose name is ``run``. ``links`` are addresses of other pages by their names.
+    ``history_path`` is train's history.jsonl; where it is missing or has gaps the page says so. ``images_dir`` has the images and
+    scores.jsonl that run_evaluation wrote. ``past`` are runs before the run ``run``; ``links`` are other pages' addresses by name.
     """
     history, champion = History.load(history_path), evaluation.champion
     looks = Record.load(history_path.parent / WATCH).looks if history_path else []
