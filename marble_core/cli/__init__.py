@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -107,17 +108,18 @@ def _main() -> NoReturn:
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a bug is printed, and ends with exit code 1
         from marble_core.cli.extras import missing
         from marble_core.runtime.files import disk_error
         from marble_core.runtime.progress import StageFailed
-        from marble_core.types import MarbleError
+        from marble_core.types import MarbleError, without_secrets
 
         expected = error if isinstance(error, MarbleError | StageFailed) else disk_error(error)
         if isinstance(error, ModuleNotFoundError):
             expected = missing(error, sys.argv[1:])
-        if expected is None:
-            raise
+        if expected is None:  # a bug; a library's error may quote the login of an address
+            print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+            sys.exit(1)
         from marble_core.cli.options import with_what_to_fetch
 
         print(with_what_to_fetch(str(expected)), file=sys.stderr)

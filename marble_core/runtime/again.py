@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marble_core.runtime.environment import AGAIN, ATTEMPT, FAILURE, GPUS_SINCE
+from marble_core.runtime.housekeeping import reason_of
 from marble_core.types import MarbleError, Outage
 
 FRUITLESS = 3  # attempts in a row that end for the same reason and get no further
@@ -129,11 +130,11 @@ def _give_up(stage: str, wanted: Again, seen: list[tuple[Failure, str]]) -> None
         raise MarbleError(f"{failure.reason} {stage} was tried {len(seen)} times: the log above says why; --run-id goes on.")
 
 
-def record_failure(error: BaseException) -> None:
+def record_failure(error: Exception) -> None:
     """In the work, for the parent: an exception that ends it."""
     if file := os.environ.get(FAILURE):
         refused = isinstance(error, MarbleError) and not isinstance(error, Outage)
-        said = str(error) if isinstance(error, MarbleError) else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        said = str(error) if isinstance(error, MarbleError) else f"{type(error).__name__}: {reason_of(error)}"
         Path(file).write_text(json.dumps({"reason": said, "again": not refused}), encoding="utf-8")
 
 

@@ -77,11 +77,10 @@ def _to_argo(event: Mapping[str, Any]) -> None:
 
 
 def _ends_with_its_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Of a MarbleError the last line of the log is its sentence, and where it was raised is nobody's business."""
-    if issubclass(kind, MarbleError):
-        print(error, file=sys.stderr, flush=True)
-    else:
-        sys.__excepthook__(kind, error, trace)
+    """Of a MarbleError the last line of the log is its sentence, and where it was raised is nobody's business. Of a bug there is the
+    traceback, without the login of an address that a library's error may quote."""
+    said = [str(error), "\n"] if issubclass(kind, MarbleError) else traceback.format_exception(kind, error, trace)
+    print(without_secrets("".join(said)), end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

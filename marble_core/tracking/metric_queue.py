@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from marble_core.runtime.housekeeping import reason_of
+
 LONGEST_PAUSE = 10.0  # seconds between attempts
 MOST = 1000  # metrics in a request, MLflow's limit
 _log = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ class MetricQueue:
             except Exception as error:  # noqa: BLE001 - whatever a server that is away makes of it must not end a training
                 self.failures += 1
                 self._known.clear()  # it may have arrived all the same
-                _log.warning("MLflow did not take the metrics: %s", " ".join(str(error).split())[:200])
+                _log.warning("MLflow did not take the metrics: %s", reason_of(error))
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from marble_core.config.redaction import settings_without_secrets
 from marble_core.runtime.environment import MLFLOW_DIRECTORY
 from marble_core.runtime.files import full_disk
+from marble_core.runtime.housekeeping import reason_of
 from marble_core.tracking.connection import client_of
 from marble_core.tracking.metric_queue import Batch, MetricQueue
 from marble_core.tracking.past_runs import PastRun, past_runs
@@ -218,7 +219,7 @@ class Tracker:
             action()
         except Exception as error:  # noqa: BLE001 - a tracking server must not end a training
             self._failures += 1
-            _log.warning("MLflow did not take the %s: %s", what, " ".join(str(error).split())[:200])
+            _log.warning("MLflow did not take the %s: %s", what, reason_of(error))
             return False
         return True
 

@@ -19,8 +19,11 @@ with progress.stage("train"):
     for step in (1, 2, 3, 4):
         progress.emit("train", step, 4, metrics={"reward/ocr/mean": 0.5, "cosine/worst": 0.25})
     if sys.argv[1:]:
-        raise {"MarbleError": MarbleError, "RuntimeError": RuntimeError}[sys.argv[1]]("The reward needs a wheel: install it.")
+        raise {"MarbleError": MarbleError, "RuntimeError": RuntimeError}[sys.argv[1]](sys.argv[2])
 """
+
+
+SENTENCE = "The reward needs a wheel: install it."
 
 
 def log_of(directory: Path, *arguments: str) -> tuple[str, int]:
@@ -51,10 +54,16 @@ def test_without_a_display_each_event_is_a_line_and_counts_without_news_are_seld
 
 
 def test_a_refusal_ends_the_log_with_its_sentence_and_a_bug_with_its_traceback(tmp_path: Path) -> None:
-    said, code = log_of(tmp_path, "MarbleError")
-    assert code == 1 and said.splitlines()[-1] == "The reward needs a wheel: install it." and "Traceback" not in said
-    said, code = log_of(tmp_path, "RuntimeError")
+    said, code = log_of(tmp_path, "MarbleError", SENTENCE)
+    assert code == 1 and said.splitlines()[-1] == SENTENCE and "Traceback" not in said
+    said, code = log_of(tmp_path, "RuntimeError", SENTENCE)
     assert code == 1 and "Traceback" in said and said.splitlines()[-1].startswith("RuntimeError")
+
+
+def test_the_traceback_of_a_bug_has_no_login_of_an_address_in_it(tmp_path: Path) -> None:
+    said, code = log_of(tmp_path, "RuntimeError", "API request to http://someone:hunter2@127.0.0.1:9/api failed")
+    assert code == 1 and said.splitlines()[-1] == "RuntimeError: API request to http://127.0.0.1:9/api failed"
+    assert "hunter2" not in said
 
 
 def test_a_count_is_written_once_per_pause_unless_it_is_the_last_or_has_news() -> None:

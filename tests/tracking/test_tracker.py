@@ -230,16 +230,21 @@ def test_steps_that_are_made_again_after_a_kill_are_not_doubled_and_unsent_ones_
 
 
 def test_a_server_that_is_gone_neither_stops_nor_blocks_a_training_and_gets_all_when_it_is_back(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = start(name)
     there, lines = tracker._client, history(*({"loss": float(step)} for step in range(1, 21)))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker._client = gone = Counting(MlflowClient("http://127.0.0.1:9"))  # type: ignore[assignment]
+    tracker._client = gone = Counting(MlflowClient("http://someone:hunter2@127.0.0.1:9"))  # type: ignore[assignment]
     for done in range(1, 21):
         tracker.log_history(lines[:done])
     tracker.log_artifact(tmp_path)
     assert tracker.flush(0.1) == 20 and tracker.failures > 0 and threading.get_ident() not in gone.threads
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("marble_core")]
+    assert {line.partition(":")[0] for line in said} == {
+        f"MLflow did not take the {what}" for what in ("metrics", f"artifact {tmp_path.name}")
+    }
+    assert "hunter2" not in " ".join(said), "the login of the address that the library's error quotes"
     tracker._client = there
     tracker.end("RUNNING")
     assert [step for step, _ in points(tracker, "loss")] == list(range(1, 21))
