@@ -15,9 +15,13 @@ from commands import TINY, environment
 from waiting import eventually
 
 LONG = [*TINY, "train.processes=2", "train.steps=500", "train.checkpoint_every=400", "rewards=[{name: compressibility}]"]
-CELLS = [  # whom, which of them, and the sentence
+CELLS = [  # whom, which of them, and what stands in the sentence
     ("command", 0, ""),
-    ("pipeline", 0, "The stage train ended without a word, killed by a signal"),
+    (
+        "pipeline",
+        0,
+        "killed",
+    ),  # by the stage, of its processes that end with it, or that the stage itself has ended without a word
     ("stage", 0, "The stage train ended without a word, killed by a signal"),
     ("torchrun", 0, "something killed torchrun, by signal 9"),
     ("worker", 0, "something killed one of them, for memory perhaps"),
