@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from builders import registered_by_hand
 from checkpoint_builders import content, found, write_run
+from marble_core import stages
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.checkpoints.start_from import locate
 from marble_core.preflight.answers import as_markdown, lines, require
@@ -207,3 +209,48 @@ def test_a_store_that_forgets_conditions_in_mid_run_ends_it_at_once_and_is_not_c
         store.save(1, content("one"))
         with pytest.raises(Refused, match="does not know conditional writes"):
             store.flush()
+
+
+# Stores that prepare lets pass: how they are peculiar, the variables that they need, and the prefix that the keys are for.
+PASSED: dict[str, tuple[Peculiarity, dict[str, str], str]] = {
+    "plain": (as_it_is, {}, ""),
+    "no delete": (no_delete, {}, ""),
+    "slow down": (slow_down(), {}, ""),
+    "a prefix": (prefix_alone, {}, "/team/marble"),
+    "versioned": (as_it_is, {}, ""),
+    "checksums refused": (
+        no_checksums,
+        dict.fromkeys(("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"), "when_required"),
+        "",
+    ),
+    "path style refused": (no_path_style, {"MARBLE_S3_ADDRESSING": "virtual"}, ""),
+    "IRSA": (as_it_is, {"AWS_WEB_IDENTITY_TOKEN_FILE": "/token"}, ""),
+}
+TINY = [
+    "train.steps=1", "train.processes=1", "train.checkpoint_every=1", "train.samples_every=0", "rollout.prompts=3", "rollout.steps=2",
+    "rollout.images_per_prompt=2", "loss.timesteps=1", "data.train_size=30", "data.evaluation_size=4", "evaluation.steps=2",
+    "evaluation.resamples=200", "evaluation.diversity_prompts=0", "lora.rank=64", "rewards=[{name: compressibility}]",
+]  # fmt: skip
+
+
+@pytest.mark.deep  # a run from prepare to a version, for each store: a quarter of a minute
+@pytest.mark.parametrize("store", PASSED)
+def test_prepare_train_evaluate_and_register_themselves_work_on_each_store_that_prepare_lets_pass(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, s3_example: None, store: str
+) -> None:
+    peculiarity, variables, prefix = PASSED[store]
+    prepared, adapter, evaluation = (tmp_path / name for name in ("prepared", "adapter", "evaluation"))
+    with peculiar(services, peculiarity, versioned=store == "versioned") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url.replace("127.0.0.1", "s3.example"))
+        monkeypatch.delenv("AWS_ENDPOINT_URL")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        run_id, where = f"store-{uuid.uuid4().hex[:6]}", f"storage.bucket={bucket.bucket}{prefix}"
+        overrides = [*TINY, where, f"storage.local={tmp_path / 'local'}", f"registry.model={run_id}"]
+        stages.prepare("demo", overrides, run_id, prepared, tmp_path / "data.html")
+        stages.train(prepared, adapter)
+        stages.evaluate(prepared, adapter, evaluation, tmp_path / "report.html")
+        assert registered_by_hand(prepared, adapter, evaluation) == "1"
+    sizes = {key: size for key, (size, _) in bucket.objects(f"{prefix.lstrip('/')}/runs/{run_id}".lstrip("/")).items()}
+    assert max(sizes.values()) > 8 << 20, "a checkpoint that was sent in parts"
+    assert any(key.endswith("evaluations/step-000001.json") for key in sizes)
