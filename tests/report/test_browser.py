@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium, sandboxed
+from browser import Browser, sandboxed
 from report_builders import written_comparison, written_report
 
 LAYOUTS = {
@@ -83,12 +82,6 @@ FIRST_SCREEN = """
   return {images: tops.length, answers: Object.fromEntries(lists.filter(above).map(t => [t.textContent, t.nextElementSibling.textContent]))};
 })()
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

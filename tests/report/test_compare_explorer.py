@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from browser import Browser, chromium, sandboxed
+from browser import Browser, sandboxed
 from marble_core.report import write_comparison
 from marble_core.report.explorer_of_runs import merged, roles_of_runs
 from marble_core.tracking.finished_runs import FinishedRun, local_run
@@ -45,12 +44,6 @@ BROKEN = """
   return broken;
 })()
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium, sandboxed
+from browser import Browser, sandboxed
 from explorer_builders import PROMPT, STEPS, scores_of, written_explorer, written_large_explorer
 from paths import ROOT
 
@@ -23,12 +22,6 @@ LAYOUTS = {
     "print": {"width": 760, "media": "print"},
 }
 SHOWN = "[...document.querySelectorAll('.card')].map(c => +c.dataset.index)"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

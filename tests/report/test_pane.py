@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium, in_a_pane
+from browser import Browser, in_a_pane
 from marble_core.evaluation.gate import Decision
 from marble_core.report.page import places_of
 from marble_core.tracking.outcome import Outcome
@@ -24,12 +23,6 @@ ASK = """<script>addEventListener("load", () => setTimeout(() => parent.postMess
   origin, links: [...document.querySelectorAll("a[href]:not([hidden])")].map(a => a.getAttribute("href")),
   addresses: [...document.querySelectorAll("code")].map(c => c.textContent).filter(t => /^https|html/.test(t)), said: document.body.innerText,
 }, "*"), 300))</script>"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

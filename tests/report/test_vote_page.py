@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from browser import Browser, chromium, sandboxed
+from browser import Browser, sandboxed
 from marble_core.evaluation.votes import Ballot, cast_votes, counted
 from vote_builders import data_of, lay_out_vote, role_of
 
 READY = "document.documentElement.dataset.ready === 'yes'"
 COUNT = "document.getElementById('count').textContent"
 SIDES = "[...document.querySelectorAll('#pair img')].map(i => i.src)"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
