@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from marble_core.bench.study import Study
+from marble_core.config.strict_yaml import read_yaml
 from marble_core.evaluation.cell import Cell, as_array
 from marble_core.evaluation.over_seeds import MEAN, gains, paired
 from marble_core.evaluation.results import Estimate
@@ -37,38 +38,12 @@ All of it is the laptop demo: a tiny SD3 of the real architecture, five real sco
 SD3.5. Gains are in standard deviations of the base's scores. Intervals are 95 % and resample seeds and prompts together.
 """
 
-CLAIMS = {
-    "A": (
-        (
-            "The default is the arm other than `marble` and `equal` whose mean gain of the five legitimate rewards has the highest lower "
-            "bound; `equal` where none of them is ahead of it by its own interval."
-        ),
-        "Each legitimate reward's interval of the default lies above 0.",
-        "The share of compressibility in the default's update is at most its prior's, 1/6, with no reward named.",
-        "By step 20 a hacking alarm has been raised in at least 7 of 8 runs of `marble` and in at most 1 of 8 of `equal`.",
-    ),
-    "B": (
-        (
-            "Five rewards, 64 steps, evaluated at 32 and 64, five seeds, arms weighted_sum, equal, marble, auto: the lower bound of the "
-            "default against each other arm is at least -.05."
-        ),
-        "All five rewards are up in each seed.",
-    ),
-    "C": (
-        (
-            "Diversity, five seeds, B's winner with the guard and with the forward KL: at equal diversity above the best guided base on at "
-            "least four of five rewards, and the curve of gain against diversity above guidance's and strength's."
-        ),
-    ),
-    "D": ("The winner and equal resumed to 160 steps, two seeds: the gain at 160 is at least that at 64.",),
-    "E": ("gdpo, mgda and the released refresh of every tenth step, three seeds, 32 steps: reported, no threshold.",),
-    "F": ("Sixteen rewards, two arms, two seeds: reported, no threshold.",),
-    "G": ("A second pretrained demo base, A's equal, marble and auto, three seeds: the order of the arms is A's.",),
-}
+CLAIMS = read_yaml(STUDIES / "claims.yaml", "The claims")
 
 
 def page() -> str:
-    return "\n".join([OPENING, *_bank(), *_rate(), *_hackable(), *_open("BCDEFG")])
+    studied = [*_study("A", "hackable", _verdicts_of_a), *_study("B", "five", _verdicts_of_b), *_study("E", "published")]
+    return "\n".join([OPENING, *_bank(), *_rates(), *studied, *_open("CDFG")])
 
 
 def cells(name: str) -> list[Cell]:
@@ -128,14 +103,23 @@ def _meters(bank: dict[str, Any]) -> Iterator[str]:
     yield from table(["reward", "halves", "time", "ratio"], rows)
 
 
-def _rate() -> Iterator[str]:
+def _rates() -> Iterator[str]:
     yield "## One learning rate for all arms\n"
-    yield "We chose it before the studies, on seed 100, which no study reports: the rate with the highest mean over both arms.\n"
-    found = cells("rate")
+    yield (
+        "We chose it on seed 100, which no study reports: the rate with the highest mean over both arms. `rate.yaml` is for A and G, "
+        "`rate_five.yaml` for the studies of the demo's five rewards, whose steps have twice as many images.\n"
+    )
+    for name in ("rate", "rate_five"):
+        yield from _rate(name)
+
+
+def _rate(name: str) -> Iterator[str]:
+    found = cells(name)
     if not found:
-        yield "Not measured yet.\n"
+        yield f"`{name}.yaml`: not measured yet.\n"
         return
-    yield from _gains(found, ["the arm and its rate", "the five legitimate rewards"])
+    rows = [[arm, _with(_legitimate(own))] for arm, own in _by_arm(found).items()]
+    yield from table([f"`{name}.yaml`: the arm and its rate", "the five legitimate rewards"], rows)
     means: dict[str, list[float]] = {}
     for cell in found:
         means.setdefault(cell.arm.split()[-1], []).append(_legitimate([cell]).mean)
@@ -145,64 +129,107 @@ def _rate() -> Iterator[str]:
         yield f"The best mean over both arms: {best}, {whole[best]:+.3f} ({', '.join(f'{r}: {m:+.3f}' for r, m in whole.items())}).\n"
 
 
-def _hackable() -> Iterator[str]:
-    study = Study.read(STUDIES / "hackable.yaml")
-    yield "## A. One reward of six is hacked by emptying the image\n"
-    yield from (f"- {claim}" for claim in CLAIMS["A"])
+def _study(stage: str, name: str, verdicts: Callable[[Sequence[Cell]], Sequence[str]] | None = None) -> Iterator[str]:
+    study = Study.read(STUDIES / f"{name}.yaml")
+    yield f"## {stage}. {CLAIMS[stage]['title']}\n"
+    found = cells(name)
+    whole = len(found) == len(study.cells)
+    said = verdicts(found) if whole and verdicts else [""] * len(CLAIMS[stage]["claims"])
+    yield from (f"- {claim}{verdict}" for claim, verdict in zip(CLAIMS[stage]["claims"], said, strict=True))
     yield ""
-    found = cells("hackable")
     if not found:
-        yield "Not measured yet.\n"
+        yield f"Not measured yet: `{name}.yaml`.\n"
         return
-    yield f"{len(found)} of {len(study.cells)} cells are finished.\n"
-    yield from _gains(found, ["arm (seeds)", "the five", *LEGITIMATE, HACKABLE])
+    yield f"`{name}.yaml`: {len(found)} of {len(study.cells)} cells are finished.\n"
+    rewards = [reward for reward in (*LEGITIMATE, HACKABLE) if reward in found[0].rewards]
+    for step in sorted(found[0].evaluations):
+        measured = {arm: gains(own, step) for arm, own in _by_arm(found).items()}
+        rows = [
+            [f"{arm} ({len(own)})", _with(_legitimate(own, step)), *(_with(measured[arm][r].estimate) for r in rewards)]
+            for arm, own in _by_arm(found).items()
+        ]
+        yield from table([f"after {step} steps: arm (seeds)", "the five", *rewards], rows)
+    yield from _beside(found, HACKABLE in rewards)
+
+
+def _beside(found: Sequence[Cell], hackable: bool) -> Iterator[str]:
+    """What stands beside the gains, after the last step."""
+    arms = _by_arm(found)
     rows = []
-    for arm in dict.fromkeys(cell.arm for cell in found):
-        own = [cell for cell in found if cell.arm == arm]
-        equal = [c for c in found if c.arm == "equal"]
-        rows.append([arm, _share(own), _diversity(own), _hacked(own), _alarms(own), _against(own, equal)])
+    for arm, own in arms.items():
+        over = _over(own, arms.get("equal", ()))
+        row = [arm, _diversity(own), _hacked(own), _alarms(own), _with(over) if over else "-"]
+        rows.append([*row, _share(own)] if hackable else row)
     watching = "hacking alarms while it trained (first step)"
-    yield from table(
-        [
-            "arm",
-            f"share of {HACKABLE}",
-            "diversity against the base",
-            watching,
-            "alarms of the evaluation",
-            "the five, over equal",
-        ],
-        rows,
-    )
+    head = ["arm", "diversity against the base", watching, "alarms of the evaluation", "the five, over equal"]
+    yield from table([*head, f"share of {HACKABLE}"] if hackable else head, rows)
 
 
-def _gains(found: Sequence[Cell], head: list[str]) -> Iterator[str]:
-    rows = []
-    for arm in dict.fromkeys(cell.arm for cell in found):
-        own = [cell for cell in found if cell.arm == arm]
-        step = max(own[0].evaluations)
-        measured = gains(own, step)
-        by_reward = [_with(measured[name].estimate) for name in head[2:]]
-        rows.append([f"{arm} ({len(own)})" if len(head) > 2 else arm, _with(_legitimate(own)), *by_reward])
-    yield from table(head, rows)
+def default_of(found: Sequence[Cell]) -> str:
+    """The default by A's first rule."""
+    arms = _by_arm(found)
+    over = {arm: _over(own, arms["equal"]) for arm, own in arms.items() if arm not in ("marble", "equal")}
+    ahead = [arm for arm, difference in over.items() if difference and difference.low > 0]
+    return max(ahead, key=lambda arm: _legitimate(arms[arm]).low, default="equal")
+
+
+def _verdicts_of_a(found: Sequence[Cell]) -> list[str]:
+    default = default_of(found)
+    own = _by_arm(found)[default]
+    measured = gains(own, max(own[0].evaluations))
+    low = {name: measured[name].estimate.low for name in LEGITIMATE}
+    alarms = {arm: len(_first_alarms(_by_arm(found)[arm])) for arm in ("marble", "equal")}
+    return [
+        f" **It is `{default}`.**",
+        _verdict(min(low.values()) > 0, f"the lowest bound is {min(low, key=lambda n: low[n])}'s, {min(low.values()):+.2f}"),
+        _verdict(fmean(_shares(own)) <= 1 / 6 + 1e-5, f"{fmean(_shares(own)):.3f}"),
+        _verdict(alarms["marble"] >= 7 and alarms["equal"] <= 1, f"{alarms['marble']} and {alarms['equal']} of 8"),
+    ]
+
+
+def _verdicts_of_b(found: Sequence[Cell]) -> list[str]:
+    default, arms = default_of(cells("hackable")), _by_arm(found)
+    own, step = arms[default], max(found[0].evaluations)
+    over = {arm: paired(own, others, step)[MEAN].estimate.low for arm, others in arms.items() if arm != default}
+    seeds = [min(gains([cell], step)[name].estimate.mean for name in LEGITIMATE) for cell in own]
+    worst = min(over, key=lambda arm: over[arm])
+    return [
+        _verdict(over[worst] >= -0.05, f"the lowest is {over[worst]:+.2f}, against {worst}"),
+        _verdict(min(seeds) > 0, f"the smallest gain of one reward in one seed is {min(seeds):+.2f}"),
+    ]
+
+
+def _verdict(holds: bool, figure: str) -> str:
+    return f" **{'It holds' if holds else 'It does not hold'}: {figure}.**"
+
+
+def _by_arm(found: Sequence[Cell]) -> dict[str, list[Cell]]:
+    return {arm: [cell for cell in found if cell.arm == arm] for arm in dict.fromkeys(cell.arm for cell in found)}
 
 
 def _without_the_hackable(found: Sequence[Cell]) -> list[Cell]:
     return [replace(cell, rewards=tuple(n for n in cell.rewards if n in LEGITIMATE), held_out=()) for cell in found]
 
 
-def _legitimate(found: Sequence[Cell]) -> Estimate:
-    return gains(_without_the_hackable(found), max(found[0].evaluations))[MEAN].estimate
+def _legitimate(found: Sequence[Cell], step: int | None = None) -> Estimate:
+    return gains(_without_the_hackable(found), step or max(found[0].evaluations))[MEAN].estimate
 
 
-def _against(own: Sequence[Cell], equal: Sequence[Cell]) -> str:
-    step = max(own[0].evaluations)
-    difference = paired(_without_the_hackable(own), _without_the_hackable(equal), step)
-    return _with(difference[MEAN].estimate) if difference and own[0].arm != "equal" else "-"
+def _over(own: Sequence[Cell], others: Sequence[Cell]) -> Estimate | None:
+    """The mean gain of the five less that of another arm, paired; None of an arm beside itself."""
+    if not others or own[0].arm == others[0].arm:
+        return None
+    difference = paired(_without_the_hackable(own), _without_the_hackable(others), max(own[0].evaluations))
+    return difference[MEAN].estimate if difference else None
+
+
+def _shares(own: Sequence[Cell]) -> list[float]:
+    metric = f"alpha/{HACKABLE}"
+    return [float(as_array(cell.history[metric]).mean()) for cell in own if metric in cell.history]
 
 
 def _share(own: Sequence[Cell]) -> str:
-    metric = f"alpha/{HACKABLE}"
-    found = [float(as_array(cell.history[metric]).mean()) for cell in own if metric in cell.history]
+    found = _shares(own)
     return f"{fmean(found):.3f} ({min(found):.3f} to {max(found):.3f})" if found else "-"
 
 
@@ -213,10 +240,14 @@ def _diversity(own: Sequence[Cell]) -> str:
 
 
 def _hacked(own: Sequence[Cell]) -> str:
-    """The runs in which a look raised an alarm that counts as hacking, and the first such steps. Loss of diversity does not count."""
-    first = [min((s for s, alarms in c.watched.items() if any(a.kind in HACKED for a in alarms)), default=None) for c in own]
-    raised = sorted(step for step in first if step is not None)
+    raised = _first_alarms(own)
     return f"{len(raised)} of {len(own)}" + (f" ({', '.join(map(str, raised))})" if raised else "")
+
+
+def _first_alarms(own: Sequence[Cell]) -> list[int]:
+    """Of each run in which a look raised an alarm that counts as hacking, the first such step. Loss of diversity does not count."""
+    steps = [[step for step, alarms in cell.watched.items() if any(a.kind in HACKED for a in alarms)] for cell in own]
+    return sorted(min(found) for found in steps if found)
 
 
 def _alarms(own: Sequence[Cell]) -> str:
@@ -228,7 +259,7 @@ def _alarms(own: Sequence[Cell]) -> str:
 def _open(stages: str) -> Iterator[str]:
     yield "## Not measured yet\n"
     for stage in stages:
-        yield from (f"- {stage}. {claim}" for claim in CLAIMS[stage])
+        yield from (f"- {stage}. {claim}" for claim in CLAIMS[stage]["claims"])
     yield ""
 
 
