@@ -1,5 +1,5 @@
-"""What a person reads is short: README in lines; in words its sentences, those of the pages that it leads a newcomer to, those of the
-command line's help and of the settings, and whatever the code says."""
+"""What a person reads is short: README in lines; in words its sentences, those of the other pages, of the command line's help and of
+the settings, and whatever the code says."""
 
 import ast
 import re
@@ -14,46 +14,25 @@ from marble_core.rewards.unifiedreward import INSTRUCTION  # for a model, not fo
 from marble_core.runtime.child_process import _WATCHDOG  # for a shell
 from paths import ROOT
 
+NOT_REWORDED = "docs/evidence.md"  # its criteria stand as they were committed before the study's first cell
 PAGES = (
-    *(
-        "README.md",
-        "docs/index.md",
-        "docs/laptop.md",
-        "docs/command_line.md",
-        "docs/extending.md",
-        "docs/prompts.md",
-        "docs/logged_numbers.md",
-    ),
-    *(
-        "docs/reading_a_report.md",
-        "docs/troubleshooting.md",
-        "docs/upgrading.md",
-        "docs/api.md",
-        "docs/rehearsal.md",
-        "docs/performance.md",
-        "docs/cluster.md",
-        "docs/compile.md",
-        "docs/evaluation.md",
-        "docs/retraining.md",
-        "docs/serving.md",
-        "docs/storage.md",
-        "docs/study.md",
-        "docs/watching.md",
-    ),
-    *(f"docs/tasks/{page.name}" for page in sorted((ROOT / "docs/tasks").glob("*.md"))),
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "images/README.md", "helm/marble/README.md"),
+    *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "components").glob("*/README.md"))),
+    *(name for page in sorted((ROOT / "docs").rglob("*.md")) if (name := str(page.relative_to(ROOT))) != NOT_REWORDED),
 )
-FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```.*?^```$|(?<=\n\n)(?: {4}.*\n)+", re.MULTILINE | re.DOTALL)  # fenced, or indented as formulas are
 
 
 def sentences(page: str) -> list[list[str]]:
     """The words of each, of a page in Markdown without its blocks of code; code in a line is one word, each cell and item a sentence."""
-    text = re.sub(r"`[^`]*`", "CODE", FENCED.sub("\n\n", page))
+    text = re.sub(r"`[^`]*`", "CODE", CODE.sub("\n\n", page))
     text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
     parts = re.split(r"\n\s*\n|\n(?=[-|#]|\d+\. )|\|", text)
     return [re.findall(r"\S*\w\S*", s) for part in parts for s in re.split(r"(?<=[.:;!?])[*)]*\s+(?=[A-Z\d*])", part)]
 
 
-def test_no_sentence_of_the_first_pages_has_more_than_25_words() -> None:
+def test_no_sentence_of_a_page_has_more_than_25_words() -> None:
+    assert len(PAGES) > 40 and (ROOT / NOT_REWORDED).is_file()
     long = {page: [" ".join(s) for s in sentences((ROOT / page).read_text()) if len(s) > 25] for page in PAGES}
     assert {page: found for page, found in long.items() if found} == {}
 
