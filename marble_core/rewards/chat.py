@@ -6,9 +6,10 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import AfterValidator
 
 from marble_core.rewards.endpoint import PATIENCE, Endpoint, api_key, may_be_sent
 from marble_core.rewards.self_check import check_colors
@@ -27,7 +28,7 @@ class Chat:
 
     url: str
     model: str
-    key_variable: str = "OPENAI_API_KEY"
+    key_variable: Annotated[str, AfterValidator(may_be_sent)] = "OPENAI_API_KEY"
     image_size: int = 512
     max_tokens: int = 8
     workers: int = 16

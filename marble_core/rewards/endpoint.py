@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -29,14 +30,8 @@ _NAMES = {
     425: "Too Early", 520: "Unknown Error", 521: "Web Server Is Down", 522: "Connection Timed Out",
     523: "Origin Is Unreachable", 524: "A Timeout Occurred", 529: "Site Is Overloaded",
 }  # fmt: skip
-SERVERS = (
-    "AWS_",
-    "MLFLOW_",
-    "HF_",
-    "KF_",
-    "KUBERNETES_",
-    "MARBLE_",
-)  # whose variables hold keys of S3, MLflow, hub and cluster
+_SERVERS = "AWS|MLFLOW|HF|KF|KUBERNETES|MARBLE"  # whose variables hold keys of S3, MLflow, hub and cluster
+_KEY_NAME = re.compile(rf"(?!(?:{_SERVERS})_)[A-Z][A-Z0-9_]*_API_KEY")
 _LONGEST_PAUSE = 30.0  # seconds between two tries, where the answer asks for none
 
 
@@ -200,12 +195,12 @@ def short(text: str, key: str = "") -> str:
 
 
 def may_be_sent(variable: str) -> str:
-    """The name of a variable whose value is a reward's key. Raises MarbleError for one that holds a key of the run's own servers: who
-    may start a run names the address too."""
-    if variable.upper().startswith(SERVERS):
+    """The name of a variable whose value is a reward's key. Raises MarbleError for any other: who may start a run names the address
+    too, and a process has passwords and tokens in its environment that are for nobody else."""
+    if not _KEY_NAME.fullmatch(variable):
         raise MarbleError(
-            f"key_variable names {variable[:60]!r}, which is for the run's own servers and is sent to no other. Put the reward's key "
-            "into a variable of its own, such as OPENAI_API_KEY."
+            f"key_variable names {variable[:60]!r}, which is not sent: it must end with _API_KEY and be no variable of S3, MLflow, hub "
+            "or cluster. Put the reward's key into one such as OPENAI_API_KEY."
         )
     return variable
 

@@ -6,9 +6,11 @@ use torch run one after another, for they share weights; one that does not may s
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
@@ -94,10 +96,12 @@ def check_options(parameters: Mapping[str, bool], options: Mapping[str, Any], wh
 
 def _check_types(cls: type, options: Mapping[str, Any], what: str) -> None:
     """By the constructor's annotations, where it has some that can be resolved."""
-    try:
-        hints = get_type_hints(inspect.getattr_static(cls, "__init__"))
-    except (NameError, AttributeError, TypeError):
-        return
+    hints: dict[str, Any] = {}
+    constructor = inspect.getattr_static(cls, "__init__")
+    # A dataclass's constructor names the types of inherited fields as their own module does, so the class is asked for those.
+    for place in (cls, constructor) if is_dataclass(cls) else (constructor,):
+        with contextlib.suppress(NameError, AttributeError, TypeError):
+            hints |= get_type_hints(place, include_extras=True)
     for option in hints.keys() & options.keys():
         try:
             TypeAdapter(hints[option]).validate_python(options[option])
@@ -106,6 +110,8 @@ def _check_types(cls: type, options: Mapping[str, Any], what: str) -> None:
         except ValidationError as error:
             said = error.errors()[0]["msg"]
             raise MarbleError(f"{what} has the option {option!r} = {options[option]!r}: {said[0].lower()}{said[1:]}.") from None
+        except MarbleError as error:
+            raise MarbleError(f"{what}: {error}") from None
 
 
 def check_known(rewards: Sequence[RewardConfig]) -> None:

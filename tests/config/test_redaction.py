@@ -47,9 +47,9 @@ def test_an_mlflow_with_a_password_in_its_address_is_named_without_it(monkeypatc
 
 
 def test_an_option_that_is_called_like_a_secret_is_hidden_in_parameters_and_files_and_the_name_of_a_variable_is_not() -> None:
-    tree = {"rewards": [{"name": "mine", "api_key": "s3cr3t", "key_variable": "MY_KEY", "url": SIGNED, "tokens": 77}]}
+    tree = {"rewards": [{"name": "mine", "api_key": "s3cr3t", "key_variable": "MY_API_KEY", "url": SIGNED, "tokens": 77}]}
     shown = settings_without_secrets(tree)["rewards"][0]
-    assert "s3cr3t" not in str(shown) and (shown["key_variable"], shown["tokens"]) == ("MY_KEY", 77)
+    assert "s3cr3t" not in str(shown) and (shown["key_variable"], shown["tokens"]) == ("MY_API_KEY", 77)
     assert "s3cr3t" not in json_without_secrets(json.dumps(tree))
     flat = settings_without_secrets({"rewards.mine.options.access_token": "s3cr3t", "rewards.mine.weight": "1"})
     assert flat == {"rewards.mine.options.access_token": "(hidden)", "rewards.mine.weight": "1"}

@@ -9,6 +9,7 @@ import pytest
 from chat_endpoint import endpoint
 from marble_core.rewards.endpoint import Endpoint, named, waiting
 from marble_core.rewards.judge import Judge
+from marble_core.rewards.questions import Questions
 from marble_core.rewards.unifiedreward import UnifiedReward
 from marble_core.types import MarbleError, NoValue
 
@@ -132,8 +133,28 @@ def test_what_every_image_would_meet_is_an_error_at_once(status, sentence):
     assert len(asked) < 100, "the others are not asked any more"
 
 
-@pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "kf_pipelines_token"])
-def test_a_key_of_the_runs_own_servers_is_sent_to_no_rewards_address(variable):
-    for scorer in (Judge, UnifiedReward):
-        with pytest.raises(MarbleError, match=rf"{variable}.* is sent to no other"):
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_API_KEY",
+        "MLFLOW_TRACKING_PASSWORD",
+        "HF_TOKEN",
+        "kf_pipelines_token",
+        "MARBLE_WEBHOOK",
+        "PGPASSWORD",
+        "GITHUB_TOKEN",
+        "DATABASE_URL",
+        "HOME",
+        "_API_KEY",
+        "HF_API_KEY",
+        "OPENAI_API_KEY\n",
+        "openai_api_key",
+        "",
+    ],
+)
+def test_what_is_no_key_of_a_reward_is_sent_to_no_rewards_address(variable):
+    for scorer in (Judge, UnifiedReward, Questions):
+        with pytest.raises(MarbleError, match=r"which is not sent: it must end with _API_KEY"):
             scorer("http://elsewhere.example/v1", "vlm", key_variable=variable)
+    assert Judge("http://elsewhere.example/v1", "vlm", key_variable="JUDGE_API_KEY").key() == ""

@@ -107,10 +107,10 @@ def test_an_answer_that_is_neither_yes_nor_no_is_no_value_and_is_asked_again(how
 
 
 def test_the_key_comes_from_the_environment_and_reaches_the_endpoint_alone(monkeypatch):
-    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
-    refused = pytest.raises(MarbleError, match=r"refuses the key .*: set the environment variable JUDGE_KEY")
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-secret")
+    refused = pytest.raises(MarbleError, match=r"refuses the key .*: set the environment variable JUDGE_API_KEY")
     with endpoint(lambda request: (401, b"no such key: sk-secret")) as (url, asked), refused as error:
-        Judge(url, "vlm", key_variable="JUDGE_KEY", **QUICK).score(GREY[:1], [Prompt("a", "general")])
+        Judge(url, "vlm", key_variable="JUDGE_API_KEY", **QUICK).score(GREY[:1], [Prompt("a", "general")])
     assert asked[0][1]["Authorization"] == "Bearer sk-secret" and "sk-secret" not in str(error.value)
 
 

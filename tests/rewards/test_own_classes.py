@@ -29,6 +29,16 @@ class Family:
     def encode(self): ...
     def velocity(self): ...
 """
+CHATS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from decimal import Decimal
+from marble_core.rewards.judge import Judge
+@dataclass(eq=False)
+class Mine(Judge):
+    warmth: Decimal = Decimal(1)
+"""
+CHAT = {"url": "http://a.example/v1", "model": "vlm"}
 
 
 @pytest.fixture
@@ -66,6 +76,9 @@ def test_a_configuration_without_a_class_of_its_own_starts_no_process(monkeypatc
         ({"scorer": "warmth:Half"}, {}, r"'warmth:Half' is no class of its kind, it lacks 'self_check'\."),
         ({"scorer": "warmth:Warmth", "options": {"wieght": 2}}, {}, r"'mine0' has no option 'wieght': did you mean 'weight'\?"),
         ({"scorer": "warmth:Warmth", "options": {"weight": "two"}}, {}, r"has the option 'weight' = 'two': input should be a valid"),
+        ({"scorer": "chats:Mine", "options": {**CHAT, "key_variable": "PGPASSWORD"}}, {}, r"'mine0': key_variable names 'PGPASSWORD'"),
+        ({"scorer": "chats:Mine", "options": {**CHAT, "warmth": "two"}}, {}, r"the option 'warmth' = 'two': input should be a valid"),
+        ({"scorer": "chats:Mine", "options": {**CHAT, "workers": "two"}}, {}, r"the option 'workers' = 'two': input should be a valid"),
         ({"scorer": "needy:Warmth"}, {}, r"'needy:Warmth' cannot be imported: there is no module 'no_such_table'; install it"),
         ({"scorer": "raises:Warmth"}, {}, r"importing 'raises:Warmth' failed: ZeroDivisionError: division by zero\."),
         ({"scorer": "exits:Warmth"}, {}, r"importing 'exits:Warmth' failed: SystemExit: 3\."),
@@ -80,6 +93,7 @@ def test_a_configuration_without_a_class_of_its_own_starts_no_process(monkeypatc
     ],
 )  # fmt: skip
 def test_what_would_fail_on_the_gpu_is_one_sentence_now(reward, more, sentence, package):
+    package("chats", CHATS)
     package("needy", "import no_such_table")
     package("raises", "1 / 0")
     package("exits", "raise SystemExit(3)")

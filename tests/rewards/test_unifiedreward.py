@@ -123,20 +123,23 @@ def test_an_endpoint_that_talks_nonsense_gives_no_value(body):
 
 
 def test_the_key_comes_from_the_environment_and_is_in_no_error(monkeypatch):
-    monkeypatch.setenv("MY_KEY", "sk-s3cr3t")
-    for status, sentence in ((401, "refuses the key .401 Unauth.*: set the environment variable MY_KEY"), (404, "answers 404")):
+    monkeypatch.setenv("MY_API_KEY", "sk-s3cr3t")
+    for status, sentence in (
+        (401, "refuses the key .401 Unauth.*: set the environment variable MY_API_KEY"),
+        (404, "answers 404"),
+    ):
         with endpoint(lambda request, status=status: (status, b"the key sk-s3cr3t is wrong")) as (url, asked):
             with pytest.raises(MarbleError, match=sentence) as caught:
-                UnifiedReward(url, key_variable="MY_KEY", **QUICK).score(noise(1, 8), PROMPTS[:1])
+                UnifiedReward(url, key_variable="MY_API_KEY", **QUICK).score(noise(1, 8), PROMPTS[:1])
             assert asked[0][1]["Authorization"] == "Bearer sk-s3cr3t"
         assert "s3cr3t" not in one_sentence(caught)
-    monkeypatch.setenv("MY_KEY", "sk-s3cr3t\nX-Other: 1")
-    with pytest.raises(MarbleError, match="MY_KEY holds no key") as caught:
-        UnifiedReward("http://127.0.0.1:9", key_variable="MY_KEY", **QUICK).score(noise(1, 8), PROMPTS[:1])
+    monkeypatch.setenv("MY_API_KEY", "sk-s3cr3t\nX-Other: 1")
+    with pytest.raises(MarbleError, match="MY_API_KEY holds no key") as caught:
+        UnifiedReward("http://127.0.0.1:9", key_variable="MY_API_KEY", **QUICK).score(noise(1, 8), PROMPTS[:1])
     assert "s3cr3t" not in one_sentence(caught)
-    monkeypatch.delenv("MY_KEY")
+    monkeypatch.delenv("MY_API_KEY")
     with endpoint(judge) as (url, asked):
-        UnifiedReward(url, key_variable="MY_KEY", **QUICK).score(noise(1, 8), PROMPTS[:1])
+        UnifiedReward(url, key_variable="MY_API_KEY", **QUICK).score(noise(1, 8), PROMPTS[:1])
         assert "Authorization" not in asked[0][1]
 
 
