@@ -20,7 +20,6 @@ from marble_core.config.stage_files import (
     CONFIG,
     DECISION_FILE,
     EVALUATION,
-    HELD_OUT_PROMPTS,
     HISTORY,
     IMAGES,
     REPORT,
@@ -180,22 +179,23 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
             result |= {"reason": said, "report": str(report)}
             progress.emit("evaluate", note=said)
             return {}
+        from marble_core.training.launch import evaluation_processes
+
+        count = evaluation_processes(read_prepared(prepared)[0])
         with (
             _tracked(prepared, "evaluate", "RUNNING") as tracker,
-            gpu_hours_told(tracker, gpus_of_stage(1)),
+            gpu_hours_told(tracker, gpus_of_stage(count)),
             atomic_directory(out),
             tempfile.TemporaryDirectory() as scratch,
         ):
             tracker.watch_machine()
-            _evaluate(prepared, adapter, out, report, Path(scratch), tracker)
+            _evaluate(count, prepared, adapter, out, report, Path(scratch), tracker)
         result |= {"evaluation": str(out / EVALUATION), "report": str(report)}
     return _shown(out)
 
 
-def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: Path, tracker: Tracker) -> None:
+def _evaluate(count: int, prepared: Path, adapter: Path, out: Path, report: Path, scratch: Path, tracker: Tracker) -> None:
     from marble_core.checkpoints.run_checkpoints import RunCheckpoints
-    from marble_core.evaluation.run import run_evaluation
-    from marble_core.prompts import read_prompts
     from marble_core.report import shown_files, write_pages
     from marble_core.runtime.gpus import say_missing_gpus
     from marble_core.runtime.housekeeping import housekeeping
@@ -203,6 +203,7 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     from marble_core.tracking.outcome import write_page
     from marble_core.tracking.past_runs import evaluation_metrics
     from marble_core.tracking.registry import fetch_champion
+    from marble_core.training.launch_evaluation import evaluate_on
     from marble_core.training.promotion import decided
 
     config, run_id = read_prepared(prepared)
@@ -211,7 +212,7 @@ def _evaluate(prepared: Path, adapter: Path, out: Path, report: Path, scratch: P
     shutil.copyfile(prepared / CONFIG, out / CONFIG)  # for whoever reads the decision
     full = rehearses(prepared)
     incumbent = fetch_champion(full or config, adapter, scratch)
-    run_evaluation(config, read_prompts(prepared / HELD_OUT_PROMPTS), adapter, out, incumbent)
+    evaluate_on(count, prepared, adapter, out, incumbent, scratch)
     evaluation, decision = decided(config, adapter, out, scratch, tracker.mlflow_run_id, rehearsal=full is not None)
     past, links = tracker.past_runs(config.registry.model), tracker.links(config.registry.model)
     shown, pages = (out, evaluation, decision, adapter / HISTORY, config, past, run_id, links), [out / REPORT]

@@ -94,7 +94,8 @@ def _table(config: RunConfig, memory: Memory) -> Iterator[str]:
 def _hours(config: RunConfig, hours: Hours) -> str:
     gpus = config.hardware.gpus
     devices = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "the CPU"
+    shared = f" on {hours.evaluators} GPUs" if hours.evaluators > 1 else ""
     return (
         f"hours        {hours.low:.2g} to {hours.high:.2g} for the training on {devices}, counted and not measured: {hours.by}; then at "
-        f"least {hours.evaluation:.2g} for the evaluation of base and trained model; without scoring"
+        f"least {hours.evaluation:.2g} for the evaluation of base and trained model{shared}; without scoring"
     )

@@ -40,7 +40,7 @@ OWN = {  # fields of the form that are none of the configuration
     "held_out": "Prompt files to evaluate on, in the same form.",
     "rewards": 'Names, such as "pickscore,hpsv2,ocr". Those that the preset has keep their options.',
     "gpus": "GPUs of the training pod, one process each; empty or 0 trains on its CPUs.",
-    "evaluation_gpus": "GPUs of the evaluation's pod, 0 or 1.",
+    "evaluation_gpus": "GPUs of the evaluation's pod, which share its prompts; empty or 0 evaluates on its CPUs.",
     "accelerator": "The resource that these are, such as nvidia.com/gpu or amd.com/gpu.",
     "run_id": "The name of the run; empty for a new one. A run that exists goes on from its newest checkpoint.",
     "config": 'Any other override as JSON, {"optimizer": {"lr": 1e-4}} or ["optimizer.lr=1e-4"]. The fields above win.',
@@ -75,7 +75,7 @@ def overrides_of(
         made.append(_override("rewards", _rewards(rewards, preset, made)))
     if count := _count("gpus", gpus):
         made += [_override("train.processes", count), _override("hardware.gpus", count)]
-    _evaluation_gpus(fields.pop("evaluation_gpus", ""))  # of a pod, and nothing of the configuration
+    _count("evaluation_gpus", fields.pop("evaluation_gpus", ""))  # of a pod, and nothing of the configuration
     is_rehearsal({"rehearse": fields.pop("rehearse", "")})  # prepare shortens the configuration that the rest makes
     for field, text in fields.items():
         if text.strip() and (field, text) != ("new_prompts", AS_THE_PRESET):
@@ -85,25 +85,16 @@ def overrides_of(
 
 def gpus_of(form: Mapping[str, Any]) -> tuple[str, str]:
     """The GPUs of the pods of train and evaluate, as texts. Raises MarbleError, which names the field."""
-    return str(_count("gpus", form.get("gpus", ""))), str(_evaluation_gpus(form.get("evaluation_gpus", "")))
+    return str(_count("gpus", form.get("gpus", ""))), str(_count("evaluation_gpus", form.get("evaluation_gpus", "")))
 
 
 def gpus_held(config: RunConfig, form: Mapping[str, Any], on_cluster: bool) -> tuple[int, int]:
     """The GPUs that the run holds while it trains, over all nodes, and while it evaluates; here, those of ``hardware``."""
     if not on_cluster:
-        return config.hardware.gpus, min(1, config.hardware.gpus)
+        return config.hardware.gpus, config.hardware.gpus // config.train.nodes
     train, nodes = config.train, config.train.nodes
     own, evaluation = map(int, gpus_of(form))
     return (nodes * train.processes if nodes > 1 else own), evaluation
-
-
-def _evaluation_gpus(text: str) -> int:
-    count = _count("evaluation_gpus", text)
-    if count > 1:
-        raise MarbleError(
-            f"The pipeline's parameter evaluation_gpus is {count}: an evaluation uses one GPU, so give 1, or 0 for none."
-        )
-    return count
 
 
 def is_rehearsal(form: Mapping[str, Any]) -> bool:

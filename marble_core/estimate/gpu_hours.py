@@ -42,7 +42,8 @@ def gpu_hours_of(config: RunConfig, gpus: tuple[int, int], rehearsal: bool = Fal
         most = max(gpus) * rehearsal_seconds(config, sizes) / 3600
         return GpuHours(train, evaluation, most, most)
     hours = hours_of(config, sizes)
-    judged, slack = evaluation * hours.evaluation, hours.high / hours.low
+    judged = hours.evaluators * hours.evaluation if evaluation else 0.0  # however many share it
+    slack = hours.high / hours.low
     return GpuHours(train, evaluation, train * hours.low + judged, train * hours.high + slack * judged)
 
 

@@ -25,18 +25,21 @@ GUESS = 1.7  # how far a stated utilisation was found to be off
 
 @dataclass(frozen=True)
 class Hours:
-    """Between ``low`` and ``high`` the training lies, ``evaluation`` (low) comes after it; ``by`` says from what they follow."""
+    """Between ``low`` and ``high`` the training lies, ``evaluation`` (low, on the ``evaluators`` GPUs) comes after it; ``by`` says
+    from what they follow."""
 
     low: float
     high: float
     evaluation: float
+    evaluators: int
     by: str
 
 
 def hours_of(config: RunConfig, sizes: Sizes) -> Hours:
     """Without scoring, text encoders, decoding and checkpoints."""
     hardware, steps = config.hardware, config.train.steps
-    evaluated = 2 * len(config.data.evaluation) * config.data.evaluation_size * config.evaluation.steps
+    evaluators = evaluators_of(config)
+    evaluated = 2 * len(config.data.evaluation) * config.data.evaluation_size * config.evaluation.steps / evaluators
     looks = (
         looks_of(config) * config.watch.prompts * len(config.data.evaluation) * config.watch.images * config.evaluation.steps
     )
@@ -49,12 +52,18 @@ def hours_of(config: RunConfig, sizes: Sizes) -> Hours:
             f"kernels at what a {gpu.name} reaches ({gpu.bf16 / 1e12:g} TFLOPS in bf16, {gpu.bytes / 1e12:g} TB/s), one after another, to "
             f"{SLACK:g} times that"
         )
-        return Hours(low, SLACK * low, evaluated * each / 3600, by)
+        return Hours(low, SLACK * low, evaluated * each / 3600, evaluators, by)
     speed = 1e12 * hardware.tflops * hardware.utilisation * max(1, hardware.gpus)
     velocity = flop_of_velocity(config, sizes)
     about = (steps * flop_of_step(config, sizes, solves) + looks * velocity) / speed / 3600
     by = f"{hardware.tflops:g} TFLOPS x {hardware.utilisation:g} used, as stated in hardware, {GUESS:g} times more or less"
-    return Hours(about / GUESS, about * GUESS, evaluated * velocity * max(1, hardware.gpus) / speed / 3600, by)
+    evaluation = evaluated * velocity * max(1, hardware.gpus) / speed / 3600
+    return Hours(about / GUESS, about * GUESS, evaluation, evaluators, by)
+
+
+def evaluators_of(config: RunConfig) -> int:
+    """Processes that share the prompts of an evaluation: one per GPU of a machine, else one."""
+    return max(1, config.hardware.gpus // config.train.nodes)
 
 
 def step_seconds(config: RunConfig, sizes: Sizes, gpu: Gpu) -> float:

@@ -139,7 +139,7 @@ def _merged(networks: Mapping[str, Mapping[str, Scorer]]) -> dict[str, Scorer]:
 def _evaluating(
     config: RunConfig, sizes: Sizes, cards: Cards, transformer: int, encoders: int, waits: tuple[bool, bool]
 ) -> dict[str, int]:
-    """The last stage, on one GPU, in the largest of its own phases. It measures ``evaluation.rewards`` too, and trains nothing."""
+    """The last stage, on each GPU that shares its prompts, in the largest of its own phases. It measures ``evaluation.rewards`` too, and trains nothing."""
     b, lora = BYTES[config.model.precision], 4 * sizes.lora(config.lora.rank)
     networks, _ = _networks(config, cards, measured=True)
     all_scorers = 4 * sum(n.weights for n in _merged(networks).values())

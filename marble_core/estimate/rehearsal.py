@@ -9,9 +9,10 @@ from marble_core.estimate.sizes import Sizes
 
 
 def rehearsal_seconds(config: RunConfig, sizes: Sizes) -> float:
-    """Of its steps, its looks, and its evaluation on one GPU, at most; without loading and scoring."""
+    """Of its steps, its looks, and its evaluation, at most; without loading and scoring."""
     short, evaluation = rehearsed(config), config.evaluation
     hours, held_out = hours_of(short, sizes), prompts_of(config)
-    images = held_out + min(evaluation.diversity_prompts, held_out) * evaluation.diversity_images
-    counted = 2 * len(config.data.evaluation) * config.data.evaluation_size  # images of hours.evaluation
+    own, varied = (-(-n // hours.evaluators) for n in (held_out, min(evaluation.diversity_prompts, held_out)))
+    images = own + varied * evaluation.diversity_images  # of the process with most
+    counted = 2 * len(config.data.evaluation) * config.data.evaluation_size / hours.evaluators  # of hours.evaluation
     return 3600 * (hours.high + hours.evaluation * evaluation.roles.passes * images / counted)

@@ -1,4 +1,8 @@
-"""How the models of an evaluation are sampled and scored: the same prompts, the same noise, one role after another."""
+"""How the models of an evaluation are sampled and scored: the same prompts, the same noise, one role after another.
+
+Several processes (runtime/distributed.py) share the prompts. Each one's noise depends on its index alone, so their number changes
+no more than a batch size does: the last bits. All processes end with the whole tables.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,8 @@ KEPT = (BASE, CHAMPION, TRAINED)  # and strengths that may be chosen
 
 @dataclass
 class Evaluator:
-    """One evaluation's sampling: what does not change from model to model, and how far it is. Images of the roles ``kept`` are files."""
+    """One evaluation's sampling: what does not change from model to model, and how many images this process has made. Images of the
+    roles ``kept`` are files."""
 
     config: RunConfig
     prompts: Sequence[Prompt]
@@ -63,7 +68,8 @@ class Evaluator:
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def sampled(self, role: Role, policy: Policy, shared: SharedRoles | None) -> Sampled:
-        """The role's rewards and distances; of one that no training changes from ``shared`` where they are there."""
+        """The role's rewards and distances; of one that no training changes from ``shared`` where they are there. Several processes
+        have no ``shared``: the second would wait for the first, which waits for its share."""
 
         def sample() -> Sampled:
             return self.grouping(role, policy, self.score(role, policy))
@@ -115,38 +121,46 @@ class Evaluator:
         from PIL import Image
 
         from marble_core.rewards.scoring import is_groupwise, score_all
+        from marble_core.runtime.distributed import every_nth
 
-        tables = []
+        tables, mine = [], every_nth(len(self.prompts)).tolist()
         single = [scorer for scorer in self.scorers if not is_groupwise(scorer)]
-        for start in range(0, len(self.prompts), self.config.evaluation.batch_size):
-            part = slice(start, start + self.config.evaluation.batch_size)
-            images_NHWC = self._sample(role, policy, self.prompts[part], self.seeds[part])
-            tables.append(lacking.finite(score_all(single, images_NHWC, self.prompts[part], go_on=True)))
-            for i, image in enumerate(images_NHWC, start):
+        for start in range(0, len(mine), self.config.evaluation.batch_size):
+            part = mine[start : start + self.config.evaluation.batch_size]
+            prompts = [self.prompts[i] for i in part]
+            images_NHWC = self._sample(role, policy, prompts, [self.seeds[i] for i in part])
+            tables.append(lacking.finite(score_all(single, images_NHWC, prompts, go_on=True)))
+            for i, image in zip(part, images_NHWC, strict=True):
                 if i in self.with_images and (role in self.kept or role.name in self.candidates):
                     Image.fromarray(image).save(self.directory / image_name(role.name, i))
-        return _with_columns(RewardTable.concatenate(tables), self.scorers)
+        return _with_columns(_of_all(mine, tables), self.scorers)
 
     def grouping(self, role: Role, policy: Policy, table: RewardTable) -> Sampled:
         """With the images of the prompts that diversity is measured on: the mean pairwise cosine distance (M,) of each prompt's, and
         in the table the mean of each reward that scores whole groups."""
         from marble_core.rewards.scoring import score_all
+        from marble_core.runtime.distributed import every_nth, gather
 
         e = self.config.evaluation
         if not self.varied:
             return Sampled(table, np.zeros(0))
-        count = e.diversity_images
-        seeds = [derive(e.seed, "diversity", i) for i in range(len(self.varied) * count)]
-        images_NHWC = self._sample(role, policy, self.varied, seeds)
-        distances_M = np.zeros(0)
-        if self.clip:
-            features_ND = self.clip.image_features(images_NHWC).double().numpy()
-            distances_M = mean_distances(features_ND.reshape(len(self.varied), count, -1))
+        count, mine = e.diversity_images, every_nth(len(self.varied)).tolist()
+        at = [m * count + i for m in mine for i in range(count)]  # of all images, those of this process
+        distances_m, tables = np.zeros(0), []
+        if mine:
+            own = [self.varied[m] for m in mine]
+            images_NHWC = self._sample(role, policy, own, [derive(e.seed, "diversity", i) for i in at])
+            if self.clip:
+                features_ND = self.clip.image_features(images_NHWC).double().numpy()
+                distances_m = mean_distances(features_ND.reshape(len(own), count, -1))
+            if self.grouped:
+                prompts, every = [prompt for prompt in own for _ in range(count)], np.arange(len(at)) // count
+                tables = [lacking.finite(score_all(self.grouped, images_NHWC, prompts, go_on=True, group_N=every))]
+        distances_M = np.zeros(len(self.varied) if self.clip else 0)
+        for theirs_m, found_m in gather((mine, distances_m)):
+            distances_M[theirs_m if self.clip else []] = found_m
         if self.grouped:
-            prompts = [prompt for prompt in self.varied for _ in range(count)]
-            every = np.arange(len(prompts)) // count
-            found = lacking.finite(score_all(self.grouped, images_NHWC, prompts, go_on=True, group_N=every))
-            table = _with_groups(table, found, self.varied_at, count)
+            table = _with_groups(table, _of_all(at, tables), self.varied_at, count)
         return Sampled(table, distances_M)
 
     def evaluation(self, found: Mapping[str, Sampled]) -> Evaluation:
@@ -200,10 +214,13 @@ class Evaluator:
     def _sample(self, role: Role, policy: Policy, prompts: Sequence[Prompt], seeds: Sequence[int]) -> np.ndarray:
         from marble_core.models.guidance import Guided
         from marble_core.models.sampling import sample
+        from marble_core.runtime import distributed
 
         def show(images_NHWC: np.ndarray) -> None:
             self.done += len(images_NHWC)
-            progress.emit("evaluate", done=self.done, total=self.total, note=self._which(role))
+            if distributed.rank() == 0:  # which has as many as any
+                done = min(self.total, self.done * distributed.world())
+                progress.emit("evaluate", done=done, total=self.total, note=self._which(role))
 
         e, precision = self.config.evaluation, self.config.model.precision
         with policy.using(role.adapter, role.strength) as model:
@@ -223,6 +240,15 @@ def mean_distances(features_MID: np.ndarray) -> np.ndarray:
     count = features_MID.shape[1]
     similar_M = (np.square(features_MID.sum(axis=1)).sum(axis=-1) - count) / (count * (count - 1))
     return np.maximum(1 - similar_M, 0)  # equal images, but for rounding
+
+
+def _of_all(index: Sequence[int], tables: Sequence[RewardTable]) -> RewardTable:
+    """The table of all images in their order, from each process's tables of those that ``index`` names."""
+    from marble_core.runtime.distributed import gather
+
+    own = RewardTable.concatenate(tables) if tables else None
+    parts = [(at, table) for at, table in gather((list(index), own)) if table is not None]
+    return RewardTable.concatenate([table for _, table in parts]).of(np.argsort([i for at, _ in parts for i in at]))
 
 
 def _with_columns(table: RewardTable, scorers: Sequence[Scorer]) -> RewardTable:

@@ -35,7 +35,8 @@ def run_evaluation(
 ) -> Evaluation:
     """Sample the models on the same prompts with the same noise, score them, and write the result under ``out``.
 
-    The noise of prompt i depends on (evaluation.seed, i) alone. Written are ``evaluation.json`` and ``images/`` (see results.py),
+    The noise of prompt i depends on (evaluation.seed, i) alone. Of several processes, which share the prompts, the first writes, and
+    all return the same; they have no ``shared``. Written are ``evaluation.json`` and ``images/`` (see results.py),
     with images of the first 48 prompts of each source, and ``timing.json``; evaluation.json comes last. Raises MarbleError for a LoRA that is not the
     base's, and for an image that is not finite; a reward that fails costs the values of its images; a champion that does not fit
     the base is left out, and the result says so. With ``shared`` base and guided base are sampled only where no evaluation has done
@@ -44,8 +45,10 @@ def run_evaluation(
     from marble_core.models.guidance import why_unguided
     from marble_core.models.policy import Policy
     from marble_core.rewards.registry import load_scorers
+    from marble_core.runtime import distributed
 
     assert config.evaluation.batch_size, "resolve_batch_sizes comes first"
+    assert shared is None or distributed.world() == 1
     policy = Policy.load(config)
     policy.load_adapter(adapter, config.lora.rank)
     incumbent = loaded(policy, incumbent or Incumbent())
@@ -61,16 +64,20 @@ def run_evaluation(
     began = time.monotonic()
     sampled = {role.name: work.sampled(role, policy, shared) for role in work.all_roles}
     took = {"seconds": time.monotonic() - began, "images": work.total, "roles": len(work.all_roles), "varied": len(work.varied)}
-    (Path(out) / TIMING).write_text(json.dumps(took), encoding="utf-8")
-    evaluation = work.evaluation(sampled)
-    evaluation = replace(evaluation, champion_version=incumbent.version, no_champion=incumbent.absent, no_guidance=reason)
-    if reason and asks_for_guidance(config.evaluation.roles):
-        evaluation = replace(evaluation, notes=(*evaluation.notes, f"No model was evaluated under guidance: {reason}."))
-    settings = settings_of(config, prompts, Path(adapter), work.scorers, policy.model)
-    said = (*alarms(evaluation), *lacking.alarms(evaluation.lacking, config.measured))
-    evaluation = replace(evaluation, alarms=said, settings=settings)
-    evaluation.save(Path(out) / EVALUATION)
-    return evaluation
+
+    def concluded() -> Evaluation:
+        (Path(out) / TIMING).write_text(json.dumps(took), encoding="utf-8")
+        evaluation = work.evaluation(sampled)
+        evaluation = replace(evaluation, champion_version=incumbent.version, no_champion=incumbent.absent, no_guidance=reason)
+        if reason and asks_for_guidance(config.evaluation.roles):
+            evaluation = replace(evaluation, notes=(*evaluation.notes, f"No model was evaluated under guidance: {reason}."))
+        settings = settings_of(config, prompts, Path(adapter), work.scorers, policy.model)
+        said = (*alarms(evaluation), *lacking.alarms(evaluation.lacking, config.measured))
+        evaluation = replace(evaluation, alarms=said, settings=settings)
+        evaluation.save(Path(out) / EVALUATION)
+        return evaluation
+
+    return distributed.on_main(concluded)
 
 
 def measure(

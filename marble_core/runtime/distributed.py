@@ -91,6 +91,11 @@ def _ends(batch: PromptBatch) -> list[int]:
     return [parts * r // n * unit for r in range(n + 1)]
 
 
+def every_nth(count: int) -> np.ndarray:
+    """This process's of ``count`` things that lie in blocks: every n-th, so that each has some of every block. It may be none."""
+    return np.arange(rank(), count, world())
+
+
 def gather(value: T) -> list[T]:
     """Each process's, by rank, on every process. It is pickled: for small things of our own."""
     if world() == 1:

@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 # What takes long to import waits until a process ends with its parent.
 from marble_core.runtime import cpus
 from marble_core.runtime.child_process import ChildProcess, end_with_the_parent, keeping_its_id
-from marble_core.runtime.environment import GPUS_SINCE
+from marble_core.runtime.environment import GPUS_SINCE, KFP_RUN
 from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
 from marble_core.types import MarbleError, Outage
 
@@ -44,6 +44,12 @@ def processes_wanted(config: RunConfig) -> int:
     return min(wanted, gpus) if gpus and not config.hardware.gpus else wanted
 
 
+def evaluation_processes(config: RunConfig) -> int:
+    """One per GPU of the pod; on a machine that others use too as many as training takes. On CPUs one, which has all cores."""
+    seen = _gpus()
+    return max(1, seen if os.environ.get(KFP_RUN) else min(seen, processes_wanted(config)))
+
+
 def _gpus() -> int:
     import torch
 
@@ -63,8 +69,13 @@ def newest_checkpoint(prepared: Path) -> str:
 
 
 def train_on(count: int, prepared: Path, out: Path) -> None:
-    """Train on ``count`` processes, which end with this one's SIGTERM as a single process does: after a checkpoint; and with this
-    one, whatever ends it.
+    """Train on ``count`` processes, which end with this one's SIGTERM as a single process does: after a checkpoint."""
+    run_on(count, "marble_core.training.launch", [prepared, out], out, "training", ": it goes on from its last checkpoint")
+
+
+def run_on(count: int, module: str, arguments: Sequence[Path], out: Path, what: str, goes_on: str) -> None:
+    """``python -m module`` in ``count`` processes under torchrun. This one's SIGTERM goes to them, and they end with this one, whatever
+    ends it. ``what`` they do, and how it ``goes_on`` when it is started again, are for sentences.
 
     Raises MarbleError with the sentence of the process that stopped first, or where one was killed; RuntimeError where a bug, whose
     traceback is in the log, ended one.
@@ -74,7 +85,7 @@ def train_on(count: int, prepared: Path, out: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     # Idle OpenMP threads must sleep, not spin, where processes share the cores; there may be more of them than cores.
     environment = {"OMP_NUM_THREADS": str(max(1, cpus.usable() // count)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    command += ["-m", "marble_core.training.launch", str(prepared), str(out)]
+    command += ["-m", module, *map(str, arguments)]
     child = ChildProcess(keeping_its_id(command), None, environment, Path.cwd(), grace=GRACE)
     with _sigterm_goes_to(child):
         code = child.wait()
@@ -83,11 +94,11 @@ def train_on(count: int, prepared: Path, out: Path) -> None:
     if error := first_error_here(out):
         raise error
     if errors.exists():
-        raise RuntimeError(f"training on {count} processes ended with exit code {code}")
+        raise RuntimeError(f"{what} on {count} processes ended with exit code {code}")
     who = f"torchrun, by signal {-code}" if code < 0 else "one of them, for memory perhaps"
     raise Outage(
-        f"Training on {count} processes ended because something killed {who}. See the log and the memory of this machine, and "
-        "start the run again: it goes on from its last checkpoint."
+        f"{what.capitalize()} on {count} processes ended because something killed {who}. See the log and the memory of this machine, "
+        f"and start the run again{goes_on}."
     )
 
 

@@ -20,8 +20,9 @@ def test_gpu_hours_are_the_hours_times_the_gpus_of_the_pods_and_none_without_gpu
     held = gpus_held(own := config(**form), form, on_cluster=True)
     assert held == (8, 1)
     hours, found = hours_of(own, sizes_of(own.model)), gpu_hours_of(own, held)
-    assert found.low == pytest.approx(8 * hours.low + hours.evaluation)
-    assert found.high == pytest.approx((8 * hours.low + hours.evaluation) * hours.high / hours.low)
+    assert found.low == pytest.approx(8 * (hours.low + hours.evaluation)), "one GPU takes eight times as long to evaluate"
+    assert found.high == pytest.approx(8 * (hours.low + hours.evaluation) * hours.high / hours.low)
+    assert gpu_hours_of(own, (8, 8)).low == found.low > gpu_hours_of(own, (8, 0)).low
     assert found.high > 8 * hours.high > found.low > 0
     assert str(found).endswith("8 GPUs to train and 1 to evaluate; without scoring and loading")
     without = gpu_hours_of(own, gpus_held(own, {}, on_cluster=True))
@@ -33,7 +34,7 @@ def test_gpu_hours_are_the_hours_times_the_gpus_of_the_pods_and_none_without_gpu
 def test_of_several_nodes_all_gpus_count_and_on_a_laptop_those_that_the_configuration_states() -> None:
     several = load_config("demo", overrides=["train.nodes=2", "train.processes=4"])
     assert gpus_held(several, {"gpus": "", "evaluation_gpus": "1"}, on_cluster=True) == (8, 1)
-    assert gpus_held(config(), {}, on_cluster=False) == (8, 1)
+    assert gpus_held(config(), {}, on_cluster=False) == (8, 8)
     assert gpus_held(load_config("demo"), {}, on_cluster=False) == (0, 0)
 
 

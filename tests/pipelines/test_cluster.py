@@ -255,7 +255,6 @@ def test_a_login_page_is_not_taken_for_an_empty_answer(
         (("schedule", "update", "n", "--param", "run_id=x"), ("run_id",)),
         (("submit", "--param", "accelerator=NVIDIA H100"), ("parameter accelerator", "'NVIDIA H100'", "nvidia.com/gpu")),
         (("submit", "--param", "accelerator="), ("parameter accelerator", "''")),
-        (("submit", "--param", "evaluation_gpus=8"), ("parameter evaluation_gpus", "one GPU")),
         (("submit", "--param", "evaluation_gpus=one"), ("parameter evaluation_gpus", "'one'")),
         (("submit", "--service-account", "My_Account"), ("--service-account", "'My_Account'")),
         (("submit", "--namespace", "team.a"), ("--namespace", "'team.a'")),

@@ -1,9 +1,7 @@
 """Several gloo processes against one: the same direction and balance, decisions made together, an end together."""
 
-import multiprocessing
 import os
 import signal
-import socket
 import time
 from dataclasses import replace
 
@@ -19,42 +17,13 @@ from marble_core.training import loop
 from marble_core.training.watching import Watch
 from marble_core.types import MarbleError, Prompt, PromptBatch
 from oracles import relative_error
-from paths import TESTS
+from several_processes import launch
 
 METERS = ("balance={gram: time, trust: auto}", "balance.meter_dimensions=64")
 # The last has fewer prompts than four processes, which share their images.
 METHODS = ("marble", "weighted_sum", "marble balance.subtract_common=true", "marble rollout.prompts=3")
 WATCHED = ("watch.every=1", "watch.images=2", "evaluation.steps=2", "evaluation.resamples=100")
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-9, 1e-7)}  # of the direction; of alpha and the other numbers
-
-
-def launch(count, work, *arguments, seconds=300, hopeless=None):
-    """``work(*arguments)`` in ``count`` processes under the environment that torchrun gives them. Returns them, ended;
-    the ``hopeless`` one is not waited for."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS / "runtime"), os.environ["PYTHONPATH"]])
-    context = multiprocessing.get_context("forkserver")  # imports torch once
-    context.set_forkserver_preload(["test_distributed"])
-    running = [context.Process(target=_begin, args=(r, count, port, work, arguments), daemon=True) for r in range(count)]
-    for process in running:
-        process.start()
-    deadline = time.monotonic() + seconds
-    try:
-        for process in (p for r, p in enumerate(running) if r != hopeless):
-            process.join(max(0, deadline - time.monotonic()))
-    finally:
-        for process in running:
-            process.kill()
-    return running
-
-
-def _begin(rank, count, port, work, arguments):
-    torch.set_num_threads(1)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ |= {n: str(v) for n, v in names.items()} | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    work(*arguments)
 
 
 def found_direction(method, dtype):

@@ -106,7 +106,7 @@ def test_the_stages_tell_what_was_estimated_and_spent(
     first = run.data.metrics[SPENT]
     assert 0 < run.data.metrics[ESTIMATED] < 1
     assert 0.5 * 2 * trained / 3600 < first <= 2 * trained / 3600
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # which evaluates in this process
     begun = time.monotonic()
     stages.evaluate(prepared, adapter, tmp_path / "evaluation", page)
     evaluated = time.monotonic() - begun
