@@ -1,6 +1,7 @@
 // Bundles src/ and the libraries that it imports into marble_core/report/explorer.js and .css, and writes their licences to NOTICE.
+// Beside them it copies axe, which the tests of the pages run, to tests/axe.min.js.
 import { createHash } from "node:crypto";
-import { existsSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import * as esbuild from "esbuild";
@@ -42,3 +43,4 @@ const begin = "Third-party software that marble_core/report/explorer.js and expl
 const line = "-".repeat(80);
 const ours = readFileSync(join(root, "NOTICE"), "utf8").split(`\n${begin}`)[0].trimEnd();
 writeFileSync(join(root, "NOTICE"), `${ours}\n\n${begin}. Written by: make explorer.\n\n${[...notices].join(`\n\n${line}\n\n`)}\n`);
+copyFileSync(join(here, "node_modules/axe-core/axe.min.js"), join(root, "tests/axe.min.js"));

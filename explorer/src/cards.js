@@ -52,6 +52,7 @@ function open(one, list, state) {
     paddingFn: (size) => ({ top: 44, bottom: Math.min(230, size.y * 0.3), left: 8, right: 8 }),
   });
   box.on("uiRegister", () => {
+    box.element.setAttribute("aria-label", "Images, enlarged");
     box.ui.registerElement({
       name: "caption",
       order: 9,

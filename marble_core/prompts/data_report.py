@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -53,16 +53,20 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     said = []
     for name, sources in report.items():
         for source, d in sources.items():
-            of = f"{source} prompts of {name} ({d['from']})"
-            if count := d["blocked"]["count"]:
-                said.append(f"{count} {of} hold blocked words and were dropped: {_listed(count, d['blocked']['first'])}.")
-            if count := d["repeated"]["count"]:
-                said.append(f"{count} {of} came before and were dropped: {_listed(count, d['repeated']['first'])}.")
-            for encoder, t in d["tokens"].items():
-                if count := t["over_long"]["count"]:
-                    places = _listed(count, t["over_long"]["first"])
-                    said.append(f"{count} {of} have more than {t['limit']} {encoder} tokens and are cut: {places}.")
+            for found, one, many in _findings(d):
+                if count := found["count"]:
+                    what, verb = ("prompt", one) if count == 1 else ("prompts", many)
+                    said.append(f"{count} {source} {what} of {name} ({d['from']}) {verb}: {_listed(count, found['first'])}.")
     return said
+
+
+def _findings(described: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str, str]]:
+    """What was dropped or is cut of a source, each with what to say of one prompt and of several."""
+    yield described["blocked"], "holds blocked words and was dropped", "hold blocked words and were dropped"
+    yield described["repeated"], "came before and was dropped", "came before and were dropped"
+    for encoder, lengths in described["tokens"].items():
+        more = f"more than {lengths['limit']} {encoder} tokens"
+        yield lengths["over_long"], f"has {more} and is cut", f"have {more} and are cut"
 
 
 def write_page(

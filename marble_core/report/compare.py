@@ -15,7 +15,7 @@ from marble_core.report.page import cost_of
 from marble_core.report.rendering import render
 from marble_core.report.scatter import Point, furthest_apart, scatter, trained_point
 from marble_core.report.table import Axis, Span, in_base_stds
-from marble_core.report.words import effect, signed
+from marble_core.report.words import effect, number, signed
 from marble_core.tracking.finished_runs import FinishedRun, has_images
 from marble_core.types import MarbleError, in_order
 
@@ -136,7 +136,7 @@ def _results(runs: Sequence[FinishedRun], name: str, axis: Axis) -> list[Result]
     for k, run in enumerate(runs):
         if gain := _gains(run, [name] if name in run.evaluation.measured else []).get(name):
             result = run.evaluation.measured.get(name)
-            mean = "" if result is None else f"{result.trained:.{result.digits}f}"
+            mean = "" if result is None else number(result.trained, result.digits)
             found.append(Result(k, mean, gain, effect(gain), axis.span(gain)))
     return found
 

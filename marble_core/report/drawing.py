@@ -116,7 +116,7 @@ def to_svg(figure: Any, key: str, alt: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)  # styles would rule the whole page
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)  # coordinates, and no number to read
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{salt}-", text)
     text = re.sub(r"#fe00(\d\d)", lambda m: colour(int(m[1])), text).replace(INK, "currentColor")
     head, rest = text.split(">", 1)

@@ -32,9 +32,9 @@ from marble_core.tracking.step_history import History
 MAX_ROLES = 3
 LARGE = 12  # of the largest wins, and as many of the largest losses
 THUMB_BYTES, LARGE_BYTES, FILM_BYTES = 2_900_000, 1_500_000, 600_000  # of encoded images; the script has 0.4 MB of the page's 6
-_PANELS = (  # (title, what it says, the metrics' prefix, stacked)
+_PANELS = (  # (title, what it says, the metrics' prefix, stacked); without a title each metric has a panel of its own
     ("Alpha", "each reward's share of the update", "alpha/", True),
-    ("Reward", "mean over a step's images, which move with its prompts", "reward/", False),
+    ("", "mean over a step's images, which move with its prompts", "reward/", False),
     ("Honest cosine", "of the update with each reward's gradient, on prompts that it was not made from", "held_out/", False),
     ("Cosine", "of the update with each reward's gradient, on its own batch", "cosine/update:", False),
     ("Self-consistency", "signal near 1, noise near 0", "consistency/", False),
@@ -191,8 +191,9 @@ def _panels(history: History) -> list[dict[str, Any]]:
             for name, values in history.metrics.items()
             if name.startswith(prefix) and (prefix != "reward/" or name.endswith("/mean")) and not np.isnan(values).all()
         }
-        if series:
-            found.append({"title": title, "said": said, "stacked": stacked, "series": series})
+        kinds = {title: series} if title else {name: {name: values} for name, values in series.items()}
+        about = {"said": said, "stacked": stacked, "zero": bool(title)}
+        found += [about | {"title": kind, "series": own} for kind, own in kinds.items() if own]
     return found
 
 

@@ -82,7 +82,9 @@ def _training(runs: Mapping[str, FinishedRun]) -> dict[str, Any]:
                 at = {int(s): float(v) for s, v in zip(history.steps, values, strict=True) if not np.isnan(v)}
                 series[role] = [round(at[s], 5) if s in at else None for s in steps]
         if series:
-            panels.append({"title": title, "said": "mean over a step's images", "stacked": False, "series": series})
+            panels.append(
+                {"title": title, "said": "mean over a step's images", "stacked": False, "zero": False, "series": series}
+            )
     return {"steps": steps, "training": panels}
 
 

@@ -82,9 +82,11 @@ def galleries(directory: Path, evaluation: Evaluation) -> list[Gallery]:
 
 def large_pairs(directory: Path, evaluation: Evaluation) -> list[Case]:
     """Base and trained of four prompts: those that won and lost most on average, and the first that nobody chose."""
-    lines = with_images(directory)
+    every = scored(directory)
+    lines = [line for line in every if "pictures" in line]
     ranked = sorted(lines, key=lambda line: change(line, evaluation))
-    labelled = [("Largest win", ranked[-1]), ("Largest loss", ranked[0])] if len(ranked) > 1 else []
+    of = "" if len(lines) == len(every) else f" of the {len(lines)} prompts with images"
+    labelled = [(f"Largest win{of}", ranked[-1]), (f"Largest loss{of}", ranked[0])] if len(ranked) > 1 else []
     firsts = {line["source"]: line for line in reversed(lines)}
     labelled += [(f"First of {s}, not chosen", firsts[s]) for s in in_order(line["source"] for line in lines)]
     taken = {line["index"]: (label, line) for label, line in reversed(labelled)}

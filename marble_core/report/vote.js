@@ -13,11 +13,21 @@
   }
   const pairs = shuffled(data.pairs.map((pair) => ({ ...pair, images: shuffled(pair.images) })));
   const chosen = []; // an image's id for each pair so far; "" where neither is better
-  const show = (id) => ["begin", "vote", "end"].forEach((other) => (find(other).hidden = other !== id));
+  const show = (id) => {
+    for (const other of ["begin", "vote", "end"]) find(other).hidden = other !== id;
+    find("vote").inert = false;
+  };
 
   function ask() {
     if (chosen.length === pairs.length) return end();
     show("vote");
+    draw();
+    find("back").disabled = !chosen.length;
+    find("bar").max = pairs.length;
+    find("bar").value = chosen.length;
+    find("count").textContent = `${chosen.length + 1} of ${pairs.length}`;
+  }
+  function draw() {
     const pair = pairs[chosen.length];
     find("prompt").textContent = pair.prompt;
     find("pair").replaceChildren(
@@ -30,16 +40,13 @@
         return button;
       }),
     );
-    find("back").disabled = !chosen.length;
-    find("bar").max = pairs.length;
-    find("bar").value = chosen.length;
-    find("count").textContent = `${chosen.length + 1} of ${pairs.length}`;
   }
   // An image of few pixels is shown pixel by pixel.
   function sharpen() {
     if (this.naturalWidth <= 96) this.className = "crisp";
   }
   function answer(id) {
+    if (find("vote").inert) return;
     chosen.push(id);
     ask();
   }
@@ -81,7 +88,7 @@
   find("stop").onclick = end;
   find("more").onclick = ask;
   document.addEventListener("keydown", (event) => {
-    if (find("vote").hidden || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (find("vote").hidden || find("vote").inert || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
     const images = pairs[chosen.length].images;
     const does = {
       ArrowLeft: () => answer(images[0].id),
@@ -93,7 +100,11 @@
     event.preventDefault();
     does();
   });
+  // The first pair is seen from the beginning, and answered only once there is a name.
   show("begin");
-  find("voter").focus();
+  draw();
+  find("vote").hidden = false;
+  find("vote").inert = true;
+  find("voter").focus({ preventScroll: true });
   document.documentElement.dataset.ready = "yes";
 })();

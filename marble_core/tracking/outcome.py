@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,7 +13,23 @@ from marble_core.config.schema import CHAMPION
 from marble_core.evaluation.gate import NOTHING_NEW, Decision
 from marble_core.evaluation.results import Evaluation
 
-STYLE = "body{font:16px/1.5 system-ui,sans-serif;margin:2rem;max-width:48rem}dt{font-weight:600}dd{margin:0 0 .6rem}"
+STYLE = """
+:root { color-scheme: light dark; --ground: #f6f6f3; --card: #fff; --ink: #1d2125; --soft: #5c646c; --line: #dcdedb; --link: #0072b2; }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #14171a; --card: #1d2125; --ink: #e9ebec; --soft: #a3abb2; --line: #353b41; --link: #56b4e9; }
+}
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 52rem; margin: 0 auto; padding: 24px 20px; overflow-wrap: anywhere; }
+h1 { margin: 0 0 12px; font-size: 22px; line-height: 1.25; text-wrap: balance; }
+ul { margin: 0 0 16px; padding-left: 20px; }
+li { margin: 4px 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; padding: 14px 18px; }
+dl { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+dt, .framed { color: var(--soft); }
+dd { margin: 0; }
+a { color: var(--link); }
+@media (max-width: 520px) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; } }
+"""
 
 
 @dataclass(frozen=True)
@@ -60,12 +77,21 @@ def write_page(
     shown |= {name: f'<a href="{escape(url)}" target="_blank">{escape(url)}</a>' for name, url in (links or {}).items()}
     body = [
         f"<h1>{escape(title)}</h1>",
-        *(f"<p>{escape(sentence)}</p>" for sentence in sentences),
+        "<ul>" + "".join(f"<li>{escape(_typeset(sentence))}</li>" for sentence in sentences) + "</ul>" if sentences else "",
         "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in shown.items()) + "</dl>",
     ]
     if links:
         body.append("<p class=framed hidden>Links do not open in this frame: copy an address into a new tab.</p>")
         body.append(f"<script>\n{files('marble_core.tracking').joinpath('framed.js').read_text(encoding='utf-8')}</script>")
-    head = f'<meta charset="utf-8"><title>MARBLE: {escape(title)}</title><style>{STYLE}</style>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>MARBLE: {escape(title)}</title><style>{STYLE}</style>"
+    )
+    page = ["<!doctype html>", f'<html lang="en"><head>{head}</head><body><main>', *filter(None, body), "</main></body></html>"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(["<!doctype html>", head, *body]) + "\n", encoding="utf-8")
+    path.write_text("\n".join(page) + "\n", encoding="utf-8")
+
+
+def _typeset(text: str) -> str:
+    """With a typographic minus before each negative number, as on the other pages."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", text)

@@ -62,7 +62,7 @@ def test_prepare_writes_the_checked_prompts_the_report_and_one_page_that_fetches
     page = Page(html.read_text(encoding="utf-8"))
     assert evil in page.said and not {"script", "img", "link"} & set(page.tags) and page.outside == []
     said = " ".join(" ".join(page.said).split())
-    for part in ("general: 3 prompts", "dropped as repeated 1, as blocked 0", "position 70", "77 are read", "line 4 (102)"):
+    for part in ("general: 3 prompts", "dropped as repeated 1, as blocked 0", "position 70", "the model reads the first 77", "line 4 (102)"):
         assert part in said, part
 
 
@@ -73,6 +73,19 @@ def test_report_and_page_of_many_dropped_prompts_stay_small(tmp_path: Path) -> N
     write_page(tmp_path / "page.html", data.report)
     text = (tmp_path / "page.html").read_text()
     assert len(text) < 100_000 and "and 19799 more" in text
+
+
+def test_one_prompt_is_spoken_of_in_the_singular_and_a_length_that_all_have_is_said_once(tmp_path: Path) -> None:
+    data = prepared(tmp_path, f"a cat\na cat\na nude\n{'very ' * 80}long\n")
+    of = f"1 general prompt of train ({tmp_path / 'train.txt'})"
+    assert [said.partition(": ")[0] for said in data.warnings] == [
+        f"{of} holds blocked words and was dropped",
+        f"{of} came before and was dropped",
+        f"{of} has more than 16 CLIP tokens and is cut",
+    ]
+    write_page(tmp_path / "page.html", data.report)
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "1 per prompt; the model reads at most 1" in page.said, "the demo's T5 reads one token, and each prompt has it"
 
 
 def test_preparing_prompts_imports_no_torch(tmp_path: Path) -> None:

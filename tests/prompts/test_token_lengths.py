@@ -125,7 +125,7 @@ def test_check_names_prompts_too_long_for_a_model_in_the_hub_cache_without_a_net
     command += ["--set", f"data.train.general={tmp_path / 'p.txt'}", "--set", "rewards=[{name: clipscore}]"]
     environment = {**os.environ, "HF_HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True)
-    assert f"more than 77 CLIP tokens and are cut: {tmp_path / 'p.txt'}, line 2 (102)." in done.stdout
+    assert f"more than 77 CLIP tokens and is cut: {tmp_path / 'p.txt'}, line 2 (102)." in done.stdout
     assert "The configuration is valid." in done.stdout
 
 

@@ -33,10 +33,11 @@ FIGURES = """
 """
 CUT_OFF = """
 (() => {
+  const wide = document.documentElement.clientWidth; // a phone's innerWidth grows with what is too wide for it
   const inner = e => e.closest("svg, .unseen, .track, pre") || (e.parentElement && e.parentElement.closest(".scroll:has(.heat)"));
   const over = [...document.querySelectorAll("main *")].filter(e => !inner(e))
-    .filter(e => { const r = e.getBoundingClientRect(); return r.width && (r.right > innerWidth + 1 || r.left < -1); });
-  return [document.documentElement.scrollWidth > innerWidth ? "the page" : null, ...over.map(e => e.outerHTML.slice(0, 120))].filter(Boolean);
+    .filter(e => { const r = e.getBoundingClientRect(); return r.width && (r.right > wide + 1 || r.left < -1); });
+  return [document.documentElement.scrollWidth > wide ? "the page" : null, ...over.map(e => e.outerHTML.slice(0, 120))].filter(Boolean);
 })()
 """
 HARD_TO_READ = """

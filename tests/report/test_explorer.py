@@ -45,7 +45,7 @@ def choose(browser: Browser, control: str, value: str) -> list[int]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_page_is_drawn_at_every_width_and_fetches_nothing(browser: Browser, page: Path, layout: str) -> None:
     browser.open(page.as_uri(), **LAYOUTS[layout], wait=READY)
-    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     assert browser.evaluate("document.querySelectorAll('svg').length") >= 6
     assert [url for url in browser.requests if not url.startswith("data:")] == [page.as_uri()]
     assert browser.errors == []
@@ -142,6 +142,24 @@ def test_the_filmstrip_has_one_image_per_sampled_step_of_the_chosen_prompt(opene
     choose(opened, "filmed", "3")
     assert set(opened.evaluate(at)) == {"100% 50%"}
     assert opened.evaluate("document.querySelector('.frame').ariaLabel") == "step 0: d"
+
+
+def test_each_model_s_name_is_written_once_and_over_no_point_and_no_other_name(opened: Browser) -> None:
+    boxes = """(q => [...document.querySelectorAll(q)].map(e => [e.textContent, e.getBoundingClientRect()])
+      .map(([text, r]) => [text, r.left, r.top, r.right, r.bottom]))"""
+    names = opened.evaluate(f"{boxes}('#diversity svg > text')")
+    dots = opened.evaluate(f"{boxes}('#diversity [aria-label=dot] circle')")
+    assert sorted(name for name, *_ in names) == ["base", "champion", "trained"] and len(dots) == 3
+    for k, (_, left, top, right, bottom) in enumerate(names):
+        for _, left_, top_, right_, bottom_ in (*dots, *names[:k]):
+            assert left >= right_ or right <= left_ or top + 2 >= bottom_ or bottom - 2 <= top_
+
+
+def test_a_reward_s_curve_has_a_panel_to_itself_so_that_none_is_flat_beside_another(page: Path) -> None:
+    data = json.loads(page.read_text("utf-8").split('id="data">', 1)[1].split("</script>", 1)[0])
+    panels = {panel["title"]: panel for panel in data["training"]}
+    assert all(list(panels[name]["series"]) == [name] and not panels[name]["zero"] for name in ("clipscore", "ocr", "geneval"))
+    assert len(panels["Alpha"]["series"]) == 3
 
 
 def test_a_click_on_a_point_shows_its_prompt(opened: Browser) -> None:

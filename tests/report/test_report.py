@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from marble_core.config.schema import RunConfig
 from marble_core.evaluation.gate import decide
 from marble_core.evaluation.results import Alarm
 from marble_core.report import write_report
-from marble_core.report.curves import balance_figures, ends, reward_figures, running_mean
+from marble_core.report.curves import Line, balance_figures, ends, panel, reward_figures, running_mean
+from marble_core.report.drawing import to_svg
+from marble_core.report.images import large_pairs
 from marble_core.report.page import watch_remarks
 from marble_core.report.scatter import Point, pareto_front
 from marble_core.tracking.step_history import History
@@ -279,3 +282,19 @@ def test_the_page_says_diversity_by_source(config: RunConfig, tmp_path: Path) ->
     text = " ".join(Page(tmp_path / "r.html").text.split())
     assert "By source: general −30 % (−40 to −20, 32 prompts); ocr −30 % (−40 to −20, 64 prompts)." in text
     assert "Against what costs no training" not in text
+
+
+def test_a_number_on_an_axis_keeps_its_digits() -> None:
+    lines = [Line(np.arange(1, 4), np.array([0.74, 0.77, 0.81]))]
+    ticks = re.findall(r">(0\.\d+)</text>", to_svg(panel(lines, 3), "key", "curve"))
+    steps = np.diff([float(tick) for tick in ticks])
+    assert len(ticks) > 2 and np.allclose(steps, steps[0]), ticks
+
+
+def test_where_not_every_prompt_has_images_the_pairs_say_of_how_many_they_are(tmp_path: Path) -> None:
+    images = write_pictures(tmp_path / "images")
+    lines = [json.loads(line) for line in (images / "scores.jsonl").read_text("utf-8").splitlines()]
+    lines[0].pop("pictures")
+    (images / "scores.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    labels = [case.label for case in large_pairs(images, an_evaluation())]
+    assert labels[:2] == ["Largest win of the 41 prompts with images", "Largest loss of the 41 prompts with images"]

@@ -68,10 +68,21 @@ def test_order_and_sides_are_drawn_anew_each_time(browser: Browser, here: Path) 
     assert set(seen[0]) != set(seen[1]) and {frozenset(pair) for pair in seen[0]} == {frozenset(pair) for pair in seen[1]}
 
 
+def test_the_first_screen_of_the_pane_shows_the_first_pair_and_begins_with_it(browser: Browser, here: Path) -> None:
+    browser.open((here / "vote.html").as_uri(), width=880, wait=READY)
+    tops = browser.evaluate("[...document.querySelectorAll('#pair img')].map(i => i.getBoundingClientRect().top)")
+    assert len(tops) == 2 and max(tops) < 300
+    seen = browser.evaluate(SIDES)
+    browser.evaluate("document.getElementById('voter').value = 'Ann'; document.getElementById('start').click()")
+    assert browser.evaluate(SIDES) == seen and browser.evaluate(COUNT) == "1 of 12"
+
+
 def test_nobody_votes_without_a_name_and_who_stops_early_gets_what_was_answered(browser: Browser, here: Path) -> None:
     browser.open((here / "vote.html").as_uri(), wait=READY)
     browser.evaluate("document.getElementById('start').click()")
-    assert browser.evaluate("document.getElementById('vote').hidden")
+    browser.evaluate("document.querySelector('#pair button').click()")
+    browser.press("ArrowLeft")
+    assert browser.evaluate("document.getElementById('vote').inert && !document.getElementById('begin').hidden")
     begin(browser, (here / "vote.html").as_uri())
     browser.press("ArrowLeft")
     browser.evaluate("document.getElementById('stop').click()")
@@ -89,7 +100,7 @@ def test_both_images_and_the_keys_are_on_one_screen_and_nothing_is_fetched(
     page = here / "vote.html"
     browser.open(page.as_uri(), width=width, dark=dark, wait=READY)
     browser.evaluate("document.getElementById('voter').value = 'Ann'; document.getElementById('start').click()")
-    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     bottom = "Math.max(...[...document.querySelectorAll('#pair img, #neither')].map(e => e.getBoundingClientRect().bottom))"
     assert browser.evaluate(bottom) < 900
     assert [url for url in browser.requests if not url.startswith("data:")] == [page.as_uri()] and browser.errors == []
