@@ -13,24 +13,6 @@ from marble_core.config.schema import CHAMPION
 from marble_core.evaluation.gate import NOTHING_NEW, Decision
 from marble_core.evaluation.results import Evaluation
 
-STYLE = """
-:root { color-scheme: light dark; --ground: #f6f6f3; --card: #fff; --ink: #1d2125; --soft: #5c646c; --line: #dcdedb; --link: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #14171a; --card: #1d2125; --ink: #e9ebec; --soft: #a3abb2; --line: #353b41; --link: #56b4e9; }
-}
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 52rem; margin: 0 auto; padding: 24px 20px; overflow-wrap: anywhere; }
-h1 { margin: 0 0 12px; font-size: 22px; line-height: 1.25; text-wrap: balance; }
-ul { margin: 0 0 16px; padding-left: 20px; }
-li { margin: 4px 0; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; margin: 0; padding: 14px 18px; }
-dl { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-dt, .framed { color: var(--soft); }
-dd { margin: 0; }
-a { color: var(--link); }
-@media (max-width: 520px) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; } }
-"""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -80,12 +62,13 @@ def write_page(
         "<ul>" + "".join(f"<li>{escape(_typeset(sentence))}</li>" for sentence in sentences) + "</ul>" if sentences else "",
         "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{value}</dd>" for name, value in shown.items()) + "</dl>",
     ]
+    source = files("marble_core.tracking")
     if links:
         body.append("<p class=framed hidden>Links do not open in this frame: copy an address into a new tab.</p>")
-        body.append(f"<script>\n{files('marble_core.tracking').joinpath('framed.js').read_text(encoding='utf-8')}</script>")
+        body.append(f"<script>\n{source.joinpath('framed.js').read_text(encoding='utf-8')}</script>")
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>MARBLE: {escape(title)}</title><style>{STYLE}</style>"
+        f"<title>MARBLE: {escape(title)}</title><style>\n{source.joinpath('outcome.css').read_text(encoding='utf-8')}</style>"
     )
     page = ["<!doctype html>", f'<html lang="en"><head>{head}</head><body><main>', *filter(None, body), "</main></body></html>"]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,13 @@ def test_prepare_writes_the_checked_prompts_the_report_and_one_page_that_fetches
     page = Page(html.read_text(encoding="utf-8"))
     assert evil in page.said and not {"script", "img", "link"} & set(page.tags) and page.outside == []
     said = " ".join(" ".join(page.said).split())
-    for part in ("general: 3 prompts", "dropped as repeated 1, as blocked 0", "position 70", "the model reads the first 77", "line 4 (102)"):
+    for part in (
+        "general: 3 prompts",
+        "dropped as repeated 1, as blocked 0",
+        "position 70",
+        "the model reads the first 77",
+        "line 4 (102)",
+    ):
         assert part in said, part
 
 
