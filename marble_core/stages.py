@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from marble_core.runtime import progress
 from marble_core.runtime.again import Again, keep_at_it
 from marble_core.runtime.environment import KFP_RUN, PIPELINE_FORMAT
 from marble_core.runtime.files import atomic_directory
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.tracking.gpu_hours import ESTIMATED, counted_from_here, gpu_hours_told, gpus_of_stage
 from marble_core.tracking.kubeflow_metrics import of_evaluation, of_training
 from marble_core.tracking.notices import failures_noticed, notify_alarms, notify_outcome
@@ -186,10 +186,10 @@ def evaluate(prepared: Path, adapter: Path, out: Path, report: Path) -> dict[str
             _tracked(prepared, "evaluate", "RUNNING") as tracker,
             gpu_hours_told(tracker, gpus_of_stage(count)),
             atomic_directory(out),
-            tempfile.TemporaryDirectory() as scratch,
+            scratch_directory() as scratch,
         ):
             tracker.watch_machine()
-            _evaluate(count, prepared, adapter, out, report, Path(scratch), tracker)
+            _evaluate(count, prepared, adapter, out, report, scratch, tracker)
         result |= {"evaluation": str(out / EVALUATION), "report": str(report)}
     return _shown(out)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from marble_core.bench.study import SNAPSHOT, Study, cell_of, run_directory
@@ -17,6 +16,7 @@ from marble_core.config.formats import check_pipeline
 from marble_core.runtime import progress
 from marble_core.runtime.again import Again, keep_at_it
 from marble_core.runtime.environment import PIPELINE_FORMAT, STUDY
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.tracking.notices import failures_noticed
 from marble_core.types import MarbleError
 
@@ -60,13 +60,13 @@ def study_report(study: str, name: str, page: Path, tables: Path) -> dict[str, f
 
     Returns the mean gain of each arm over the base after the last step, in the base's standard deviations.
     """
-    with progress.stage("study_report") as result, tempfile.TemporaryDirectory() as scratch:
+    with progress.stage("study_report") as result, scratch_directory() as scratch:
         check_pipeline(os.environ.get(PIPELINE_FORMAT, ""))
         from marble_core.report import study as pages
 
         told = Study.of(json.loads(study or handed_over()), name)
         store = StudyStore(told, name)
-        found = {key: store.fetch(*key, Path(scratch) / "cell.json") for key in told.cells}
+        found = {key: store.fetch(*key, scratch / "cell.json") for key in told.cells}
         cells = [cell for cell in found.values() if cell]
         state = {key: "done" if cell else "not made" for key, cell in found.items()}
         about = pages.About(name, told.model_dump(mode="json"), state, f"{len(cells)} of {len(found)} done")

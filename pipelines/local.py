@@ -22,6 +22,7 @@ from marble_core.runtime import progress
 from marble_core.runtime.child_process import ChildProcess
 from marble_core.runtime.environment import OVERRIDES, PROGRESS, STUDY
 from marble_core.runtime.progress_display import Display
+from marble_core.runtime.scratch import locked, remove_dead
 from marble_core.types import MarbleError, Outage
 from marble_kubeflow.pipelines.settings import Images
 
@@ -73,6 +74,12 @@ def run_study(plan: "Plan", directory: Path, console: Console, environment: Mapp
     return _executed({"study": asdict(plan)}, directory, console, "study_report", interrupted, None, environment)
 
 
+def remove_left_by_killed(runs: Path) -> None:
+    """What killed runs have left in the directory of all runs, settings among it: a run's directory stays, its ``tmp`` goes."""
+    places = (place for run in runs.glob("*") if not run.is_symlink() for place in (run, run / "scratch"))
+    remove_dead(place / "tmp" for place in places if not place.is_symlink())
+
+
 def _check_path(directory: Path, run_id: str) -> None:
     if "python3" in str(directory) or "python3" in run_id:
         # kfp.local replaces this word by the interpreter's path, in arguments too.
@@ -95,6 +102,7 @@ def _executed(
     events, log = home / "progress.jsonl", directory / "pipeline.log"
     events.unlink(missing_ok=True)
     scratch = home / "tmp"  # kfp leaves a workspace and a directory for each stage behind
+    remove_dead([scratch])
     command = [sys.executable, "-m", __name__, str(scratch / "told.json"), str(directory)]
     if images:
         from marble_kubeflow.pipelines import containers
@@ -105,8 +113,8 @@ def _executed(
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **more, PROGRESS: str(events), "TMPDIR": str(scratch)}
     _for_this_user_alone(scratch / "told.json", json.dumps(told))
     environment[OVERRIDES] = str(_for_this_user_alone(scratch / "overrides.json", json.dumps(list(overrides))))
-    child = ChildProcess(command, log, environment, Path.cwd(), grace=GRACE)
-    with Display(events, console) as display:
+    with locked(scratch) as lock, Display(events, console) as display:
+        child = ChildProcess(command, log, environment, Path.cwd(), (lock,), grace=GRACE)
         try:
             while child.returncode is None:
                 display.poll()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from marble_core.config.loading import parse_config
 from marble_core.config.resume_rules import require_same_run
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import CONFIG
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.storage.lora_place import fetch_lora, require_lora
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
@@ -48,12 +48,12 @@ def locate(address: str) -> tuple[RunCheckpoints, str]:
 def downloaded(address: str) -> Iterator[Path]:
     """A directory with the whole checkpoint, for as long as the block lasts."""
     remote, name = locate(address)
-    with tempfile.TemporaryDirectory(prefix="marble-") as directory:
+    with scratch_directory() as directory:
         try:
-            remote.download(name, Path(directory))
+            remote.download(name, directory)
         except Broken as error:
             raise MarbleError(f"train.start_from: {remote.uri(name)} is broken: {error}; name another checkpoint.") from None
-        yield Path(directory)
+        yield directory
 
 
 @contextmanager

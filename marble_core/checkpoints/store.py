@@ -19,6 +19,7 @@ from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.checkpoints.upload import Uploader
 from marble_core.config.schema import StorageConfig
 from marble_core.runtime.housekeeping import housekeeping
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError
 
@@ -121,8 +122,8 @@ class CheckpointStore:
             yield str(self.local / name), _problem(partial(verify, self.local / name, self.run_id, name))
         for name in sorted(there):
             assert self.remote is not None
-            with tempfile.TemporaryDirectory(prefix="marble-") as copy:
-                yield self.remote.uri(name), _problem(partial(self.remote.download, name, Path(copy)))
+            with scratch_directory() as copy:
+                yield self.remote.uri(name), _problem(partial(self.remote.download, name, copy))
 
     def fetch(self, name: str) -> Path:
         """The directory of a checkpoint that rank 0 has found, on this machine. Raises MarbleError if it cannot be had whole."""

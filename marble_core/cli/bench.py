@@ -100,12 +100,12 @@ def signal(
     Started again, it goes on where it stopped; with more --batches it adds those that are missing.
     """
     from contextlib import ExitStack
-    from tempfile import TemporaryDirectory
 
     from rich.console import Console
 
     from marble_core.bench.signal.batches import Design
     from marble_core.bench.signal.run import run
+    from marble_core.runtime.scratch import scratch_directory
     from marble_core.tracking.registry import fetch_adapter
 
     settings, _ = load(preset, config, set_)
@@ -113,5 +113,5 @@ def signal(
         place = Path(adapter) if adapter else None
         if adapter.startswith("models:/"):
             stack.enter_context(mlflow_of_runs())
-            place = fetch_adapter(adapter, stack.enter_context(TemporaryDirectory()))
+            place = fetch_adapter(adapter, stack.enter_context(scratch_directory()))
         run(settings, batches, Design(subgroups, draws), place, without or (), out, Console(highlight=False))

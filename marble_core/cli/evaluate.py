@@ -46,16 +46,15 @@ def evaluate(
     configuration's own solver and steps are used.
     """
     settings, _ = load(preset, config, set_)
-    from tempfile import TemporaryDirectory
-
     from marble_core.evaluation.paper_table import as_published
+    from marble_core.runtime.scratch import scratch_directory
     from marble_core.tracking.registry import fetch_adapter
 
     given = labelled(adapter or ())
     with ExitStack() as stack:
         if any(uri.startswith("models:/") for uri in given.values()):
             stack.enter_context(mlflow_of_runs())
-        places = {label: fetch_adapter(uri, stack.enter_context(TemporaryDirectory())) for label, uri in given.items()}
+        places = {label: fetch_adapter(uri, stack.enter_context(scratch_directory())) for label, uri in given.items()}
         _measure(as_published(settings) if published else settings, published, places, given, limit, out)
 
 

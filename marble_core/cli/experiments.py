@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marble_core.cli.options import ROOT
 from marble_core.cli.servers import mlflow_of_runs
+from marble_core.runtime.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,8 +89,8 @@ def compare(
     x, _, y = tradeoff.partition(":")
     if tradeoff and not (x and y):
         raise MarbleError(f"--tradeoff {tradeoff!r} must name two rewards with a colon between them, such as ocr:aesthetic.")
-    with TemporaryDirectory() as scratch:
-        written = write_comparison(out, _finished(runs, Path(scratch)), (x, y) if tradeoff else None)
+    with scratch_directory() as scratch:
+        written = write_comparison(out, _finished(runs, scratch), (x, y) if tradeoff else None)
     for name, page in zip(("Comparison", "Explorer"), written, strict=False):
         typer.echo(f"{name}: {page}")
 

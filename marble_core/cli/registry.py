@@ -49,16 +49,15 @@ def export(
 
     ComfyUI's form is for SD3 and SD3.5. No base model is needed.
     """
-    from tempfile import TemporaryDirectory
-
     from marble_core.models.adapter_file import read_unplaced, write_lora
+    from marble_core.runtime.scratch import scratch_directory
     from marble_core.tracking.registry import fetch_adapter
 
     place = out or Path("export") / ("marble.safetensors" if form == Form.COMFYUI else "")
     with ExitStack() as stack:
         if adapter.startswith("models:/"):
             stack.enter_context(mlflow_of_runs())
-        layers = read_unplaced(fetch_adapter(adapter, stack.enter_context(TemporaryDirectory())))
+        layers = read_unplaced(fetch_adapter(adapter, stack.enter_context(scratch_directory())))
         file = write_lora(layers, place, form.value)
     rank = max(layer.rank for layer in layers.values())
     if json_:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marble_core.cli.options import ROOT
 from marble_core.cli.servers import mlflow_of_runs
+from marble_core.runtime.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from marble_core.report.voting import Counted
@@ -44,7 +44,7 @@ def add(
             stages = here.parents[1]
             prepared, adapter = stages / "prepare" / "prepared", stages / "train" / "adapter"
         else:
-            scratch = Path(stack.enter_context(TemporaryDirectory()))
+            scratch = stack.enter_context(scratch_directory())
             counted = _of_mlflow(run, file, scratch, stack)
             here, prepared, adapter = scratch, scratch, scratch
         _say(counted)
@@ -56,7 +56,7 @@ def add(
             stack.enter_context(mlflow_of_runs())
             from marble_core.stages import register
 
-            page = Path(stack.enter_context(TemporaryDirectory())) / "page.html"
+            page = stack.enter_context(scratch_directory()) / "page.html"
             print(register(prepared, adapter, here, page).sentence)
 
 

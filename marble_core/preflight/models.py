@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 
 from marble_core.config.schema import RunConfig
 from marble_core.preflight.answers import Answer, ask
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.tracking import probe
 
 LARGEST = 512_000_000  # bytes: above the adapters of all presets, so that a limit on bodies shows before the training
@@ -17,8 +16,8 @@ def ask_mlflow(config: RunConfig, adapter_bytes: int, run_id: str = "") -> list[
     """One line per question; after the first no, no more is asked. ``run_id`` is that of a run that will use the answers."""
     size = min(adapter_bytes, LARGEST)
     answers: list[Answer] = []
-    with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
-        file = Path(scratch) / "preflight.bin"
+    with scratch_directory() as scratch:
+        file = scratch / "preflight.bin"
         with file.open("wb") as target:
             for _ in range(0, size, 1 << 20):
                 target.write(os.urandom(1 << 20) if size > 1 << 20 else os.urandom(size))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 import time
-from pathlib import Path
 
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.preflight.answers import Answer, ask
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.storage.s3 import S3
 from marble_core.storage.s3_errors import Refused
 from marble_core.types import MarbleError
@@ -28,8 +27,8 @@ class _Scratch:
 
     def upload(self) -> None:
         """As train does with a checkpoint. The small object takes its place, so that no 8 MB stay where nothing may be deleted."""
-        with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
-            sent, back = Path(scratch) / "sent", Path(scratch) / "back"
+        with scratch_directory() as scratch:
+            sent, back = scratch / "sent", scratch / "back"
             sent.write_bytes(os.urandom(IN_PARTS))
             self.s3.upload_file(sent, self.key)
             self.s3.download_file(self.key, back)

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -24,6 +23,7 @@ from marble_core.config.imports import import_class
 from marble_core.config.schema import ModelConfig, RunConfig
 from marble_core.rewards.geneval.vocabulary import PLUGINS
 from marble_core.rewards.registry import SCORER, SCORERS, check_call, require_members
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.types import MarbleError
 
 LIMIT = 120.0  # seconds; importing torch alone takes some
@@ -67,8 +67,8 @@ def check_own_classes(config: RunConfig, limit: float = LIMIT) -> list[str]:
     named = named_by(config)
     if not named:
         return []
-    with tempfile.TemporaryDirectory() as scratch:
-        asked, report = Path(scratch) / "asked.json", Path(scratch) / "report.jsonl"
+    with scratch_directory() as scratch:
+        asked, report = scratch / "asked.json", scratch / "report.jsonl"
         asked.write_text(json.dumps([asdict(one) for one in named]), encoding="utf-8")
         code = _run_child(asked, report, limit)
         said = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()] if report.exists() else []

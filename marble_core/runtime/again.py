@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from marble_core.runtime.environment import AGAIN, ATTEMPT, FAILURE, GPUS_SINCE
 from marble_core.runtime.housekeeping import reason_of
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.types import MarbleError, Outage
 
 FRUITLESS = 3  # attempts in a row that end for the same reason and get no further
@@ -102,8 +102,8 @@ def _attempt(
     stage: str, arguments: Sequence[str], seen: list[tuple[Failure, str]], running: _Running, since: float
 ) -> Failure | None:
     """None where it succeeded."""
-    with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
-        file = Path(scratch) / "failure.json"
+    with scratch_directory() as scratch:
+        file = scratch / "failure.json"
         environment = {**os.environ, AGAIN: "", FAILURE: str(file), GPUS_SINCE: str(since)}
         if seen:
             environment[ATTEMPT] = f"{len(seen) + 1}: {seen[-1][0].reason}"

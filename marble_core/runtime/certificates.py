@@ -6,13 +6,12 @@ own, and each takes the file that it names *instead* of the public roots.
 
 from __future__ import annotations
 
-import atexit
 import os
 import ssl
-import tempfile
 from pathlib import Path
 
 from marble_core.runtime.environment import CA
+from marble_core.runtime.scratch import file_of_this_process
 from marble_core.types import MarbleError
 
 READ_BY = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -37,7 +36,7 @@ def trust_private_roots() -> None:
         if private in before:  # our parent's
             continue
         whole = before.rstrip() + b"\n" + private
-        made[whole] = made.get(whole) or _written(whole)
+        made[whole] = made.get(whole) or str(file_of_this_process(whole))
         os.environ[name] = made[whole]
 
 
@@ -60,13 +59,3 @@ def _public() -> bytes:
     import certifi
 
     return Path(certifi.where()).read_bytes()
-
-
-def _written(text: bytes) -> str:
-    """A file of this process, which takes it with it; readable to nobody else, lest somebody write another in its place."""
-    descriptor, path = tempfile.mkstemp(prefix="marble-ca-", suffix=".pem")
-    with open(descriptor, "wb") as file:
-        file.write(text)
-    owner = os.getpid()
-    atexit.register(lambda: Path(path).unlink(missing_ok=True) if os.getpid() == owner else None)
-    return path

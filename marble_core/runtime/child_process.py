@@ -45,7 +45,8 @@ class ChildProcess:
 
     A watchdog reads from a pipe whose other end only this process holds. ``grace`` is the time in seconds between SIGTERM
     and SIGKILL, at most ``ORPHANED`` where this process was killed: a child's own children, which it asks to end, get one second
-    more and not the same again. Both outputs go to the file ``log``, which is begun anew; without it they are this process's.
+    more and not the same again. Both outputs go to the file ``log``, which is begun anew; without it they are this process's. The locks
+    of ``pass_fds`` are held until the last of the group has ended.
     ``umask`` is that of the process; -1 is this one's.
     """
 
@@ -67,6 +68,7 @@ class ChildProcess:
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(self._process.pid), str(grace), str(min(grace, ORPHANED))],
             bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            pass_fds=tuple(pass_fds),
         )  # fmt: skip
 
     @property

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 from marble_core.runtime.environment import PROGRESS
 from marble_core.runtime.progress_lines import PAUSE, Lines, counted, spoken
+from marble_core.runtime.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,8 +99,8 @@ def displayed(console: Console) -> Iterator[None]:
     if os.environ.get(PROGRESS):
         yield
         return
-    with TemporaryDirectory(prefix="marble-") as place, Display(Path(place) / "events", console, PAUSE) as display:
-        os.environ[PROGRESS] = str(Path(place) / "events")
+    with scratch_directory() as place, Display(place / "events", console, PAUSE) as display:
+        os.environ[PROGRESS] = str(place / "events")
         ended = threading.Event()
 
         def watch() -> None:

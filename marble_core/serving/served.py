@@ -7,7 +7,6 @@ import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from marble_core.config.schema import RunConfig
 from marble_core.models.guidance import Guided, why_unguided
 from marble_core.models.policy import Policy
 from marble_core.models.sampling import sample
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.tracking.registry import BASE_TAG, REVISION_TAG, champion_tags, fetch_adapter
 from marble_core.types import MarbleError
 
@@ -56,7 +56,7 @@ class Served:
             return False
         if found and version not in self._loaded:
             self._require_this_base(*found)
-            with TemporaryDirectory() as directory:
+            with scratch_directory() as directory:
                 self._load(str(version), fetch_adapter(f"models:/{name}/{version}", directory))
         with self._lock:
             self.previous, self.version = self.version, version

@@ -7,7 +7,6 @@ logged. Aliases: ``champion`` is the version in use, ``challenger`` the newest o
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.config.stage_files import ADAPTER_DIRECTORY, ADAPTER_FILE
 from marble_core.evaluation.gate import Decision
 from marble_core.evaluation.results import Evaluation, Incumbent
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.storage.lora_place import fetch_lora, lora_file
 from marble_core.tracking import metric_glossary
 from marble_core.tracking.champion import (
@@ -143,9 +143,9 @@ def register_version(
             raise MarbleError(
                 f"The MLflow run {run_id} logged no LoRA (tag {MODEL_URI_TAG}); let the train stage finish first."
             )
-        with tempfile.TemporaryDirectory(prefix="marble-") as card:
-            write_card(Path(card), config, evaluation, decision, images, name, run_id, cards)
-            client.log_model_artifacts(uri.removeprefix("models:/"), card)
+        with scratch_directory() as card:
+            write_card(card, config, evaluation, decision, images, name, run_id, cards)
+            client.log_model_artifacts(uri.removeprefix("models:/"), str(card))
         made = _create_version(client, name, uri, run_id)
         tags = _tags(evaluation, decision) | dict(more or {})
         tags |= {BASE_TAG: config.model.path, REVISION_TAG: config.model.revision or "", "marble.config_digest": config.digest}
@@ -272,7 +272,7 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def fetch_adapter(uri: str, directory: str) -> Path:
+def fetch_adapter(uri: str, directory: Path | str) -> Path:
     """The file of a LoRA: what ``uri`` names as marble_core.storage.uri reads it, or what ``models:/NAME@ALIAS`` or
     ``models:/NAME/VERSION`` names, brought to ``directory``.
 
@@ -289,7 +289,7 @@ def fetch_adapter(uri: str, directory: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        return lora_file(Path(download_artifacts(f"{uri.rstrip('/')}/{ADAPTER_DIRECTORY}", dst_path=directory)))
+        return lora_file(Path(download_artifacts(f"{uri.rstrip('/')}/{ADAPTER_DIRECTORY}", dst_path=str(directory))))
     except (MlflowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")[:200]
         raise MarbleError(f"The LoRA {uri} cannot be had from MLflow ({reason}); marble ui shows what is there.") from None

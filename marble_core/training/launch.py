@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# What takes long to import waits until a process ends with its parent.
 from marble_core.runtime import cpus
 from marble_core.runtime.child_process import ChildProcess, end_with_the_parent, keeping_its_id
 from marble_core.runtime.environment import GPUS_SINCE, KFP_RUN
+from marble_core.runtime.scratch import scratch_directory
+
+# What takes long to import waits until a process ends with its parent.
 from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
 from marble_core.types import MarbleError, Outage
 
@@ -173,8 +174,8 @@ def _here(prepared: str, out: str) -> Iterator[tuple[Path, Path]]:
     if not prepared.startswith("s3://"):
         yield Path(prepared), Path(out)
         return
-    with tempfile.TemporaryDirectory(prefix="marble-") as scratch:
-        source, adapter = Path(scratch) / "prepared", Path(scratch) / "adapter"
+    with scratch_directory() as scratch:
+        source, adapter = scratch / "prepared", scratch / "adapter"
         s3, prefix = in_s3(prepared)
         s3.download_dir(prefix, source)
         yield source, adapter

@@ -7,10 +7,8 @@ leaves its prompts beside its checkpoints on S3, where its successor finds them.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.checkpoints.start_from import config_of_latest, locate
 from marble_core.config.schema import CHAMPION, RunConfig
 from marble_core.prompts import mix, read_prompts, write_jsonl
+from marble_core.runtime.scratch import scratch_directory
 from marble_core.runtime.seeding import derive
 from marble_core.storage.s3 import S3
 from marble_core.types import MarbleError, Prompt, in_order
@@ -170,19 +169,19 @@ def successor_tags(config: RunConfig, run_id: str) -> dict[str, str]:
 
 def store_prompts(s3: S3, run_id: str, prompts: Sequence[Prompt], known: Sequence[Prompt]) -> None:
     """Leave the run's prompts for its successor, and all that are not new to it."""
-    with tempfile.TemporaryDirectory(prefix="marble-") as directory:
+    with scratch_directory() as directory:
         for name, own in ((PROMPTS, prompts), (KNOWN, {(p.source, p.text): p for p in known}.values())):
-            write_jsonl(Path(directory) / name, own)
-            s3.upload_file(Path(directory) / name, _key(run_id, name))
+            write_jsonl(directory / name, own)
+            s3.upload_file(directory / name, _key(run_id, name))
 
 
 def stored(s3: S3, run_id: str, name: str) -> tuple[Prompt, ...]:
     """A run's PROMPTS or KNOWN; nothing where there are none."""
     if not s3.exists(_key(run_id, name)):
         return ()
-    with tempfile.TemporaryDirectory(prefix="marble-") as directory:
-        s3.download_file(_key(run_id, name), Path(directory) / name)
-        return tuple(read_prompts(Path(directory) / name))
+    with scratch_directory() as directory:
+        s3.download_file(_key(run_id, name), directory / name)
+        return tuple(read_prompts(directory / name))
 
 
 def _key(run_id: str, name: str) -> str:

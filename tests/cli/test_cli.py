@@ -31,6 +31,7 @@ from marble_core.services.local import addresses
 from marble_core.services.mlflow_server import MLflow
 from marble_core.tracking.run_tree import RUN_ID_TAG
 from marble_core.types import MarbleError
+from marble_kubeflow.pipelines.local import remove_left_by_killed
 from paths import ROOT
 from waiting import eventually, is_alive
 
@@ -182,10 +183,14 @@ def test_a_better_model_is_registered_and_the_run_ends_with_the_table_and_the_re
 
 
 def test_a_worse_model_is_refused_with_the_reason_and_an_exit_code_of_its_own(services: dict[str, str], tmp_path: Path) -> None:
+    killed = tmp_path / ".marble" / "runs" / "killed"
+    (killed / "tmp").mkdir(parents=True)
+    (killed / "tmp" / "told.json").write_text("the settings of a run that was killed")
     done = marble_process(
         tmp_path, "run", "--run-id", "second", *SMALL, "--set", "storage.experiment=refusals", stand_in="worse"
     )
     assert done.returncode == REFUSED == 5, done.stdout + done.stderr
+    assert killed.exists() and not (killed / "tmp").exists()
     assert "Gate: refused" in done.stdout and "ocr is worse" in done.stdout and "Registered" not in done.stdout
     client = MlflowClient(services["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("refusals")
@@ -244,3 +249,8 @@ def test_a_command_that_is_stopped_lets_its_stage_save_and_leaves_no_stage_and_n
     assert eventually(lambda: addresses(tmp_path / ".marble") == {})  # nobody holds the lock
     if signal_number != signal.SIGKILL:  # which leaves nobody to keep the server for the stage
         assert '"note": "saved"' in events.read_text()
+    else:
+        left = tmp_path / ".marble" / "runs" / "stopped" / "tmp"
+        assert (left / "told.json").exists()
+        remove_left_by_killed(tmp_path / ".marble" / "runs")
+        assert eventually(lambda: remove_left_by_killed(tmp_path / ".marble" / "runs") or not left.exists(), 15)
