@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """``local/step-000010-3fa9c1d2/`` and the same name below ``s3://BUCKET/runs/RUN_ID/checkpoints/``; see files.py.
+    """``local/step-000010-3fa9c1d2/`` and the same name below ``s3://BUCKET/runs/RUN_ID/checkpoints/``.
 
-    Within ``owned()`` this process is the only one that writes the run's checkpoints, and uploads them in the background;
-    without it, or without ``s3``, they stay on the disk. ``broken`` names, in words, those that ``newest`` had to skip.
+    Within ``owned()`` this process alone writes them, and uploads in the background; else they stay on the disk.
+    ``broken`` names, in words, those that ``newest`` skipped.
     """
 
     def __init__(self, local: Path, s3: S3 | None, run_id: str, config: StorageConfig | None = None) -> None:
@@ -120,8 +120,7 @@ class CheckpointStore:
         here, there = self.complete()
         for name in sorted(here):
             yield str(self.local / name), _problem(partial(verify, self.local / name, self.run_id, name))
-        for name in sorted(there):
-            assert self.remote is not None
+        for name in sorted(there) if self.remote else ():
             with scratch_directory() as copy:
                 yield self.remote.uri(name), _problem(partial(self.remote.download, name, copy))
 

@@ -84,12 +84,11 @@ def run(
         console.print(str(hours))
     with embedded(ROOT, settings.storage.bucket, ROOM) as environment:
         os.environ.update(environment)
-        from marble_kubeflow.pipelines.local import remove_left_by_killed
-        from marble_kubeflow.pipelines.local import run as run_pipeline
+        from marble_kubeflow.pipelines import local
 
-        remove_left_by_killed(ROOT / "runs")
+        local.remove_left_by_killed(ROOT / "runs")
         RunSettings(preset, overrides, rehearse).write(ROOT / "runs" / name)
-        outcome = run_pipeline(preset, overrides, name, ROOT / "runs" / name, console, images, rehearse)
+        outcome = local.run(preset, overrides, name, ROOT / "runs" / name, console, images, rehearse)
     run_summary.show(console, settings, outcome)
     if json_:
         print_json(run_summary.as_json(name, outcome))

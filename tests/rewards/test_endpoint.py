@@ -146,7 +146,7 @@ def test_what_every_image_would_meet_is_an_error_at_once(status, sentence):
         "GITHUB_TOKEN",
         "DATABASE_URL",
         "HOME",
-        "_API_KEY",
+        "API_KEY",
         "HF_API_KEY",
         "OPENAI_API_KEY\n",
         "openai_api_key",
