@@ -30,8 +30,7 @@ _log = logging.getLogger(__name__)
 class CheckpointStore:
     """``local/step-000010-3fa9c1d2/`` and the same name below ``s3://BUCKET/runs/RUN_ID/checkpoints/``.
 
-    Within ``owned()`` this process alone writes them, and uploads in the background; else they stay on the disk.
-    ``broken`` names, in words, those that ``newest`` skipped.
+    Within ``owned()`` this process alone writes and uploads them. ``broken`` names, in words, those that ``newest`` skipped.
     """
 
     def __init__(self, local: Path, s3: S3 | None, run_id: str, config: StorageConfig | None = None) -> None:
@@ -120,7 +119,8 @@ class CheckpointStore:
         here, there = self.complete()
         for name in sorted(here):
             yield str(self.local / name), _problem(partial(verify, self.local / name, self.run_id, name))
-        for name in sorted(there) if self.remote else ():
+        for name in sorted(there):
+            assert self.remote is not None
             with scratch_directory() as copy:
                 yield self.remote.uri(name), _problem(partial(self.remote.download, name, copy))
 
