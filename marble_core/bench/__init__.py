@@ -40,7 +40,7 @@ def _counted(console: Console) -> dict[str, Any]:
         "1/8, one recompute": Schedule(recompute="once"),
     }
     columns = {name: targets.ratios(parts, schedule) for name, schedule in schedules.items()}
-    console.print(f"[bold]Counted[/bold]: {SD35_MEDIUM.name}; a velocity is {parts.forward / 1e12:.2f} TFLOP an image")
+    console.print(f"[bold]Counted[/bold]: {SD35_MEDIUM.name}; a velocity is {parts.forward / 1e12:.2f} TFLOP per image")
     _table(console, "whole step / plain weighted-sum step", columns)
     goals = targets.counted(parts)
     _goals(console, goals)
@@ -77,20 +77,19 @@ def _measured(console: Console, rounds: int) -> dict[str, Any]:
 
 
 def _table(console: Console, title: str, columns: Mapping[str, Mapping[str, float]]) -> None:
-    from rich.table import Table
+    from marble_core.runtime.console_table import print_blocks
 
-    table = Table(title)
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    for name in next(iter(columns.values())):
-        table.add_row(name, *(f"{column[name]:.3f}" if name in column else "-" for column in columns.values()))
-    console.print(table)
+    names = next(iter(columns.values()))
+    rows = [(name, *(f"{column[name]:.3f}" if name in column else "-" for column in columns.values())) for name in names]
+    print_blocks(console, ("", *columns), rows, title)
 
 
 def _goals(console: Console, goals: Sequence[Target]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("target")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("target", no_wrap=True)
     for heading in ("at most", "found", ""):
         table.add_column(heading, justify="right")
     for goal in goals:

@@ -25,6 +25,7 @@ from marble_core.bench.shapes import Shape
 from marble_core.estimate.gpus import GPUS, Gpu
 from marble_core.estimate.memory import GIB
 from marble_core.models.base import DTYPES
+from marble_core.runtime.console_table import print_blocks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,16 +136,12 @@ def _peak(device: str, work: Callable[[], None]) -> int:
 
 
 def _table(found: Sequence[Measured], title: str, console: Console) -> None:
-    from rich.table import Table
-
-    table = Table(title)
-    for one in found:
-        table.add_column(f"{one.precision}, s an image", justify="right")
-        table.add_column("counted, s", justify="right")
+    rows = []
     for name in found[0].seconds:
         cells = [(f"{one.seconds[name]:.3f}", f"{one.bound[name]:.3f}" if name in one.bound else "-") for one in found]
-        table.add_row(name, *(cell for pair in cells for cell in pair))
+        rows.append((name, *(cell for pair in cells for cell in pair)))
     for name in found[0].peak:
         cells = [(f"{one.peak[name] / GIB:.2f} GiB", "") for one in found]
-        table.add_row(f"peak of {found[0].images} images, {name}", *(cell for pair in cells for cell in pair))
-    console.print(table)
+        rows.append((f"peak of {found[0].images} images, {name}", *(cell for pair in cells for cell in pair)))
+    headings = [heading for one in found for heading in (f"{one.precision}, s per image", "counted, s")]
+    print_blocks(console, (title, *headings), rows)

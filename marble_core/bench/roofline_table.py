@@ -51,7 +51,7 @@ def _numbers(work: Work) -> dict[str, Any]:
 def _by_phase(found: Roofline, gpu: Gpu, console: Console) -> None:
     from rich.table import Table
 
-    table = Table(f"one process on {gpu.name}")
+    table = Table(f"{gpu.name}, one process")
     for heading in ("TFLOP", "GB", "kernels", "s", "floor, s", "ratio"):
         table.add_column(heading, justify="right")
     for name, work in (

@@ -34,9 +34,9 @@ def counted(parts: Parts[float]) -> list[Target]:
     return [
         Target("exact / plain, KL on 1/8 in both", _ratio(parts, ours), 1.31),
         Target("exact / plain, KL everywhere in both", _ratio(parts, published), 1.45),
-        Target("exact / plain, checkpointing, one recompute for all passes", _ratio(parts, Schedule(recompute="once")), 1.30),
+        Target("exact / plain, checkpointing, one recompute", _ratio(parts, Schedule(recompute="once")), 1.30),
         Target("exact, dearest K / cheapest K", dearest / min(exact.values()), 1.015),
-        Target("exact, KL on 1/8 / the published plain loop, KL everywhere", dearest / published.plain(parts), 1.09),
+        Target("exact, KL on 1/8 / published plain loop", dearest / published.plain(parts), 1.09),
         Target("amortised, a QP in 10 steps / plain", ours.amortised(parts, with_halves(64)) / ours.plain(parts), 1.04),
     ]
 
@@ -55,7 +55,7 @@ def memory(peaks: Mapping[int, int], lora_bytes: int) -> list[Target]:
     plain = peaks[0]
     return [
         Target(
-            f"memory beyond plain and {rows - 1} LoRA sizes, share of plain",
+            f"memory beyond plain + {rows - 1} LoRAs, share of plain",
             (peak - plain - (rows - 1) * lora_bytes) / plain,
             MEMORY_BEYOND_ROWS,
         )

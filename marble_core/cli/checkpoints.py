@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,10 +25,6 @@ Local = Annotated[Path, typer.Option(help="Where local checkpoints lie: storage.
 @app.command("list")
 def list_(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs", json_: AsJson = False) -> None:
     """Every checkpoint, newest first: where it lies, and which is the latest and which the best by evaluation."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     from marble_core.checkpoints.manifest import step_of
 
     with _store(run, bucket, local) as store:
@@ -40,11 +36,20 @@ def list_(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs", jso
     if json_:
         rows = [{"checkpoint": n, "step": step_of(n), "here": n in here, "s3": n in there, "marks": marks[n]} for n in names]
         return print_json(rows)
+    _print(
+        [(str(step_of(n)), n, *("yes" if n in where else "" for where in (here, there)), ", ".join(marks[n])) for n in names]
+    )
+
+
+def _print(rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("step", "checkpoint", "here", "on S3", "", box=SIMPLE_HEAD, pad_edge=False)
-    table.columns[1].overflow = "fold"
-    for name in names:
-        places = ("yes" if name in where else "" for where in (here, there))
-        table.add_row(str(step_of(name)), name, *places, ", ".join(marks[name]))
+    table.columns[1].no_wrap = True
+    for row in rows:
+        table.add_row(*row)
     Console(highlight=False).print(table)
 
 
@@ -64,7 +69,7 @@ def verify(run: Run, bucket: Bucket = "marble", local: Local = ROOT / "runs", js
     broken = sum(map(bool, problems.values()))
     if broken:
         raise MarbleError(
-            f"{broken} checkpoints of the run {run} are broken; training skips them, and takes the newest whole one."
+            f"{_count(broken)} of the run {run} cannot be used, being incomplete or changed; training takes the newest whole one."
         )
 
 
@@ -85,7 +90,11 @@ def prune(
         return print_json({"dry_run": dry_run, "removed": gone})
     for name in gone:
         print(f"{'Would remove' if dry_run else 'Removed'} {name}")
-    print(f"{len(gone)} checkpoints {'would be removed; nothing was' if dry_run else 'removed'}.")
+    print(f"{_count(len(gone))} {'would be removed; nothing was' if dry_run else 'removed'}.")
+
+
+def _count(checkpoints: int) -> str:
+    return "1 checkpoint" if checkpoints == 1 else f"{checkpoints} checkpoints"
 
 
 def _superfluous(store: CheckpointStore, last: int, every: int) -> list[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from marble_core.cli.options import ROOT
+from marble_core.cli.options import ROOT, AsJson, print_json
 from marble_core.demo.recipe import Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
     from rich.progress import TaskID
 
@@ -99,26 +100,39 @@ def score(
     guidance: Annotated[list[float] | None, typer.Option(help="May be repeated; 1 is none. Default: 1 and 3.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 12,
     seed: Annotated[int, typer.Option(help="What prompts and noise are drawn from.")] = 0,
+    json_: AsJson = False,
 ) -> None:
     """How well models write and draw: words read by OCR, shapes by GenEval's rules (partial, strict, strict by tag)."""
     from rich.console import Console
-    from rich.table import Table
 
     from marble_core.demo.score import load
     from marble_core.demo.score import score as score_model
+    from marble_core.runtime.console_table import print_blocks
 
     found = {}
     for name in models or ["demo://sd3"]:
         model = load(name)
         for scale in guidance or [1.0, 3.0]:
             found[name, scale] = score_model(model, n, scale, steps, seed).columns()
-    table = Table("model", "guidance", title=f"{n} held-out prompts a source, {steps} steps; mean ± half of a 95 % interval")
-    for heading, values in next(iter(found.values())).items():
-        table.add_column(f"{heading}\n({len(values)})", justify="right")
-    for (name, scale), columns in found.items():
-        means = [f"{v.mean():.2f} ± {1.96 * v.std() / len(v) ** 0.5:.2f}" for v in columns.values()]
-        table.add_row(name, f"{scale:g}", *means)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    if json_:
+        return print_json([_as_json(name, scale, columns) for (name, scale), columns in found.items()])
+    measured = [f"{heading}\n({len(values)})" for heading, values in next(iter(found.values())).items()]
+    rows = [
+        (f"{name}, guidance {scale:g}", *(f"{v.mean():.2f} ± {_half(v):.2f}" for v in columns.values()))
+        for (name, scale), columns in found.items()
+    ]
+    title = f"{n} held-out prompts per source, {steps} steps; mean ± half of a 95 % interval"
+    print_blocks(Console(highlight=False), ("model", *measured), rows, title)
+
+
+def _half(values: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean."""
+    return float(1.96 * values.std() / len(values) ** 0.5)
+
+
+def _as_json(model: str, guidance: float, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    scores = {name: {"mean": float(v.mean()), "half": _half(v), "prompts": len(v)} for name, v in columns.items()}
+    return {"model": model, "guidance": guidance, "scores": scores}
 
 
 @app.command("pretrain-rewards")

@@ -78,14 +78,16 @@ def load(
     return resolve_batch_sizes(settings, cards_of(settings.measured)), overrides
 
 
-def print_wrapped(line: str) -> None:
-    """On a terminal a long line goes on below its own second column; elsewhere it stays one line."""
+def print_wrapped(line: str, indent: int = 13) -> None:
+    """On a terminal a long line goes on below its own second column, at ``indent``; elsewhere it stays one line."""
     import shutil
     import sys
     import textwrap
 
     width = shutil.get_terminal_size().columns
-    print(textwrap.fill(line, width, subsequent_indent=" " * 13) if sys.stdout.isatty() and len(line) > width else line)
+    if sys.stdout.isatty() and len(line) > width:
+        line = textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    print(line)
 
 
 def with_limit(assignments: list[str] | None, max_gpu_hours: float | None) -> list[str] | None:

@@ -174,13 +174,12 @@ def check(
     if json_:
         return _check_as_json(settings, data)
     print(f"model        {settings.model.path}, {settings.model.width} x {settings.model.height}, {settings.model.precision}")
-    print(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
+    print_wrapped(f"rewards      {', '.join(settings.reward_names)}; balanced by {settings.balance.method}")
     if data:
-        print(
-            f"prompts      {len(data.train)} to train on, {len(data.evaluation)} held out; sources {', '.join(settings.data.train)}"
-        )
+        sources = ", ".join(settings.data.train)
+        print_wrapped(f"prompts      {len(data.train)} to train on, {len(data.evaluation)} held out; sources {sources}")
         for warning in data.warnings:
-            print(f"warning      {warning}")
+            print_wrapped(f"warning      {warning}")
     for line in lines(settings):
         print_wrapped(line)
     if signal:
@@ -190,13 +189,13 @@ def check(
             print(line)
     if data is None:
         return
+    from marble_core.preflight.answers import column_of, require
     from marble_core.preflight.answers import lines as answered
-    from marble_core.preflight.answers import require
     from marble_core.preflight.servers import ask_named
 
     answers = ask_named(settings)
     for line in answered(answers):
-        print(line)
+        print_wrapped(line, column_of(answers))
     require(answers)
     print("The configuration is valid.")
 

@@ -27,7 +27,7 @@ def lines(config: RunConfig) -> Iterator[str]:
     yield f"checkpoint   {checkpoint_of(config, sizes) / GIB:.2f} GiB"
     yield _hours(config, hours_of(config, sizes))
     seconds = duration(rehearsal_seconds(config, sizes))
-    yield f"rehearsal    at most {seconds} of the same, without loading: marble run --rehearse measures, for a run's hours"
+    yield f"rehearsal    at most {seconds}, loading not counted: marble run --rehearse measures how long a run takes"
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def _arithmetic(config: RunConfig, work: Work) -> Iterator[str]:
     yield f"a step       {rollout.prompts} prompts x {rollout.images_per_prompt} images = {work.images} images{each}"
     yield f"sampling     {rollout.steps} steps of {rollout.solver}, {_batches(work.batches)} of up to {rollout.batch_size} images"
     yield (
-        f"gradients    {loss.timesteps} timesteps an image in micro-batches of up to {loss.micro_batch}: {work.micro_batches} of "
-        f"them{' a GPU' if gpus > 1 else ''}, {work.forwards} forwards and {work.backwards} backwards"
+        f"gradients    {loss.timesteps} timesteps per image in micro-batches of up to {loss.micro_batch}: {work.micro_batches} of "
+        f"them{' per GPU' if gpus > 1 else ''}, {work.forwards} forwards and {work.backwards} backwards"
         f"{f' in all; a QP every {config.balance.every} steps' if config.balance.every > 1 else ' in all'}"
     )
     if work.looks:
@@ -96,6 +96,6 @@ def _hours(config: RunConfig, hours: Hours) -> str:
     devices = f"{gpus} GPU{'s' if gpus > 1 else ''}" if gpus else "the CPU"
     shared = f" on {hours.evaluators} GPUs" if hours.evaluators > 1 else ""
     return (
-        f"hours        {hours.low:.2g} to {hours.high:.2g} for the training on {devices}, counted and not measured: {hours.by}; then at "
-        f"least {hours.evaluation:.2g} for the evaluation of base and trained model{shared}; without scoring"
+        f"hours        {hours.low:.2g} to {hours.high:.2g} for the training on {devices}; then at least {hours.evaluation:.2g} to evaluate "
+        f"base and trained model{shared}. Counted, not measured, and without scoring: {hours.by}"
     )

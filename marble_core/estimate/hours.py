@@ -49,14 +49,14 @@ def hours_of(config: RunConfig, sizes: Sizes) -> Hours:
         each = velocity_seconds(config, sizes, gpu)
         low = (steps * step_seconds(config, sizes, gpu) + looks * each / processes_of(config)) / 3600
         by = (
-            f"kernels at what a {gpu.name} reaches ({gpu.bf16 / 1e12:g} TFLOPS in bf16, {gpu.bytes / 1e12:g} TB/s), one after another, to "
-            f"{SLACK:g} times that"
+            f"each kernel at what a {gpu.name} reaches ({gpu.bf16 / 1e12:g} TFLOPS in bf16, {gpu.bytes / 1e12:g} TB/s), "
+            f"and {SLACK:g} times that"
         )
         return Hours(low, SLACK * low, evaluated * each / 3600, evaluators, by)
     speed = 1e12 * hardware.tflops * hardware.utilisation * max(1, hardware.gpus)
     velocity = flop_of_velocity(config, sizes)
     about = (steps * flop_of_step(config, sizes, solves) + looks * velocity) / speed / 3600
-    by = f"{hardware.tflops:g} TFLOPS x {hardware.utilisation:g} used, as stated in hardware, {GUESS:g} times more or less"
+    by = f"{hardware.tflops:g} TFLOPS x {hardware.utilisation:g} used, as the section hardware says, give or take a factor of {GUESS:g}"
     evaluation = evaluated * velocity * max(1, hardware.gpus) / speed / 3600
     return Hours(about / GUESS, about * GUESS, evaluation, evaluators, by)
 

@@ -26,10 +26,15 @@ def ask(asked: str, question: Callable[[], str | None]) -> Answer:
     return Answer(asked, note, "note") if note else Answer(asked)
 
 
+def column_of(answers: Sequence[Answer]) -> int:
+    """Where the answers begin in ``lines``, in characters."""
+    return max((len(each.asked) for each in answers), default=0) + 2
+
+
 def lines(answers: Sequence[Answer]) -> list[str]:
     """For a terminal, one line each."""
-    width = max((len(each.asked) for each in answers), default=0)
-    return [f"{each.asked:<{width}}  {each.answer}" for each in answers]
+    width = column_of(answers)
+    return [f"{each.asked:<{width}}{each.answer}" for each in answers]
 
 
 def as_markdown(answers: Sequence[Answer]) -> str:

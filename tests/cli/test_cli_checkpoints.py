@@ -30,12 +30,12 @@ def test_list_verify_and_prune_say_what_there_is_and_remove_no_more_than_they_sh
     assert marble_process(tmp_path, "checkpoints", "verify", run_id).returncode == 0
     s3.put(f"runs/{run_id}/checkpoints/{names[1]}/state.json", b"{}")
     verified = marble_process(tmp_path, "checkpoints", "verify", run_id)
-    assert_one_sentence(verified, f"1 checkpoints of the run {run_id} are broken")
+    assert_one_sentence(verified, f"1 checkpoint of the run {run_id} cannot be used")
     (line,) = [line for line in verified.stdout.splitlines() if "whole" not in line]
     assert names[1] in line and "state.json was changed" in line
 
     dry = marble_process(tmp_path, "checkpoints", "prune", run_id, "--keep-last", "1", "--dry-run").stdout
-    assert dry == f"Would remove {names[1]}\n1 checkpoints would be removed; nothing was.\n"
+    assert dry == f"Would remove {names[1]}\n1 checkpoint would be removed; nothing was.\n"
     assert set(store.remote.names()[0]) == set(names)  # type: ignore[union-attr]
     rows = json.loads(marble_process(tmp_path, "checkpoints", "list", run_id, "--json").stdout)
     assert [(row["checkpoint"], row["here"], row["s3"], row["marks"]) for row in rows] == [
@@ -43,7 +43,7 @@ def test_list_verify_and_prune_say_what_there_is_and_remove_no_more_than_they_sh
         (names[1], False, True, []),
         (names[0], True, True, ["best"]),
     ]
-    assert "1 checkpoints removed" in marble_process(tmp_path, "checkpoints", "prune", run_id, "--keep-last", "1").stdout
+    assert "1 checkpoint removed" in marble_process(tmp_path, "checkpoints", "prune", run_id, "--keep-last", "1").stdout
     complete, unfinished = store.remote.names()  # type: ignore[union-attr]
     assert (complete, unfinished) == ([names[2], names[0]], []) and store.newest() == names[2]
 

@@ -151,10 +151,10 @@ def test_the_drawn_world_itself_scores_full_marks(monkeypatch):
     assert sum(len(columns[tag]) for tag in ("colors", "counting", "color_attr", "position")) == 24
 
 
-def test_score_prints_a_row_for_each_model_and_guidance_scale(trained):
-    said = CliRunner().invoke(app, ["demo", "score", "demo://sd3", str(trained), "-n", "6", "--steps", "8"])
+def test_score_has_a_row_for_each_model_and_guidance_scale(trained):
+    said = CliRunner().invoke(app, ["demo", "score", "demo://sd3", str(trained), "-n", "6", "--steps", "8", "--json"])
     assert said.exit_code == 0, said.output
-    rows = [line for line in said.output.splitlines() if "±" in line and "│" in line]
-    assert [row.split("│")[2].strip() for row in rows] == ["1", "3", "1", "3"]
-    ocr = [float(row.split("│")[3].split("±")[0]) for row in rows]
+    found = json.loads(said.output)
+    assert [(row["model"], row["guidance"]) for row in found] == [(m, g) for m in ("demo://sd3", str(trained)) for g in (1, 3)]
+    ocr = [row["scores"]["ocr"]["mean"] for row in found]
     assert ocr[1] > 0.4 > ocr[3], "the shipped model writes, one of three steps does not"

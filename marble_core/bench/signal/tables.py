@@ -10,6 +10,7 @@ import numpy as np
 from marble_core.bench.signal.agreement import Agreement
 from marble_core.bench.signal.products import Estimate, Products
 from marble_core.bench.signal.rules import MARBLE
+from marble_core.runtime.console_table import print_blocks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,56 +39,39 @@ def both(estimate: Estimate) -> dict[str, Any]:
 
 def show_energies(bank: Products, found: Mapping[str, Estimate], console: Console) -> None:
     title = "One step: the signal's energy, and noise by where it comes from, in units of the signal (se)"
-    table = _table("reward", ENERGIES.values(), title)
-    for k, name in enumerate(bank.names):
-        cells = (_with_se(found[key], k, ".2e" if key == "signal" else ".2f") for key in ENERGIES)
-        table.add_row(name, *cells)
-    console.print(table)
+    rows = [
+        (name, *(_with_se(found[key], k, ".2e" if key == "signal" else ".2f") for key in ENERGIES))
+        for k, name in enumerate(bank.names)
+    ]
+    print_blocks(console, ("reward", *ENERGIES.values()), rows, title)
 
 
 def show_cosines(bank: Products, true: Estimate, of_a_step: Estimate, console: Console) -> None:
     for title, found in (("True cosines between rewards (se)", true), ("The same in one step's own Gram matrix", of_a_step)):
-        table = _table("reward", bank.names, title)
-        for k, name in enumerate(bank.names):
-            cells = ("" if j >= k else _with_se(found, (k, j)) for j in range(bank.K))
-            table.add_row(name, *cells)
-        console.print(table)
+        rows = [
+            (name, *("" if j >= k else _with_se(found, (k, j)) for j in range(bank.K))) for k, name in enumerate(bank.names)
+        ]
+        print_blocks(console, ("reward", *bank.names), rows, title)
 
 
 def show_agreement(bank: Products, found: Mapping[str, Agreement], balanced: Sequence[int], console: Console) -> None:
     said = ", ".join(bank.names[k] for k in balanced)
     title = f"Balanced: {said}. Cosine of the update with each reward's true gradient (se), and its mean's gain over min-norm"
-    table = _table("rule", [*bank.names, "mean", "gain"], title)
-    for name, one in found.items():
-        gain = "" if name == MARBLE else _with_se(one.gain, bank.K, "+.2f")
-        table.add_row(name, *(_with_se(one.cosine, k) for k in range(bank.K + 1)), gain)
-    console.print(table)
-    names = [bank.names[k] for k in balanced]
+    gains = {name: "" if name == MARBLE else _with_se(one.gain, bank.K, "+.2f") for name, one in found.items()}
+    rows = [(name, *(_with_se(one.cosine, k) for k in range(bank.K + 1)), gains[name]) for name, one in found.items()]
+    print_blocks(console, ("rule", *bank.names, "mean", "gain"), rows, title)
+    headings = ("rule", *(bank.names[k] for k in balanced))
     weighed = {name: one for name, one in found.items() if np.isfinite(one.alpha.value).any()}
-    table = _table("rule", names, "Shares alpha of the unit gradients in the update (se)")
-    for name, one in weighed.items():
-        table.add_row(name, *(_with_se(one.alpha, k) for k in balanced))
-    console.print(table)
-    table = _table("rule", names, "The same shares had the rule seen the true Gram matrix")
-    for name, one in weighed.items():
-        table.add_row(name, *(_cell(one.alpha_of_truth[k]) for k in balanced))
-    console.print(table)
+    rows = [(name, *(_with_se(one.alpha, k) for k in balanced)) for name, one in weighed.items()]
+    print_blocks(console, headings, rows, "Shares alpha of the unit gradients in the update (se)")
+    rows = [(name, *(_cell(one.alpha_of_truth[k]) for k in balanced)) for name, one in weighed.items()]
+    print_blocks(console, headings, rows, "The same shares, had the rule seen the true Gram matrix")
 
 
 def show_meters(bank: Products, found: Mapping[str, Estimate], console: Console) -> None:
-    table = _table("reward", METERS.values(), "Estimates of the signal's energy from one step, relative to the truth (se)")
-    for k, name in enumerate(bank.names):
-        table.add_row(name, *(_with_se(found[key], k) for key in METERS))
-    console.print(table)
-
-
-def _table(first: str, columns: Any, title: str) -> Any:
-    from rich.table import Table
-
-    table = Table(first, title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+    rows = [(name, *(_with_se(found[key], k) for key in METERS)) for k, name in enumerate(bank.names)]
+    title = "Estimates of the signal's energy from one step, relative to the truth (se)"
+    print_blocks(console, ("reward", *METERS.values()), rows, title)
 
 
 def _with_se(estimate: Estimate, index: Any, style: str = ".2f") -> str:
