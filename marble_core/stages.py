@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from marble_core.config.formats import check_pipeline
 from marble_core.config.loading import load_config, read_config
@@ -45,6 +45,7 @@ from marble_core.training.rehearsal import begin, foretold, rehearses, tags_of, 
 if TYPE_CHECKING:
     from marble_core.tracking.outcome import Outcome
     from marble_core.tracking.tracker import Tracker
+    from marble_core.training.wanted import Wanted
 
 NO_REPORT = "The report could not be written; the evaluation is whole, and the log says why."
 
@@ -57,14 +58,6 @@ def _stage(name: str) -> Iterator[dict[str, Any]]:
         yield result
 
 
-class Wanted(NamedTuple):
-    """What a run asks of the stages behind prepare: the GPUs of their pods, as texts, since KFP reads no number there."""
-
-    run: str
-    gpus: str
-    evaluation_gpus: str
-
-
 @failures_noticed("prepare")
 def prepare(
     preset: str, overrides: list[str], run_id: str, out: Path, page: Path, form: Mapping[str, Any] | None = None, name: str = ""
@@ -72,12 +65,11 @@ def prepare(
     """Check all that can be checked without a GPU, and write the prepared directory; ``page`` becomes the data report as HTML.
     ``form`` (marble_core.config.pipeline_parameters) is laid over the overrides; ``name`` is the run's in MLflow without a run id.
 
-    Returns the run id and the GPUs of train and evaluate: "0" where a retraining has nothing to train on, and for train where
-    the pods of other nodes do the work.
+    Returns the run id, and the GPUs, CPUs and memory of the pods of train and evaluate (marble_core.training.wanted).
     """
     with _stage("prepare") as result, timed(out, out):
         from marble_core.checkpoints.start_from import check_beginning
-        from marble_core.config.pipeline_parameters import gpus_of, is_rehearsal, overrides_of
+        from marble_core.config.pipeline_parameters import is_rehearsal, overrides_of
         from marble_core.config.redaction import json_without_secrets
         from marble_core.config.rehearsal import rehearsed
         from marble_core.estimate import allowed_gpu_hours, resolve_batch_sizes
@@ -90,11 +82,12 @@ def prepare(
         from marble_core.training.data_check import checked_data
         from marble_core.training.prepared import handed_over, write_prepared
         from marble_core.training.retraining import plan_retraining, store_prompts
+        from marble_core.training.wanted import Wanted, nodes_of
 
-        gpus, evaluation_gpus = gpus_of(form or {})
         config = load_config(preset, overrides=[*overrides, *handed_over(), *overrides_of(preset, **(form or {}))])
         config = resolve_batch_sizes(config, cards := cards_of(config.measured))
         hours = allowed_gpu_hours(config, form or {}, on_cluster=bool(os.environ.get(KFP_RUN)))
+        nodes_of(config, cards, form or {})  # before anything is asked for
         name, run_id = "" if run_id else name, check_run_id(run_id or new_run_id())
         answers = require_servers(config, s3 := S3(config.storage.bucket), run_id)
         config, beginning = plan_retraining(config, s3, run_id)
@@ -125,7 +118,7 @@ def prepare(
         counts = f"{len(prompts)} prompts to train on, {len(data.evaluation)} held out, {len(data.watched)} watched"
         for sentence in (counts, *said, *(f"Warning: {warning}" for warning in data.warnings)):
             progress.emit("prepare", note=sentence)
-    return Wanted(run_id, gpus if prompts and config.train.nodes == 1 else "0", evaluation_gpus if prompts else "0")
+    return Wanted.of(run_id, full, cards, form or {}, anything=bool(prompts))
 
 
 @failures_noticed("train")

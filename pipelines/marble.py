@@ -89,8 +89,11 @@ def build(settings: Settings) -> Any:
         registered = register(prepared=data, adapter=adapter, evaluation=evaluated.outputs["evaluation"])
         give_gpus(trained, wanted[0], accelerator, settings)
         give_gpus(evaluated, wanted[1], accelerator, settings)
-        for task in (prepared, trained, evaluated, registered):
+        for task in (prepared, registered):
             place(task, task.name, settings)
+        for task in (trained, evaluated):
+            asked = {kind: prepared.outputs[f"{task.name}_{kind}"] for kind in ("cpu", "memory")}
+            place(task, task.name, settings, asked)
 
     return marble
 

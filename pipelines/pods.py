@@ -4,6 +4,7 @@ kfp.local ignores all but image, environment and retries, so tests/pipelines/tes
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl, kubernetes
@@ -16,6 +17,7 @@ from marble_core.runtime.environment import (
     IMAGE,
     KFP_RUN,
     KUBEFLOW_PAGE,
+    LIMITS,
     MLFLOW_PAGE,
     NODES,
     PIPELINE_FORMAT,
@@ -23,7 +25,7 @@ from marble_core.runtime.environment import (
 )
 from marble_core.runtime.mlflow_server import NAMES as MLFLOW
 from marble_core.runtime.mlflow_server import OWN
-from marble_kubeflow.pipelines.settings import AUTHORITY, CACHE, CERTIFICATES, MODELS, SCRATCH, Settings
+from marble_kubeflow.pipelines.settings import AUTHORITY, CACHE, CERTIFICATES, MODELS, PLAIN, SCRATCH, Settings
 
 OWN_POD = {  # what a stage must know of its pod to make and own a TrainJob
     "POD_NAME": "metadata.name",
@@ -37,22 +39,24 @@ RUN_OF_POD = "metadata.labels['pipeline/runid']"
 AS = {"study-cell": "train", "study-report": "register"}  # a study's pods have what these have
 
 
-def place(task: PipelineTask, name: str, settings: Settings) -> None:
-    """One stage's pod. ``name`` is the task's: a stage's, or one that has a stage's pod."""
+def place(task: PipelineTask, name: str, settings: Settings, asked: Mapping[str, Any] = PLAIN) -> None:
+    """One stage's pod. ``name`` is the task's: a stage's, or one that has a stage's pod. ``asked`` are requests, texts or parameters of
+    the run, where the settings say nothing."""
     stage = AS.get(name, name)
     pod, image = settings.pods[stage], settings.images.of(stage)  # type: ignore[index]
     task.set_container_image(image)
     task.set_caching_options(False)  # a nightly run with the same parameters must not be a cache hit
     task.set_env_variable(PIPELINE_VERSION, __version__).set_env_variable(IMAGE, image)
     task.set_env_variable(PIPELINE_FORMAT, str(PIPELINE.version))
-    for value, limit in (
-        (pod.cpu_request, task.set_cpu_request),
-        (pod.cpu_limit, task.set_cpu_limit),
-        (pod.memory_request, task.set_memory_request),
-        (pod.memory_limit, task.set_memory_limit),
+    requests, limits = pod.requests(asked), pod.limits
+    for kind, request, limit in (
+        ("cpu", task.set_cpu_request, task.set_cpu_limit),
+        ("memory", task.set_memory_request, task.set_memory_limit),
     ):
-        if value is not None:
-            limit(value)
+        if kind in requests:
+            request(requests[kind])
+        if kind in limits:
+            limit(limits[kind])
     wait = settings.backoff
     if pod.pods:
         # Kubeflow's last number is no limit of a wait: it is the window from the first pod's start in which another may begin and end.
@@ -75,6 +79,9 @@ def place(task: PipelineTask, name: str, settings: Settings) -> None:
             task.set_env_variable(variable, page)
     _environment(task, stage, settings)
     _volumes(task, stage, settings)
+    if name == "prepare":
+        given = {each: settings.pods[each].limits for each in ("train", "evaluate") if settings.pods[each].limits}
+        task.set_env_variable(LIMITS, json.dumps(given))
     if name == "train":
         for variable, path in OWN_POD.items():
             kubernetes.use_field_path_as_env(task, variable, path)
@@ -119,8 +126,8 @@ def _of_several_nodes(settings: Settings) -> dict[str, Any]:
         "queue": settings.gpu.labels,  # of the job, which asks for the GPUs
         "annotations": {"sidecar.istio.io/inject": "false"},  # as of the pipeline's own pods; a sidecar would not let it end
         "gpu": settings.gpu.resource,
-        "requests": {k: v for k, v in (("cpu", pod.cpu_request), ("memory", pod.memory_request)) if v},
-        "limits": {k: v for k, v in (("cpu", pod.cpu_limit), ("memory", pod.memory_limit)) if v},
+        "requests": pod.requests({}),
+        "limits": pod.limits,
         "seconds": round(pod.timeout_hours * 3600),
     }
 

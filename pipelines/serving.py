@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from marble_kubeflow.pipelines.settings import AUTHORITY, CACHE, CERTIFICATES, SCRATCH, Settings
+from marble_kubeflow.pipelines.settings import AUTHORITY, CACHE, CERTIFICATES, PLAIN, SCRATCH, Settings
 
 Form = Literal["kserve", "deployment"]
 FORMS: dict[str, Form] = {"kserve": "kserve", "deployment": "deployment"}
@@ -42,10 +42,9 @@ def rendered(form: Form, name: str, arguments: Sequence[str], gpus: int, setting
 def _pod(container: str, arguments: Sequence[str], gpus: int, settings: Settings) -> dict[str, Any]:
     volumes, mounts = _volumes(settings)
     own = settings.pods["evaluate"]
-    asked = {"cpu": own.cpu_request, "memory": own.memory_request}
+    asked = own.requests(PLAIN)
     most = {
-        "cpu": own.cpu_limit,
-        "memory": own.memory_limit,
+        **own.limits,
         settings.gpu.resource or "nvidia.com/gpu": str(gpus) if gpus else None,
     }
     command = ["serve", *arguments, "--host", "0.0.0.0", "--port", str(PORT)]

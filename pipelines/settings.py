@@ -7,6 +7,7 @@ are in Kubernetes' secrets alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -68,7 +69,8 @@ class Authority(Section):
 
 
 class Pod(Section):
-    """One stage's pod. Without a limit it may use what its node has."""
+    """One stage's pod. Without a limit it may use what its node has. Where train or evaluate has neither a request nor a limit, prepare
+    derives the request from the run (marble_core/estimate/pods.py)."""
 
     cpu_request: Quantity | None = None
     cpu_limit: Quantity | None = None
@@ -86,11 +88,23 @@ class Pod(Section):
                 raise ValueError(f"{what}_request {request} is above {what}_limit {limit}, which Kubernetes takes for no pod")
         return self
 
+    def requests(self, derived: Mapping[str, Any]) -> dict[str, Any]:
+        """By resource: what stands here, else what is ``derived``; nothing beside a limit alone, which Kubernetes requests then."""
+        own = {"cpu": (self.cpu_request, self.cpu_limit), "memory": (self.memory_request, self.memory_limit)}
+        found = {kind: request or (None if limit else derived.get(kind)) for kind, (request, limit) in own.items()}
+        return {kind: request for kind, request in found.items() if request is not None}
 
+    @property
+    def limits(self) -> dict[str, str]:
+        """By resource, those that stand here."""
+        return {kind: limit for kind, limit in (("cpu", self.cpu_limit), ("memory", self.memory_limit)) if limit}
+
+
+PLAIN = {"cpu": "2", "memory": "6Gi"}  # of a pod of which no prepare says what it needs: a study's cell, a server
 PODS: dict[Stage, Pod] = {
     "prepare": Pod(cpu_request="1", memory_request="2Gi", timeout_hours=6),
-    "train": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=168, retries=8),  # it goes on from its newest checkpoint
-    "evaluate": Pod(cpu_request="2", memory_request="6Gi", timeout_hours=24),
+    "train": Pod(timeout_hours=168, retries=8),  # it goes on from its newest checkpoint
+    "evaluate": Pod(timeout_hours=24),
     "register": Pod(cpu_request="250m", memory_request="512Mi"),
 }
 

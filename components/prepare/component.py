@@ -30,9 +30,11 @@ def prepare(
     name: str,
     prepared: dsl.Output[dsl.Dataset],
     data_report: dsl.Output[dsl.HTML],
-) -> NamedTuple("Wanted", [("run", str), ("gpus", str), ("evaluation_gpus", str)]):  # type: ignore[valid-type]
-    """Check everything that can be checked without a GPU. The parameters are the pipeline's own. Returns the run id, and the GPUs of
-    the pods of train and evaluate: none where there is nothing to train on.
+) -> NamedTuple(  # type: ignore[valid-type]
+    "Wanted", dict.fromkeys("run gpus evaluation_gpus train_cpu train_memory evaluate_cpu evaluate_memory".split(), str).items()
+):
+    """Check everything that can be checked without a GPU. The parameters are the pipeline's own. Returns the run id, and the GPUs, CPUs
+    and memory of the pods of train and evaluate: no GPUs where there is nothing to train on.
 
     Args:
         name: Of the run in Kubeflow, which the run in MLflow gets where no run id is given.

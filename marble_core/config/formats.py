@@ -115,7 +115,7 @@ def _with(tree: Tree, path: list[str], value: Any) -> Tree:
 CONFIGURATION = Format("the configuration", 1, "write it anew with marble init, or start a new run", {0: unchanged})
 CHECKPOINT = Format("a checkpoint", 1, "start with another run id", {0: unchanged})  # its manifest.json and state.json
 EVALUATION = Format("an evaluation", 1, "run the evaluate stage again", {0: unchanged})
-PIPELINE = Format("the compiled pipeline", 3, "compile it anew with marble compile")  # 3: the fields of its form are texts
+PIPELINE = Format("the compiled pipeline", 4, "compile it anew with marble compile")  # 4: prepare hands on CPUs and memory
 DECISION = Format("a decision", 1, "run the evaluate stage again")
 LOOK = Format("a look", 1, "remove the file: the run looks anew")  # a line of watch.jsonl
 CELL = Format("a study's cell", 1, "remove it to have it made again", {0: unchanged})

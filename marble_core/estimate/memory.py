@@ -177,6 +177,18 @@ def _networks(config: RunConfig, cards: Cards, measured: bool = False) -> tuple[
     return found, tuple(unknown)
 
 
+def host_memory_of(config: RunConfig, cards: Cards, measured: bool = False) -> int:
+    """Bytes in the host's memory of the rewards of a process that has a GPU: networks that wait there or compute there, and their own."""
+    rewards = config.measured if measured else config.rewards
+    waits = config.model.offload in ("scorers", "all")
+    there: dict[str, Scorer] = {}
+    for reward in rewards:
+        read = needs(reward, _card(reward, cards)).values()
+        if waits or _on_cpu(reward):
+            there |= {a.uri: n for a in read if a.part != "processor" and (n := scorer_of(a))}
+    return 4 * sum(n.weights for n in there.values()) + sum(_card(reward, cards).host_memory for reward in rewards)
+
+
 def _card(reward: RewardConfig, cards: Cards) -> RewardCard:
     return cards.get(reward.name, RewardCard())
 

@@ -5,6 +5,7 @@ OVERRIDES = "MARBLE_OVERRIDES"  # the file, of this user alone, in which marble 
 STUDY = "MARBLE_STUDY"  # the file, of this user alone, in which marble study hands its study to the stages
 PIPELINE_VERSION = "MARBLE_PIPELINE_VERSION"  # of MARBLE, with which the pipeline file was compiled
 PIPELINE_FORMAT = "MARBLE_PIPELINE_FORMAT"  # the version of the compiled pipeline, see config/formats.py
+LIMITS = "MARBLE_LIMITS"  # JSON, which pipelines/pods.py writes: the limits of the pods of train and evaluate that a settings file gives
 NODES = "MARBLE_NODES"  # JSON, which pipelines/pods.py writes: what a TrainJob's pods get that the stage's pod has
 KFP_RUN = "MARBLE_KFP_RUN"  # the id of the run in Kubeflow Pipelines; as a label it says which jobs a run has left behind
 KUBEFLOW_PAGE = "MARBLE_KUBEFLOW_PAGE"  # the address of Kubeflow's pages for people, up to the #

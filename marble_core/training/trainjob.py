@@ -21,6 +21,8 @@ from typing import Any
 
 from marble_core.config.schema import RunConfig
 from marble_core.config.stage_files import ADAPTER_FILE, SHARED
+from marble_core.estimate.pods import node_of
+from marble_core.rewards.cards import cards_of
 from marble_core.runtime import mlflow_server
 from marble_core.runtime.environment import IMAGE, KFP_RUN, KUBEFLOW_PAGE, NODES
 from marble_core.runtime.progress import emit
@@ -102,6 +104,9 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={config.train.processes}"]
     gpus = {pods["gpu"]: config.train.processes} if pods["gpu"] else {}
+    node = node_of(config, cards_of(config.measured), config.train.processes if gpus else 0)
+    derived = {"cpu": node.cpu, "memory": node.memory}
+    requests = {kind: own for kind, own in derived.items() if kind not in pods["limits"]} | pods["requests"]
     owner = {"apiVersion": "v1", "kind": "Pod", "name": os.environ["POD_NAME"], "uid": os.environ["POD_UID"]}
     run = {LABEL: os.environ[KFP_RUN]} if os.environ.get(KFP_RUN) else {}
     pod = {
@@ -129,7 +134,7 @@ def _body(config: RunConfig, pods: Mapping[str, Any], place: str, name: str) -> 
                 "args": [f"{place}/prepared", f"{place}/adapter"],
                 "env": [*pods["env"], *_handed_on()],
                 "numNodes": config.train.nodes,
-                "resourcesPerNode": {kind: {**pods[kind], **gpus} for kind in ("requests", "limits")},
+                "resourcesPerNode": {"requests": {**requests, **gpus}, "limits": {**pods["limits"], **gpus}},
             },
             "runtimePatches": [{"manager": "marble/train", "trainingRuntimeSpec": runtime}],
             "activeDeadlineSeconds": pods["seconds"] + round(OUTAGE),  # for a job that nobody follows any more

@@ -184,10 +184,10 @@ def test_a_stage_reads_a_pipeline_of_this_version_and_refuses_one_of_another_gra
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"run_id": "x", "nothing_new": "Nothing is new."}))
-    for version in ("", "3"):  # none: not started by a pipeline file
+    for version in ("", "4"):  # none: not started by a pipeline file
         monkeypatch.setenv("MARBLE_PIPELINE_FORMAT", version)
         assert stages.train(tmp_path, tmp_path / "out") == {}
-    for version in ("0", "2", "4", "x"):
+    for version in ("0", "3", "5", "x"):
         monkeypatch.setenv("MARBLE_PIPELINE_FORMAT", version)
         with pytest.raises(MarbleError, match=rf"^The pipeline file has .*{version}.* of the compiled pipeline"):
             stages.train(tmp_path, tmp_path / "out")

@@ -11,7 +11,7 @@ from kfp import components as kfp_components
 from marble_core import __version__, stages
 from marble_core.config.loading import load_config, presets
 from marble_core.config.pipeline_parameters import KEYS, overrides_of
-from marble_core.runtime.environment import AGAIN, KFP_RUN, KUBEFLOW_PAGE, MLFLOW_PAGE, NODES, PIPELINE_VERSION
+from marble_core.runtime.environment import AGAIN, KFP_RUN, KUBEFLOW_PAGE, LIMITS, MLFLOW_PAGE, NODES, PIPELINE_VERSION
 from marble_core.types import MarbleError
 from marble_kubeflow.pipelines.marble import PACKAGE, compile_to
 from marble_kubeflow.pipelines.settings import read_settings
@@ -102,6 +102,20 @@ def test_gpus_are_parameters_of_the_run_for_train_and_evaluate_alone(spec: dict,
     assert {s for s, pod in pods.items() if "tolerations" in pod} == {"train", "evaluate"}
 
 
+def test_cpus_and_memory_of_train_and_evaluate_are_what_prepare_derives_where_the_settings_say_nothing(
+    spec: dict, tmp_path: Path
+) -> None:
+    found = {stage: container["resources"] for stage, container in executors(spec).items()}
+    for stage in ("train", "evaluate"):
+        asked = {kind: f"{{{{$.inputs.parameters['pipelinechannel--prepare-{stage}_{kind}']}}}}" for kind in ("cpu", "memory")}
+        assert found[stage]["resourceCpuRequest"] == asked["cpu"] and found[stage]["resourceMemoryRequest"] == asked["memory"]
+    assert (found["prepare"]["resourceCpuRequest"], found["register"]["resourceCpuRequest"]) == ("1", "250m")
+    (tmp_path / "settings.yaml").write_text("pods: {evaluate: {cpu_request: '16'}}")
+    own = next(yaml.safe_load_all(compile_to(tmp_path / "p.yaml", read_settings(tmp_path / "settings.yaml")).read_text()))
+    evaluate = executors(own)["evaluate"]["resources"]
+    assert evaluate["resourceCpuRequest"] == "16" and evaluate["resourceMemoryRequest"].endswith("prepare-evaluate_memory']}}")
+
+
 def test_a_stage_gets_the_secrets_that_it_needs_and_no_others(pods: dict[str, dict]) -> None:
     aws, token = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}, {"HF_TOKEN"}
     assert secrets_of(pods["train"])["marble-s3"] == aws and secrets_of(pods["train"])["marble-hub"] == token
@@ -183,7 +197,8 @@ pages: {{kubeflow: "https://kubeflow.example/_/pipeline/?ns=team", mlflow: "http
     assert containers["train"]["image"] == f"registry.example/team/marble-train@{digest}"
     assert containers["register"]["image"] == "registry.example/team/marble-register:7"
     assert containers["train"]["resources"]["resourceMemoryLimit"] == "400Gi"
-    assert containers["train"]["resources"]["resourceMemoryRequest"] == "6Gi", "the rest of a pod's settings stays"
+    assert "resourceMemoryRequest" not in containers["train"]["resources"], "Kubernetes requests the limit"
+    assert json.loads(variables(spec)["prepare"][LIMITS]) == {"train": {"memory": "400Gi"}}
     train = pods["exec-train"]
     assert json.loads(variables(spec)["train"][AGAIN])["retries"] == 1
     assert "retryPolicy" not in spec["root"]["dag"]["tasks"]["train"]
@@ -222,7 +237,7 @@ pages: {{kubeflow: "https://kubeflow.example/_/pipeline/?ns=team", mlflow: "http
         ),
         ("backoff: {factor: 1.5}", "backoff.factor"),  # Argo: "value '1.5' cannot be resolved to an int"
         ("volumes: {shared_memory: plenty}", "volumes.shared_memory.*'plenty' is no Kubernetes quantity, such as"),
-        ("pods: {train: {memory_limit: 1Gi}}", "pods.train.*memory_request 6Gi is above memory_limit 1Gi"),
+        ("pods: {train: {memory_request: 6Gi, memory_limit: 1Gi}}", "pods.train.*memory_request 6Gi is above memory_limit 1Gi"),
         ("labels: {team: vision & sound}", "labels.team.*is no value of a Kubernetes label"),
         ("labels: {'the team': vision}", "labels.*'the team' is no key of a Kubernetes label"),
         ("gpu: {node_selector: {pool: -a}}", "gpu.node_selector.pool.*no value of a Kubernetes label"),

@@ -19,7 +19,7 @@ from marble_kubeflow.pipelines.study import Plan, compile_to
 SETTINGS = """
 images: {registry: registry.example/team, pull_secrets: [pull]}
 authority: {config_map: company-ca}
-pods: {train: {retries: 3, memory_limit: 400Gi}, register: {cpu_limit: "1"}}
+pods: {train: {retries: 3, cpu_request: "8", memory_limit: 400Gi}, register: {cpu_limit: "1"}}
 gpu: {labels: {kueue.x-k8s.io/queue-name: team}, node_selector: {nvidia.com/gpu.product: H100}}
 volumes: {cache_claim: models}
 labels: {team: vision}

@@ -40,7 +40,7 @@ def test_the_job_has_what_the_stages_own_pod_has_and_its_log_and_adapter_come_ba
     trainer = job["spec"]["trainer"]
     assert trainer["numNodes"] == 2 and trainer["image"] == "marble-train:1"
     assert trainer["resourcesPerNode"] == {
-        "limits": {"nvidia.com/gpu": 4}, "requests": {"nvidia.com/gpu": 4, "cpu": "2", "memory": "6Gi"}
+        "limits": {"nvidia.com/gpu": 4}, "requests": {"nvidia.com/gpu": 4, "cpu": "6", "memory": "13Gi"}
     }, "without requests they are the first to be evicted"  # fmt: skip
     assert trainer["command"][1:] == ["-m", "torch.distributed.run", "--nproc-per-node=4", "-m", "marble_core.training.launch"]
     assert job["spec"]["runtimeRef"]["name"] == "torch-distributed" and job["spec"]["activeDeadlineSeconds"] > 7 * 24 * 3600
