@@ -31,10 +31,10 @@ def prepare(
     prepared: dsl.Output[dsl.Dataset],
     data_report: dsl.Output[dsl.HTML],
 ) -> NamedTuple(  # type: ignore[valid-type]
-    "Wanted", dict.fromkeys("run gpus evaluation_gpus train_cpu train_memory evaluate_cpu evaluate_memory".split(), str).items()
+    "Wanted",
+    [(n, str) for n in "run gpus evaluation_gpus train_cpu train_memory evaluate_cpu evaluate_memory".split()],  # noqa: SIM905
 ):
-    """Check everything that can be checked without a GPU. The parameters are the pipeline's own. Returns the run id, and the GPUs, CPUs
-    and memory of the pods of train and evaluate: no GPUs where there is nothing to train on.
+    """Check everything that can be checked without a GPU. Returns the run id, and what the pods of train and evaluate ask for.
 
     Args:
         name: Of the run in Kubeflow, which the run in MLflow gets where no run id is given.

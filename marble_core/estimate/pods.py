@@ -59,8 +59,8 @@ def check_pod(stage: str, node: Node, given: Mapping[str, str]) -> None:
     """Raises MarbleError where the memory that the pipeline file lets a stage's pod have (``given``, its limits) is less than ``node``."""
     if "memory" in given and amount(given["memory"]) < node.gib * GIB:
         raise MarbleError(
-            f"The pod of {stage} may use {given['memory']} of memory and needs about {node.memory}: raise pods.{stage}.memory_limit in "
-            "the settings file of marble compile, or leave it out."
+            f"The pod of {stage} may use {given['memory']} of memory and needs about {node.memory}: raise pods.{stage}.memory_limit, "
+            "or leave it out."
         )
 
 
