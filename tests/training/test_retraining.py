@@ -122,7 +122,7 @@ def test_of_four_rounds_the_better_are_promoted_the_broken_is_refused_and_the_la
 @pytest.mark.slow
 def test_where_nothing_is_new_no_stage_asks_for_a_gpu_or_makes_anything_and_each_says_so(rounds: list[Round]) -> None:
     _, two, three, four = rounds
-    assert two.wanted[1:] == three.wanted[1:] == ("0", "1") and four.wanted[1:] == ("0", "0")
+    assert two.wanted[1:3] == three.wanted[1:3] == ("0", "1") and four.wanted[1:] == ("0", "0", "1", "2Gi", "1", "2Gi")
     assert four.trained == {} and list((four.root / "adapter").iterdir()) == [] and four.version == ""
     assert four.tracked.data.tags["marble.decision"] == "nothing to train on"
     for page in ("report.html", "register.html"):
