@@ -138,6 +138,11 @@ class Cluster:
         status, _, text = done.stdout.partition(" ")
         return int(status), text.strip()
 
+    def run_python(self, script: str, *arguments: str) -> str:
+        """What a script prints that runs in there."""
+        command = [*self._enter, sys.executable, "-S", "-c", script, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
     def _wait_for(self, container: Manifest, probe: Manifest, process: subprocess.Popen[bytes], seconds: float = 240.0) -> None:
         if "exec" in probe:
             deadline = time.monotonic() + seconds

@@ -7,6 +7,7 @@ exists already, and asks nobody for a password.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from charts import VALUES, render
 from marble_kubeflow.pipelines.marble import PACKAGE
@@ -44,6 +47,41 @@ printf 'host all all all scram-sha-256\n' >> "$PGDATA/pg_hba.conf"
 printf 'CREATE DATABASE "%s";' "$POSTGRES_DB" | postgres --single -D "$PGDATA" postgres
 exec "$@"
 """
+# Every port at which somebody listens: [whether on loopback alone, port].
+LISTENING = """
+import json
+found = []
+for name in ("tcp", "tcp6"):
+    for line in open(f"/proc/net/{name}").read().splitlines()[1:]:
+        place, state = line.split()[1], line.split()[3]
+        address, port = place.split(":")
+        if state == "0A":
+            found.append([address in ("0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F"), int(port, 16)])
+print(json.dumps(found))
+"""
+OTHERS = {5432, 5000, 5001}  # Postgres, and MLflow's where another test has started them
+# What the beginning of a gRPC connection is answered.
+GRPC = r"""
+import json, socket, ssl, sys
+host, port, *pair = sys.argv[1:]
+def ask(tls, pair=None):
+    with socket.create_connection((host, int(port)), 20) as connection:
+        try:
+            if tls:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                context.set_alpn_protocols(["h2"])
+                if pair:
+                    context.load_cert_chain(*pair)
+                connection = context.wrap_socket(connection)
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            return connection.recv(64).hex()
+        except ssl.SSLError as error:
+            return error.reason
+        except OSError as error:
+            return type(error).__name__
+print(json.dumps({"in the clear": ask(False), "without a certificate": ask(True), "with the server's own": ask(True, pair)}))
+"""
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search?max_results=1"
 
 
@@ -64,8 +102,32 @@ def basic(user: str, password: str) -> str:
 def test_the_s3_server_asks_for_the_keys_and_nothing_else_of_it_can_be_reached(cluster: Cluster) -> None:
     assert cluster.fetch("http://marble-s3:8333/")[0] == 403
     assert cluster.fetch("http://localhost:8888/")[0] == 200  # the filer lets anyone in, and so:
-    for port in (8888, 9333, 9340, 23646):
-        assert cluster.fetch(f"http://marble-s3:{port}/")[0] == 0
+    listening = json.loads(cluster.run_python(LISTENING))
+    assert {8888, 9333, 9340, 8333, 18333, 23646} <= {port for _, port in listening}
+    for port in {port for _, port in listening} - {8333, 18333, *OTHERS}:
+        assert cluster.fetch(f"http://marble-s3:{port}/")[0] == 0, port
+    beyond = {port for loopback, port in listening if not loopback}
+    assert beyond - OTHERS == {8333, 18333}
+    published = {name: str(ROOT / "helm/marble/files/s3" / name) for name in ("cert.pem", "key.pem")}
+    asked = json.loads(cluster.run_python(GRPC, "marble-s3", "18333", *published.values()))
+    assert asked["in the clear"] in ("", "ConnectionResetError")
+    assert asked["without a certificate"] == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    assert asked["with the server's own"] == "SSLV3_ALERT_BAD_CERTIFICATE"
+
+
+def test_nobody_can_have_the_private_key_of_the_authority_that_the_grpc_port_asks_for() -> None:
+    """Its public key is the first point of P-256 whose x coordinate is a hash of the sentence that is its name."""
+    authority = x509.load_pem_x509_certificate((ROOT / "helm/marble/files/s3/ca.pem").read_bytes())
+    sentence = authority.subject.rfc4514_string().removeprefix("CN=").replace("\\,", ",")
+    curve, number = ec.SECP256R1(), 0
+    while True:
+        x = hashlib.sha256(f"{sentence} {number}".encode()).digest()
+        try:
+            point = ec.EllipticCurvePublicKey.from_encoded_point(curve, b"\x02" + x)
+            break
+        except ValueError:
+            number += 1
+    assert authority.public_key() == point and sentence.startswith("Nobody has the private key")
 
 
 def test_mlflow_works_by_its_name_in_the_cluster_on_postgres_and_s3_with_a_password(cluster: Cluster) -> None:
