@@ -44,6 +44,9 @@ lock:  ## constraints.hashes.txt anew, after a change of pyproject.toml or const
 	echo '# constraints.txt with the hash of every file that PyPI has of each package, but for torch, whose build is the user'"'"'s choice. Made by: make lock' > constraints.hashes.txt
 	$(BIN)/uv pip compile --quiet --generate-hashes --all-extras --no-emit-package torch --no-annotate --no-header \
 		--python $(BIN)/python $(addprefix --find-links ,$(PIP_FIND_LINKS)) --constraint constraints.txt pyproject.toml >> constraints.hashes.txt
+	echo '# The default of make images: torch as PyPI has it for Linux, which on x86 is the build for CUDA, with all that it needs, every file by its hash. Made by: make lock' > images/torch.txt
+	grep '^torch==' constraints.txt | $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header --python-version 3.11 \
+		--python-platform linux --constraint constraints.txt - >> images/torch.txt
 	for stage in prepare train evaluate register cli; do \
 		$(BIN)/uv pip compile --quiet $$(test $$stage = register || echo --extra $$stage) \
 			$$(test $$stage != train || echo --extra cluster) --no-emit-package torch --no-emit-package marble-core \
@@ -75,7 +78,7 @@ build/tools/.ready: constraints.txt
 	touch $@
 
 images: build/tools/.ready  ## the container images on this machine's engine, and an SBOM of each (REGISTRY=registry.example/team TAG=1 BASE_IMAGE=python:3.11-slim TORCH=... EXTRA=your/package ONLY=cli)
-	build/tools/bin/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' --torch '$(TORCH)' \
+	build/tools/bin/python images/build.py $(if $(TAG),--tag '$(TAG)') --registry '$(REGISTRY)' --base-image '$(BASE_IMAGE)' $(if $(filter-out file,$(origin TORCH)),--torch '$(TORCH)') \
 		--engine '$(or $(ENGINE),docker)' --flags='$(FLAGS)' $(if $(EXTRA),--extra '$(EXTRA)') $(if $(ONLY),--only $(ONLY))
 
 test-containers: $(READY)  ## the images, and the whole pipeline in them; starts the engine itself, some twelve minutes (as root, ARGS="-k size")

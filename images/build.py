@@ -1,6 +1,6 @@
 """Build the images of the stages, marble-prepare, -train, -evaluate and -register, and the command line's: what `make images` runs.
 
-    python images/build.py --registry registry.example/team --base-image python:3.11-slim --torch "torch==2.13.0"
+    python images/build.py --registry registry.example/team --base-image python:3.11-slim
 
 Nothing but pip's own index is asked, inside the build, with this machine's settings of pip. Without --base-image a small
 Debian is made on the spot, which needs debootstrap and root.
@@ -103,6 +103,8 @@ def fill(context: Path, torch: str) -> str:
     shutil.copytree(Path(pip.__file__).parent, tools / "pip", ignore=shutil.ignore_patterns("__pycache__"))
     (tools / "pip.conf").write_text(_pip_settings(tools), encoding="utf-8")
     wheel(context)
+    if not torch:
+        return "--no-deps --require-hashes --requirement /build/torch.txt"
     if not torch.endswith(".whl") or "://" in torch:
         return torch
     shutil.copy(torch, context)
@@ -169,7 +171,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--registry", default="", help="prefix of the names: registry.example/team")
     parser.add_argument("--tag", default=version())
     parser.add_argument("--base-image", default="", help="an image with python3 (default: a small Debian, made here)")
-    parser.add_argument("--torch", default="torch==2.13.0", help="what pip installs as torch, with options, or a wheel's path")
+    parser.add_argument(
+        "--torch", default="", help="what pip installs as torch, with options, or a wheel's path (default: PyPI's, by its hash)"
+    )
     parser.add_argument("--only", nargs="+", choices=IMAGES, help="these alone (default: all)")
     parser.add_argument("--engine", default="docker", help="docker or podman")
     parser.add_argument("--extra", type=Path, help="the directory of a package of your own, for prepare, train and evaluate")

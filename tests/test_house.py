@@ -114,16 +114,22 @@ def test_what_tests_share_lies_in_modules_that_are_no_tests() -> None:
 
 
 def test_what_is_installed_is_what_is_pinned_every_file_by_its_hash() -> None:
-    """torch alone is not: its build is the user's choice."""
+    """torch has a list of its own, for another build of it may be chosen."""
     pinned = re.findall(r"^([\w.-]+==\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    locked = re.findall(r"^([\w.-]+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", (ROOT / "constraints.hashes.txt").read_text(), re.MULTILINE)  # fmt: skip
-    assert all(hashes for _, hashes in locked)
+    locked, of_torch = (
+        re.findall(r"^([\w.-]+==\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", (ROOT / file).read_text(), re.MULTILINE)
+        for file in ("constraints.hashes.txt", "images/torch.txt")
+    )
+    assert all(hashes for _, hashes in [*locked, *of_torch])
 
     def names(pins: list[str]) -> set[str]:
         return {re.sub(r"[-_.]+(?=.*==)", "-", pin).lower() for pin in pins}
 
     assert names(pinned) - names([pin for pin, _ in locked]) == {"torch==2.13.0"}, "run: make lock"
     assert names([pin for pin, _ in locked]) <= names(pinned), "run: make lock"
+    versions = dict(pin.split("==") for pin in names(pinned))
+    assert {"torch==2.13.0"} <= {pin for pin, _ in of_torch}, "run: make lock"
+    assert [pin for pin, _ in of_torch if versions.get(pin.split("==")[0], pin.split("==")[1]) != pin.split("==")[1]] == []
 
 
 OVER = "over {} lines because"  # what a docstring says where a file or a function cannot be shorter
