@@ -62,6 +62,20 @@ def conditions_ignored(request: Request) -> Request:
     return replace(request, headers={k: v for k, v in request.headers.items() if not k.startswith("if-")})
 
 
+def if_match_ignored(request: Request) -> Request:
+    return replace(request, headers={k: v for k, v in request.headers.items() if k != "if-match"})
+
+
+def if_match_refused(request: Request) -> Request | Answer:
+    """Also where it names the version that is there."""
+    return refusal(412, "PreconditionFailed") if request.method == "PUT" and "if-match" in request.headers else request
+
+
+def missing_is_refused(request: Request) -> Request | Answer:
+    """What AWS answers to keys without s3:ListBucket, of the one object that is not there yet."""
+    return refusal(403, "AccessDenied") if request.key.endswith("/latest") else request
+
+
 def conditions_unknown(request: Request) -> Request | Answer:
     known = request.method != "PUT" or not any(k.startswith("if-") for k in request.headers)
     return (

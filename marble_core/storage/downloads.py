@@ -6,6 +6,7 @@ and the sizes of its files. A version is written beside its place and then renam
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import ipaddress
@@ -15,6 +16,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -58,6 +60,10 @@ class S3Asset:
             _log.warning("%s The copy in the model cache is used instead.", error)
             return place
         return place if version == self.versions.record().get("version") else None
+
+    def names(self) -> list[str]:
+        """Of its objects, relative to it."""
+        return [key.removeprefix(self.key).lstrip("/") for key in self._objects()]
 
     def size(self) -> int:
         return sum(size for size, _ in self._objects().values())
@@ -113,7 +119,7 @@ class WebFile:
 
     def _open(self) -> http.client.HTTPResponse:
         try:
-            return urllib.request.build_opener(_Redirects).open(self.uri, timeout=_SECONDS)
+            return urllib.request.build_opener(_Redirects, _Http, _Https).open(self.uri, timeout=_SECONDS)
         except urllib.error.HTTPError as error:
             raise MarbleError(f"{self.shown} cannot be fetched, the server answers {error.code}: check the address.") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -141,6 +147,51 @@ class WebFile:
             raise MarbleError(f"{self.shown} broke off ({error or type(error).__name__}): fetch it again.") from None
         if length is not None and target.stat().st_size != length:
             raise MarbleError(f"{self.shown} broke off after {target.stat().st_size} of {length} bytes: fetch it again.")
+
+
+class _InTime(http.client.HTTPResponse):
+    """Its headers come as a whole within the window, however slowly they drip: the socket's own time is that without a byte."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._connected, self._late = sock, threading.Event()
+
+    def begin(self) -> None:
+        timer = threading.Timer(_WINDOW, self._leave)
+        timer.daemon = True
+        timer.start()
+        try:
+            super().begin()
+        except (OSError, http.client.HTTPException):
+            if not self._late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if self._late.is_set():  # what is cut off could pass for all of the headers
+            raise TimeoutError(f"it has not answered within {_WINDOW} s")
+
+    def _leave(self) -> None:
+        self._late.set()
+        with contextlib.suppress(OSError):
+            self._connected.shutdown(socket.SHUT_RDWR)
+
+
+class _HttpConnection(http.client.HTTPConnection):
+    response_class = _InTime
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    response_class = _InTime
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, req)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

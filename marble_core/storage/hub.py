@@ -53,10 +53,8 @@ class HubRepository:
         return sum(sizes[name] for name in _wanted(self.part, list(sizes)))
 
     def refuse(self) -> str | None:
-        """Raises MarbleError where it is not for this account, or there is none such; it brings nothing. Returns what to tell the
+        """Of one that is not in the cache: raises MarbleError where it is not for this account, or there is none such; brings nothing. Returns what to tell the
         user where the hub cannot be asked."""
-        if self.cached():
-            return None
         with _sentences(self.name, self.revision):
             try:
                 wanted = _wanted(self.part, list(_listing(self.name, self.revision)))

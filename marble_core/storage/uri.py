@@ -15,11 +15,12 @@ it has changed. ``marble fetch`` brings what a configuration needs.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from marble_core.storage.artifacts import Part, Remote, refuse_code
-from marble_core.types import MarbleError
+from marble_core.types import MarbleError, Outage
 
 DEMO = "demo://"
 SCHEMES = (DEMO, "hf://", "s3://", "https://", "http://")
@@ -57,20 +58,33 @@ def find(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path
 
 
 def check_access(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> str | None:
-    """Raises MarbleError where a name is wrong, or a hub's repository is not for this account, which is known on any machine
-    before a GPU is asked for. Returns what to tell the user where the hub cannot be asked."""
+    """Raises MarbleError where a name is wrong, a hub's repository is not for this account, or a base model is none or brings code,
+    which is known on any machine before a GPU is asked for. Returns what to tell the user where the hub or S3 cannot be asked."""
+    from marble_core.storage.downloads import S3Asset
     from marble_core.storage.hub import HubRepository
 
     found = find(uri, part, revision)
-    if isinstance(found, Path) and part == Part.PIPELINE:
-        require_pipeline(found, uri)
-    return found.refuse() if isinstance(found, HubRepository) else None
+    here = found if isinstance(found, Path) else found.cached() if isinstance(found, HubRepository) else None
+    if here is not None and part == Part.PIPELINE:
+        require_pipeline(here, uri)
+    if isinstance(found, S3Asset) and part == Part.PIPELINE:
+        try:
+            _require_pipeline(found.names(), uri)
+        except Outage as error:
+            return f"Whether {uri} can be had is not known: {error}"
+    return found.refuse() if isinstance(found, HubRepository) and here is None else None
 
 
 def require_pipeline(directory: Path, uri: str) -> None:
-    if not (directory / "model_index.json").is_file():
+    patterns = ("model_index.json", "*.py", "*/*")
+    _require_pipeline([str(file.relative_to(directory)) for pattern in patterns for file in directory.glob(pattern)], uri)
+
+
+def _require_pipeline(names: Sequence[str], uri: str) -> None:
+    """``names`` are the files of a base model, relative to it."""
+    if "model_index.json" not in names:
         raise MarbleError(f"The base model {uri} has no model_index.json; give a directory that diffusers saved.")
-    refuse_code(uri, (str(file.relative_to(directory)) for pattern in ("*.py", "*/*") for file in directory.glob(pattern)))
+    refuse_code(uri, [name for name in names if name.count("/") <= 1 and name != "model_index.json"])
 
 
 def portable(uri: str) -> str:

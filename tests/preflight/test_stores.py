@@ -2,8 +2,11 @@
 
 import socket
 import uuid
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -12,7 +15,9 @@ from checkpoint_builders import content, found, write_run
 from marble_core import stages
 from marble_core.checkpoints.run_checkpoints import RunCheckpoints
 from marble_core.checkpoints.start_from import locate
+from marble_core.config.loading import load_config
 from marble_core.preflight.answers import as_markdown, lines, require
+from marble_core.preflight.servers import ask_servers
 from marble_core.preflight.store import ask_s3, checkpoints
 from marble_core.storage.s3 import S3
 from marble_core.storage.s3_errors import Refused
@@ -24,6 +29,9 @@ from peculiar_s3 import (
     conditions_ignored,
     conditions_unknown,
     expired_token,
+    if_match_ignored,
+    if_match_refused,
+    missing_is_refused,
     no_checksums,
     no_delete,
     no_parts,
@@ -36,6 +44,7 @@ from peculiar_s3 import (
     stale_list,
     wrong_region,
 )
+from stub_hub import serving
 
 # What prepare says: the sentence of its refusal, or "" where all four stages must work.
 REFUSED: dict[str, tuple[Peculiarity, str]] = {
@@ -46,6 +55,8 @@ REFUSED: dict[str, tuple[Peculiarity, str]] = {
         conditions_ignored,
         r"ignores If-None-Match on writes, by which one process .* see docs/storage\.md",
     ),
+    "If-Match ignored": (if_match_ignored, r"ignores If-Match on writes, by which one process .* see docs/storage\.md"),
+    "If-Match refused": (if_match_refused, r"refuses a write whose If-Match names the present version, by which one process"),
     "501 on conditions": (conditions_unknown, r"does not know conditional writes \(If-None-Match, If-Match\).*NotImplemented"),
     "checksums refused": (no_checksums, r"refuses boto3's checksums .*crc32.*AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
     "no uploads in parts": (no_parts, r"does not know a request by which s3://.*/preflight is written .*CreateMultipartUpload"),
@@ -111,6 +122,19 @@ def test_keys_for_a_prefix_alone_are_enough_and_say_which_permission_is_missing_
         with pytest.raises(MarbleError, match=r"runs/ may not be reached \(AccessDenied\); they need s3:ListBucket there"):
             require(ask_s3(S3(bucket.bucket), "run-1"))
     assert all(key.startswith("team/marble/runs/run-1/") for key in bucket.keys(""))
+
+
+def test_a_refusal_of_what_is_not_there_yet_names_the_right_to_list(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with peculiar(services, missing_is_refused) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        answers = ask_servers(load_config("demo"), S3(bucket.bucket), "run-1")
+    assert (answers[-1].asked, answers[-1].state) == ("S3: the run's checkpoints", "no")
+    with pytest.raises(
+        MarbleError, match=r"latest may not be read .*s3:GetObject \(and s3:ListBucket, without which what is not"
+    ):
+        require(answers)
 
 
 def test_a_runs_checkpoints_never_were_or_are_or_were_and_are_gone(bucket: S3, tmp_path: Path) -> None:
@@ -191,6 +215,43 @@ def test_irsa_with_an_address_for_all_of_aws_is_refused_and_with_s3s_own_it_is_n
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", services["AWS_ENDPOINT_URL"])
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     S3("marble").require_bucket()
+
+
+def test_a_pods_token_is_exchanged_for_keys_that_open_s3(
+    bucket: S3, services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """IRSA, with a stub of STS: the token of the pod's service account is all that the process is given."""
+    asked: list[dict[str, list[str]]] = []
+
+    class Sts(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            until = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+            keys = {"AccessKeyId": services["AWS_ACCESS_KEY_ID"], "SecretAccessKey": services["AWS_SECRET_ACCESS_KEY"]}
+            fields = "".join(f"<{k}>{v}</{k}>" for k, v in {**keys, "SessionToken": "", "Expiration": until}.items())
+            name = "AssumeRoleWithWebIdentity"
+            body = f"<{name}Response><{name}Result><Credentials>{fields}</Credentials></{name}Result></{name}Response>".encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "token").write_text("of-the-account")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/marble")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", services["AWS_ENDPOINT_URL"])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Sts)
+    with serving(server):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{server.server_port}")
+        all_stages(S3(bucket.bucket), tmp_path / "local")
+    assert {(each["WebIdentityToken"][0], each["RoleArn"][0]) for each in asked} == {
+        ("of-the-account", "arn:aws:iam::123456789012:role/marble")
+    }
 
 
 def test_a_store_that_forgets_conditions_in_mid_run_ends_it_at_once_and_is_not_called_away(

@@ -59,6 +59,29 @@ def test_an_address_of_the_net_does_not_lead_into_this_machine(inside: str, monk
         handler.redirect_request(asked, None, 302, "", {}, f"https://{inside}/latest/meta-data")
 
 
+@pytest.mark.parametrize("line", [b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n", b""])
+def test_a_server_that_drips_its_headers_is_left(line: bytes, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_WINDOW", 0.3)
+    enough = threading.Event()
+
+    class Drips(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.wfile.write(line or b"HTTP/1.1 ")
+            while not enough.wait(0.05):
+                self.wfile.write(b"X-More: x\r\n" if line else b"2")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Drips)
+    with serving(server):
+        try:
+            with pytest.raises(MarbleError, match=r"cannot be reached \(it has not answered within 0\.3 s\)"):
+                resolve(f"http://127.0.0.1:{server.server_port}/head.pth")
+        finally:
+            enough.set()
+
+
 def test_a_server_that_drips_is_left(hub: StubHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "_WINDOW", 0.3)
     enough = threading.Event()

@@ -72,3 +72,42 @@ def test_a_base_model_with_code_of_its_own_is_refused(tmp_path, file):
     write_files(tmp_path / "sd3", "model_index.json", "transformer/diffusion_pytorch_model.safetensors", file)
     with pytest.raises(MarbleError, match="brings code of its own"):
         check_access(str(tmp_path / "sd3"), Part.PIPELINE)
+
+
+BRINGS = {
+    "code": (("transformer/mine.py",), "brings code of its own"),
+    "code beside": (("pipeline.py",), "brings code of its own"),
+    "pickled": (("vae/diffusion_pytorch_model.bin",), "has the weights of vae pickled only"),
+}
+
+
+@pytest.mark.parametrize("brings", BRINGS)
+@pytest.mark.parametrize("where", ["s3", "cache"])
+def test_a_base_model_in_s3_or_in_the_hubs_cache_is_refused_before_it_is_brought(
+    tmp_path, cache, hub, bucket, monkeypatch, where, brings
+):
+    files, sentence = BRINGS[brings]
+    good = ("model_index.json", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors")
+    if where == "s3":
+        write_files(tmp_path / "sd3", *good)
+        bucket.upload_dir(tmp_path / "sd3", "models/sd3")
+        uri, place = bucket.uri("models/sd3"), tmp_path / "more"
+    else:
+        write_files(hub.root / "org/sd3", *good)
+        uri, place = "org/sd3", resolve("org/sd3", Part.PIPELINE)
+        hub.server.shutdown()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    check_access(uri, Part.PIPELINE)
+    write_files(place, *files)
+    if where == "s3":
+        bucket.upload_dir(place, "models/sd3")
+    with pytest.raises(MarbleError, match=sentence):
+        check_access(uri, Part.PIPELINE)
+    assert where == "cache" or not (cache / "assets").exists(), "nothing was brought"
+
+
+def test_a_base_model_in_an_s3_that_is_away_is_told_and_one_that_is_not_there_is_refused(bucket, monkeypatch):
+    with pytest.raises(MarbleError, match=r"There is nothing at s3://.*/models/none"):
+        check_access(bucket.uri("models/none"), Part.PIPELINE)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "can be had is not known: The S3 bucket" in check_access(bucket.uri("models/none"), Part.PIPELINE)

@@ -70,7 +70,7 @@ def test_a_model_that_never_had_a_champion_begins_from_the_base_and_that_is_said
     assert said == [f"The registered model {config.registry.model} has never had a champion: training begins from the base."]
 
 
-@pytest.mark.parametrize("how", ["alias", "version", "model"])
+@pytest.mark.parametrize("how", ["alias", "version", "model", "name"])
 def test_a_champion_that_was_lost_stops_what_would_begin_from_it_and_is_told_to_who_compares(
     config: RunConfig, a_run: Callable[[], str], tmp_path: Path, how: str
 ) -> None:
@@ -81,8 +81,10 @@ def test_a_champion_that_was_lost_stops_what_would_begin_from_it_and_is_told_to_
         client.delete_registered_model_alias(name, "champion")
     elif how == "version":
         client.delete_model_version(name, version)
-    else:
+    elif how == "model":
         client.delete_registered_model(name)
+    else:
+        client.rename_registered_model(name, f"{name} of another team")
     with pytest.raises(MarbleError, match=r"has no champion any more, though .*'champion'.* registry\.model\.$"):
         find_champion(name)
     assert "has no champion any more" in fetch_champion(config, a_lora(tmp_path / "b"), tmp_path).absent
