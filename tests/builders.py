@@ -68,7 +68,11 @@ class SmallModel:
 def small_config(*overrides: str) -> RunConfig:
     rollout = ["rollout.prompts=3", "rollout.images_per_prompt=2", "rollout.steps=4", "train.processes=1"]
     loss = ["loss.timesteps=3", "loss.micro_batch=4", "loss.kl_fraction=1.0"]
-    return load_config("demo", overrides=["lora.rank=4", *rollout, *loss, *overrides])
+    balance = [
+        "balance.method=marble",
+        "balance.observe=0",
+    ]  # the presets sum the gradients as they are; the core has more to show
+    return load_config("demo", overrides=["lora.rank=4", *rollout, *loss, *balance, *overrides])
 
 
 def small_policy(config: RunConfig, perturb: float = 0.0, model: SmallModel | None = None) -> Policy:

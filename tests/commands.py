@@ -55,7 +55,7 @@ def one_sentence(said: str, *parts: str) -> None:
 
 # A run of the demo that takes about a minute.
 TINY = [
-    "train.steps=2", "train.checkpoint_every=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
+    "train.steps=2", "train.checkpoint_every=1", "balance.observe=1", "rollout.prompts=3", "rollout.images_per_prompt=4", "rollout.steps=3",
     "loss.timesteps=2", "data.train_size=30", "data.evaluation_size=4", "evaluation.steps=3", "evaluation.resamples=200",
 ]  # fmt: skip
 

@@ -37,7 +37,7 @@ NAMES = ("clipscore", "ocr", "geneval")
 
 
 def a_config() -> RunConfig:
-    loaded = load_config("demo", overrides=["train.steps=6"])
+    loaded = load_config("demo", overrides=["train.steps=6", "balance.method=marble"])
     return loaded.model_copy(update={"rewards": tuple(r for r in loaded.rewards if r.name in NAMES)})
 
 

@@ -158,6 +158,6 @@ def test_a_run_that_is_started_again_goes_on_from_its_checkpoint(done, services,
 
 @pytest.mark.deep  # the methods themselves are run by tests/test_step.py
 def test_weighted_sum_is_one_key_on_the_same_command_line(services, servers, tmp_path):
-    finished = run(tmp_path, servers, "sum", "balance.method=weighted_sum", "balance.observe=1")
+    finished = run(tmp_path, servers, "sum", "balance.method=weighted_sum")
     assert finished.returncode in (0, REFUSED), finished.stdout + finished.stderr
     assert "worst cosine" in finished.stdout

@@ -37,6 +37,15 @@ FULL_UP_TO, PROJECTED = 16, 2**16  # rewards that the meter in time keeps whole,
 MOST_GUARDS = 8  # all subsets of them are tried
 
 
+CHOOSE = "set balance.method=marble too, or leave it out"
+
+
+# What a method without a QP has no use for; a preset or a file that names its own method may still say it.
+OF_BALANCING = (
+    "every", "rho", "ema_on_solved", "normalise_between", "kappa", "gram", "cross_rho", "cross_ridge", "cross_floor", "final_uniform_steps",
+)  # fmt: skip
+
+
 OWN_METHOD = re.compile(r"\w+(\.\w+)*:[A-Z]\w*")  # the import path of a user's Balancer; rewards have small letters
 
 
@@ -160,7 +169,7 @@ class BalanceConfig(Section):
             raise ValueError("method 'sequential' needs balance.stages, and no other method has them")
         wanted = [key for key in ("prior", "floor", "cap", "wishes") if getattr(self, key)]
         if wanted and not self.weighs_gradients:
-            raise ValueError(f"method {self.method!r} does not balance, so balance.{wanted[0]} would say nothing; leave it out")
+            raise ValueError(f"method {self.method!r} does not balance, so balance.{wanted[0]} would say nothing: {CHOOSE}")
         return self
 
     @model_validator(mode="after")
@@ -181,7 +190,9 @@ class BalanceConfig(Section):
         if self.method != "marble":
             for key in ("trust", "normalise"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"balance.{key} is of the method 'marble', so it would say nothing for {self.method!r}")
+                    raise ValueError(
+                        f"balance.{key} is of the method 'marble', so it would say nothing for {self.method!r}: {CHOOSE}"
+                    )
         if self.trust == "auto" and self.meter != "time":
             raise ValueError("trust 'auto' chooses by what the next step says of a direction, so it needs balance.meter: time")
         if self.trust == "auto" and not self.normalise:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from marble_core.config.balance import CHOOSE, OF_BALANCING, BalanceConfig
 from marble_core.config.errors import first_error, quoted, sentence
 from marble_core.config.formats import CONFIGURATION
 from marble_core.config.nearest import choose_one_of
@@ -51,9 +52,22 @@ def load_config(preset: str = "demo", file: str | Path | None = None, overrides:
         layers.append((str(file), read_sections(Path(file))))
     layers += [(f"override {quoted(item)}", _override(item)) for item in overrides or []]
     try:
-        return RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
+        config = RunConfig.model_validate(_laid_over([tree for _, tree in layers]))
     except ValidationError as error:
         raise MarbleError(sentence(error, _origin(error, layers))) from None
+    if not config.balance.weighs_gradients:
+        for where, tree in layers[1:]:
+            _refuse_what_says_nothing(where, tree.get("balance", {}), config.balance)
+    return config
+
+
+def _refuse_what_says_nothing(where: str, said: dict[str, Any], balance: BalanceConfig) -> None:
+    """Of a layer that names no method, such as ``balance.every=10`` over a preset whose method solves no QP."""
+    idle = [key for key in OF_BALANCING if key in said and getattr(balance, key) != BalanceConfig.model_fields[key].default]
+    if idle and "method" not in said:
+        raise MarbleError(
+            f"Invalid balance.{idle[0]} in {where}: the method {balance.method!r} balances nothing, so it would say nothing: {CHOOSE}."
+        )
 
 
 def preset_says(name: str) -> str:

@@ -26,7 +26,7 @@ METHODS: dict[str, Method] = {
     "marble": Method(
         "marble_core.algorithm.marble:MinNorm",
         solves=True,
-        says="The min-norm point of the normalised gradients, solved on each step: the paper's method, and the presets'.",
+        says="The min-norm point of the normalised gradients, solved on each step: the paper's method.",
     ),
     "mgda": Method(
         "marble_core.algorithm.marble:MinNorm",
@@ -39,7 +39,8 @@ METHODS: dict[str, Method] = {
         says="The mean of an image's raw rewards makes one advantage: the common baseline, in which the widest reward rules.",
     ),
     "equal": Method(
-        "marble_core.algorithm.balancers:Balancer", says="Each reward's gradient weighs 1/K; no problem is solved."
+        "marble_core.algorithm.balancers:Balancer",
+        says="Each reward's gradient weighs 1/K; no problem is solved: the presets' method.",
     ),
     "gdpo": Method(
         "marble_core.algorithm.balancers:Gdpo",

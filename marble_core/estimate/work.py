@@ -103,6 +103,9 @@ def of_a_timestep(config: RunConfig, solves: bool = True) -> tuple[float, float]
     if at_base and not (solves and config.balance.every == 1 and not again):
         passes += at_base
     velocities = (_velocities(config) + config.model.gradient_checkpointing) * (1 + again) + kl + at_base
+    if config.balance.observe:  # all gradients beside the step's own, on steps without a QP
+        observed = (1 - 1 / config.balance.every if solves else 1) / config.balance.observe
+        velocities, passes = velocities * (1 + observed), passes + observed * (_terms(config) + kl)
     return velocities, passes
 
 

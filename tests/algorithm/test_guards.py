@@ -186,7 +186,7 @@ def test_prompts_are_those_of_the_rewards_with_a_share():
 )
 def test_guards_that_cannot_be_are_one_sentence(overrides, says):
     with pytest.raises(MarbleError, match=says):
-        load_config("demo", overrides=overrides)
+        load_config("demo", overrides=["balance.method=marble", *overrides])
 
 
 def test_the_worst_cosine_of_the_min_norm_point_is_that_of_the_shares_of_unit_gradients():

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.containers
 # One reward that three large steps raise by far, so that the gate lets the model pass.
 EASY = [
     'rewards=[{name: compressibility, scorer: "marble_core.rewards.compressibility:Compressibility"}]',
-    "optimizer.lr=1e-2", "train.steps=3", "train.checkpoint_every=1", "rollout.prompts=9", "rollout.images_per_prompt=6",
+    "optimizer.lr=1e-2", "balance.observe=1", "train.steps=3", "train.checkpoint_every=1", "rollout.prompts=9", "rollout.images_per_prompt=6",
     "rollout.steps=3", "loss.timesteps=2", "data.train_size=30", "data.evaluation_size=16", "evaluation.steps=3",
     "evaluation.resamples=200",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from marble_core.estimate.allocation import Components, allocate, components
 from marble_core.estimate.sizes import sizes_of
 from marble_core.estimate.work import flop_of_step, timestep_forwards, work_of
 
+MARBLE = ["balance.method=marble", "balance.observe=0"]
 SIGNAL = {
     "names": ["clipscore", "ocr"],
     "bank": {"configuration": {"rollout.prompts": "24", "rollout.images_per_prompt": "8", "loss.timesteps": "4"}},
@@ -42,7 +43,7 @@ def test_components_are_those_of_one_prompt_one_image_and_one_draw():
 
 
 def test_the_timesteps_are_the_cheapest_way_to_the_same_noise_and_the_images_cost_the_same():
-    config = load_config("demo", overrides=["rollout.steps=20", "loss.timesteps=2"])
+    config = load_config("demo", overrides=[*MARBLE, "rollout.steps=20", "loss.timesteps=2"])
     own = components(SIGNAL)["clipscore"]
     found = allocate(own, config)
     c = timestep_forwards(config)
@@ -59,14 +60,24 @@ def test_the_timesteps_are_the_cheapest_way_to_the_same_noise_and_the_images_cos
 
 
 def test_a_timesteps_cost_is_the_estimates_own():
-    config = load_config("demo")
-    one, two = (load_config("demo", overrides=[f"loss.timesteps={T}"]) for T in (1, 2))
+    config = load_config("demo", overrides=MARBLE)
+    one, two = (load_config("demo", overrides=[*MARBLE, f"loss.timesteps={T}"]) for T in (1, 2))
     sizes = sizes_of(config.model)
     flop = [flop_of_step(c, sizes, True) for c in (one, two)]
     assert (flop[1] - flop[0]) / (flop[0] - (flop[1] - flop[0])) == pytest.approx(
         timestep_forwards(config) / config.rollout.steps
     )
     assert work_of(config, sizes).flop == flop_of_step(config, sizes, True)
+
+
+def test_all_gradients_for_the_log_cost_a_balanced_training_pass_on_each_observed_step():
+    def flop(*overrides: str) -> float:
+        config = load_config("demo", overrides=list(overrides))
+        return work_of(config, sizes_of(config.model)).flop
+
+    none, tenth, every = (flop("balance.method=equal", f"balance.observe={n}") for n in (0, 10, 1))
+    balanced = 4 * (flop(*MARBLE, "loss.timesteps=5") - flop(*MARBLE, "loss.timesteps=4"))
+    assert every - none == pytest.approx(balanced) and tenth - none == pytest.approx(balanced / 10)
 
 
 def test_check_prints_the_allocation_of_a_bank_and_refuses_what_is_none(tmp_path):

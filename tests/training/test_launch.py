@@ -41,7 +41,9 @@ def test_several_processes_train_the_model_that_one_trains_and_track_it_once(ser
 
 
 def test_what_stops_one_of_the_processes_is_the_stages_one_sentence(services, tmp_path):
-    where, _ = prepared_run(tmp_path, "train.processes=2", "balance.wishes=['geneval >= 0.9', 'clipscore >= 0.9']")
+    where, _ = prepared_run(
+        tmp_path, "train.processes=2", "balance.method=marble", "balance.wishes=['geneval >= 0.9', 'clipscore >= 0.9']"
+    )
     with pytest.raises(MarbleError, match="No weights that add up to 1 can meet"):
         stages.train(where, tmp_path / "adapter")
 
