@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from marble_core.runtime import progress
+from marble_core.runtime import out_of_memory, progress
 from marble_core.runtime.child_process import ChildProcess
 from marble_core.runtime.environment import OVERRIDES, PROGRESS, STUDY
 from marble_core.runtime.progress_display import Display
@@ -113,6 +113,7 @@ def _executed(
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **more, PROGRESS: str(events), "TMPDIR": str(scratch)}
     _for_this_user_alone(scratch / "told.json", json.dumps(told))
     environment[OVERRIDES] = str(_for_this_user_alone(scratch / "overrides.json", json.dumps(list(overrides))))
+    killed = out_of_memory.kills()
     with locked(scratch) as lock, Display(events, console) as display:
         child = ChildProcess(command, log, environment, Path.cwd(), (lock,), grace=GRACE)
         try:
@@ -129,18 +130,19 @@ def _executed(
                 containers.remove(directory)
             shutil.rmtree(scratch, ignore_errors=True)
         display.poll()
-    _raise_what_was_said(display, code, last, log, interrupted)
+    _raise_what_was_said(display, code, last, log, interrupted, killed)
     return Outcome(directory, display.results)
 
 
-def _raise_what_was_said(display: Display, code: int, last: str, log: Path, interrupted: str) -> None:
-    """Where the pipeline, whose process ended with ``code``, has not got to the result of its stage ``last``."""
+def _raise_what_was_said(display: Display, code: int, last: str, log: Path, interrupted: str, killed: int | None) -> None:
+    """Where the pipeline, whose process ended with ``code``, has not got to the result of its stage ``last``. ``killed`` were
+    counted by the kernel before it began (out_of_memory.py)."""
     if display.error:
         raise MarbleError(display.error)
     if display.unfinished and last == "register" and not display.traceback:  # a study has several cells at a time
         raise Outage(
-            f"The stage {display.unfinished} ended without a word, killed by a signal or for memory: see {log} and this machine's "
-            f"memory. {interrupted}"
+            f"The stage {display.unfinished} ended without a word, killed by a signal: see {log}. "
+            + " ".join(filter(None, [out_of_memory.said(killed), interrupted]))
         )
     if code != 0 or last not in display.results:  # kfp.local has called success what was none
         said = display.traceback or log.read_text(errors="replace", encoding="utf-8")

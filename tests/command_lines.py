@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 KINDS = {  # by what stands behind -m
-    "torch.distributed.run": "torchrun",
+    "marble_core.training.torchrun": "torchrun",
     "marble_core.training.launch": "worker",
     "kfp.dsl.executor_main": "stage",
     "marble_kubeflow.pipelines.local": "pipeline",

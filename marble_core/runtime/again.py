@@ -18,8 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from marble_core.runtime.child_process import signal_name
 from marble_core.runtime.environment import AGAIN, ATTEMPT, FAILURE, GPUS_SINCE
 from marble_core.runtime.housekeeping import reason_of
+from marble_core.runtime.out_of_memory import kills, said
 from marble_core.runtime.scratch import scratch_directory
 from marble_core.types import MarbleError, Outage
 
@@ -108,11 +110,11 @@ def _attempt(
         if seen:
             environment[ATTEMPT] = f"{len(seen) + 1}: {seen[-1][0].reason}"
         command = [sys.executable, "-m", "marble_core.stage_process", stage, *arguments]
-        code = running.run(command, environment)
+        killed, code = kills(), running.run(command, environment)
         if code == 0:
             return None
         if code < 0:
-            return Failure(f"The work was ended by {_name(-code)}.", again=True)
+            return Failure(" ".join(filter(None, [f"The work was ended by {signal_name(code)}.", said(killed)])), again=True)
         if file.exists():
             return Failure(**json.loads(file.read_bytes()))
         return Failure(f"The work ended with exit code {code}.", again=True)
@@ -136,11 +138,3 @@ def record_failure(error: Exception) -> None:
         refused = isinstance(error, MarbleError) and not isinstance(error, Outage)
         said = str(error) if isinstance(error, MarbleError) else f"{type(error).__name__}: {reason_of(error)}"
         Path(file).write_text(json.dumps({"reason": said, "again": not refused}), encoding="utf-8")
-
-
-def _name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-    return f"{name} (out of memory, where nobody sent it)" if number == signal.SIGKILL else name

@@ -40,6 +40,14 @@ kill -s KILL -- "-$1"
 """
 
 
+def signal_name(code: int) -> str:
+    """SIGKILL, of the exit code -9."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
 class ChildProcess:
     """A process in a group of its own which ends with us, whatever ends us (kill -9 too), its own children included.
 

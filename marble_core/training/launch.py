@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from marble_core.runtime import cpus
-from marble_core.runtime.child_process import ChildProcess, end_with_the_parent, keeping_its_id
+from marble_core.runtime import cpus, out_of_memory
+from marble_core.runtime.child_process import ChildProcess, end_with_the_parent, keeping_its_id, signal_name
 from marble_core.runtime.environment import GPUS_SINCE, KFP_RUN
 from marble_core.runtime.scratch import scratch_directory
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from marble_core.config.schema import RunConfig
     from marble_core.training.heartbeat import Listener
 
+ENDED = ".first-end"  # the file in which torchrun leaves how the first of its processes ended
 GRACE = 12.0  # seconds: a checkpoint, between the end of the stage and that of its processes
 
 
@@ -81,9 +82,10 @@ def run_on(count: int, module: str, arguments: Sequence[Path], out: Path, what: 
     Raises MarbleError with the sentence of the process that stopped first, or where one was killed; RuntimeError where a bug, whose
     traceback is in the log, ended one.
     """
-    errors = out.parent / ERRORS
-    errors.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    errors, ended, killed = out.parent / ERRORS, out.parent / ENDED, out_of_memory.kills()
+    for left in (errors, ended):
+        left.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "marble_core.training.torchrun", str(ended), "--standalone", f"--nproc-per-node={count}"]
     # Idle OpenMP threads must sleep, not spin, where processes share the cores; there may be more of them than cores.
     environment = {"OMP_NUM_THREADS": str(max(1, cpus.usable() // count)), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     command += ["-m", module, *map(str, arguments)]
@@ -96,11 +98,20 @@ def run_on(count: int, module: str, arguments: Sequence[Path], out: Path, what: 
         raise error
     if errors.exists():
         raise RuntimeError(f"{what} on {count} processes ended with exit code {code}")
-    who = f"torchrun, by signal {-code}" if code < 0 else "one of them, for memory perhaps"
+    why = f"something killed torchrun, by {signal_name(code)}" if code < 0 else _how_one_ended(ended)
     raise Outage(
-        f"{what.capitalize()} on {count} processes ended because something killed {who}. See the log and the memory of this machine, "
-        f"and start the run again{goes_on}."
+        " ".join(filter(None, [f"{what.capitalize()} on {count} processes ended because {why}.", out_of_memory.said(killed)]))
+        + f" See the log, and start the run again{goes_on}."
     )
+
+
+def _how_one_ended(file: Path) -> str:
+    """By what torchrun has left, see torchrun.py."""
+    if not file.exists():
+        return "something killed one of them"
+    code = int(file.read_text(encoding="ascii"))
+    file.unlink()
+    return f"something killed one of them, by {signal_name(code)}" if code < 0 else f"one of them ended with exit code {code}"
 
 
 @contextmanager

@@ -26,7 +26,10 @@ except MarbleError as error:
 """
 
 
-TORCHRUN, WORKER = "something killed torchrun, by signal 9", "something killed one of them, for memory perhaps"
+TORCHRUN, WORKER = (
+    "something killed torchrun, by SIGKILL. See the log,",
+    "something killed one of them, by SIGKILL. See the log,",
+)
 CELLS = [
     pytest.param(whom, nth, when, said, marks=[] if (whom, nth, when) == ("worker", 0, "at loading") else pytest.mark.deep)
     for whom, nth, said in (("torchrun", 0, TORCHRUN), ("worker", 0, WORKER), ("worker", 1, WORKER), ("another", 0, ""))

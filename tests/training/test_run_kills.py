@@ -23,9 +23,9 @@ CELLS = [  # whom, which of them, and what stands in the sentence
         "killed",
     ),  # by the stage, of its processes that end with it, or that the stage itself has ended without a word
     ("stage", 0, "The stage train ended without a word, killed by a signal"),
-    ("torchrun", 0, "something killed torchrun, by signal 9"),
-    ("worker", 0, "something killed one of them, for memory perhaps"),
-    ("worker", 1, "something killed one of them, for memory perhaps"),
+    ("torchrun", 0, "something killed torchrun, by SIGKILL. See the log,"),
+    ("worker", 0, "something killed one of them, by SIGKILL. See the log,"),
+    ("worker", 1, "something killed one of them, by SIGKILL. See the log,"),
 ]
 
 
