@@ -1,4 +1,4 @@
-"""The site's navigation has every page, and troubleshooting quotes sentences that the code says."""
+"""The site's navigation has every page, and troubleshooting and faults quote sentences that the code says."""
 
 import ast
 import re
@@ -69,9 +69,12 @@ def texts() -> list[str]:
     return found
 
 
-def lost_sentences(page: str, said: list[str]) -> list[str]:
-    """Those of the first column that no text of the code has, in its order."""
-    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+FIRST, SECOND = r"^\| `([^`]+)` \|", r"^\| [^|]+ \| (?:works, or )?`([^`]+)` \|"  # the column of a table that has them
+
+
+def lost_sentences(page: str, said: list[str], column: str = FIRST) -> list[str]:
+    """Those of the column that no text of the code has, in its order."""
+    quoted = re.findall(column, page, re.MULTILINE)
     pattern = {one: re.compile(".*".join(map(re.escape, one.split("...")))) for one in quoted}
     return [one for one in quoted if not any(pattern[one].search(text) for text in said)]
 
@@ -79,6 +82,12 @@ def lost_sentences(page: str, said: list[str]) -> list[str]:
 def test_each_sentence_of_troubleshooting_is_one_that_the_code_says() -> None:
     page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     assert page.count("\n| `") > 20 and lost_sentences(page, texts()) == []
+
+
+def test_each_sentence_of_faults_is_one_that_the_code_says() -> None:
+    page = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    assert len(re.findall(SECOND, page, re.MULTILINE)) > 50 and lost_sentences(page, texts(), SECOND) == []
+    assert lost_sentences(f"{page}| a fault | `There is no ... on mars` | prepare |\n", texts(), SECOND) != []
 
 
 def test_a_sentence_that_nobody_says_is_seen() -> None:
