@@ -16,7 +16,7 @@ from typing import Any
 from marble_core.bench.study import Study
 from marble_core.config.strict_yaml import read_yaml
 from marble_core.evaluation.cell import Cell, as_array
-from marble_core.evaluation.over_seeds import MEAN, gains, paired
+from marble_core.evaluation.over_seeds import MEAN, gains, over_guidance, paired
 from marble_core.evaluation.results import Estimate
 from marble_core.evaluation.watch import HACKED
 
@@ -42,8 +42,13 @@ CLAIMS = read_yaml(STUDIES / "claims.yaml", "The claims")
 
 
 def page() -> str:
-    studied = [*_study("A", "hackable", _verdicts_of_a), *_study("B", "five", _verdicts_of_b), *_study("E", "published")]
-    return "\n".join([OPENING, *_bank(), *_rates(), *studied, *_open("CDFG")])
+    studied = [
+        *_study("A", "hackable", _verdicts_of_a),
+        *_study("B", "five", _verdicts_of_b),
+        *_study("C", "diversity"),
+        *_study("E", "published"),
+    ]
+    return "\n".join([OPENING, *_bank(), *_rates(), *studied, *_open("DFG")])
 
 
 def cells(name: str) -> list[Cell]:
@@ -155,13 +160,16 @@ def _study(stage: str, name: str, verdicts: Callable[[Sequence[Cell]], Sequence[
 def _beside(found: Sequence[Cell], hackable: bool) -> Iterator[str]:
     """What stands beside the gains, after the last step."""
     arms = _by_arm(found)
+    guided = any(cell.free_roles for cell in found)
     rows = []
     for arm, own in arms.items():
         over = _over(own, arms.get("equal", ()))
         row = [arm, _diversity(own), _hacked(own), _alarms(own), _with(over) if over else "-"]
+        row += [_over_guidance(own)] if guided else []
         rows.append([*row, _share(own)] if hackable else row)
     watching = "hacking alarms while it trained (first step)"
     head = ["arm", "diversity against the base", watching, "alarms of the evaluation", "the five, over equal"]
+    head += ["the five, over guidance at equal diversity (rewards ahead)"] if guided else []
     yield from table([*head, f"share of {HACKABLE}"] if hackable else head, rows)
 
 
@@ -221,6 +229,12 @@ def _over(own: Sequence[Cell], others: Sequence[Cell]) -> Estimate | None:
         return None
     difference = paired(_without_the_hackable(own), _without_the_hackable(others), max(own[0].evaluations))
     return difference[MEAN].estimate if difference else None
+
+
+def _over_guidance(own: Sequence[Cell]) -> str:
+    over = over_guidance(_without_the_hackable(own), max(own[0].evaluations))
+    ahead = sum(over[name].estimate.low > 0 for name in LEGITIMATE)
+    return f"{_with(over[MEAN].estimate)} ({ahead} of {len(LEGITIMATE)})"
 
 
 def _shares(own: Sequence[Cell]) -> list[float]:

@@ -6,13 +6,14 @@ bootstrap draws both, each with replacement, and averages over what it drew.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from marble_core.evaluation.cell import Cell, Column, Scores, as_array
+from marble_core.evaluation.cell import Cell, Column, Scores, as_array, as_column
 from marble_core.evaluation.results import Estimate
 from marble_core.evaluation.statistics import CONFIDENCE, Bootstrap
 from marble_core.runtime.seeding import derive
@@ -55,6 +56,34 @@ def leads(cells: Sequence[Cell], step: int, role: str, over: str) -> dict[str, O
     """One role of an arm less another of the same cells, such as ``trained`` over ``base-g2``."""
     pairs = {cell.seed: (_scores(cell, step, role), _scores(cell, step, over)) for cell in cells}
     return _gains(cells, {seed: (a, b) for seed, (a, b) in pairs.items() if a and b}, step)
+
+
+def over_guidance(cells: Sequence[Cell], step: int, role: str = TRAINED) -> dict[str, OverSeeds]:
+    """A role less what costs no training at the role's own diversity: the base under guidance, interpolated linearly, prompt by
+    prompt, between the two scales whose diversity lies around it. What is more diverse than the base is held against the base,
+    what is less diverse than every scale against the least diverse. The intervals take that point as known. Empty where no base
+    under guidance, or no diversity, was measured.
+    """
+    pairs = {}
+    for cell in cells:
+        after, apart = _scores(cell, step, role), _distances(cell, step, role)
+        if after and apart and cell.free_roles:
+            pairs[cell.seed] = (after, _guided_to(cell, float(as_array(apart).mean())))
+    return _gains(cells, pairs, step)
+
+
+def _guided_to(cell: Cell, diversity: float) -> Scores:
+    """Each prompt's scores where the curve of the base and its guided roles has this diversity."""
+    roles = {BASE: cell.base, **cell.free_roles}
+    curve = sorted((float(as_array(cell.distances[name]).mean()), name) for name in roles if name in cell.distances)
+    at = np.clip(diversity, curve[0][0], curve[-1][0])
+    above = min(bisect_right(curve, (at, chr(0x10FFFF))), len(curve) - 1)
+    (low, less), (high, more) = curve[above - 1], curve[above]
+    share = (at - low) / (high - low)
+    return {
+        name: as_column((1 - share) * as_array(roles[less][name]) + share * as_array(column), 6)
+        for name, column in roles[more].items()
+    }
 
 
 def diversity_change(cells: Sequence[Cell], step: int, role: str = TRAINED, over: str = BASE) -> OverSeeds | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from marble_core.evaluation.cell import Cell, as_array
-from marble_core.evaluation.over_seeds import MEAN, diversity_change, gains, interval, leads, paired
+from marble_core.evaluation.over_seeds import MEAN, diversity_change, gains, interval, leads, over_guidance, paired
 from marble_core.types import MarbleError
 from study_builders import NAMES, a_cell
 
@@ -116,3 +116,25 @@ def test_the_change_of_diversity_is_relative_and_over_the_seeds() -> None:
     assert half.estimate.mean == half.estimate.low == pytest.approx(-0.1)
     assert free.seeds == pytest.approx({0: -0.2}) and ahead.seeds == pytest.approx({0: -0.25, 1: -0.5})
     assert diversity_change([a_cell("a", 0, 0.4)], 4) is None
+
+
+def test_at_equal_diversity_guidance_is_read_off_the_line_between_its_two_scales() -> None:
+    """By hand: base, guided once and guided twice gain 0, 1, 4 of the base's std at diversity .3, .2, .1; the trained model gains 3."""
+    cell = a_cell("a", 0, 3.0)
+
+    def guided(gain: float) -> dict[str, tuple[float | None, ...]]:
+        return {name: tuple(None if v is None else v + gain for v in column) for name, column in cell.base.items()}
+
+    def as_diverse_as(trained: float) -> Cell:
+        last = replace(cell.evaluations[4], distances={"trained": (trained,) * 4})
+        apart = {"base": (0.3,) * 4, "base-g2": (0.2,) * 4, "base-g3": (0.1,) * 4}
+        roles = {"base-g2": guided(1.0), "base-g3": guided(4.0)}
+        return replace(cell, evaluations={4: last}, varied=(0, 1, 2, 3), free_roles=roles, distances=apart)
+
+    for trained, guidance in ((0.25, 0.5), (0.2, 1.0), (0.125, 3.25), (0.05, 4.0), (0.4, 0.0), (0.3, 0.0), (0.1, 4.0)):
+        ours = as_diverse_as(trained)
+        over = over_guidance([ours], 4)[MEAN].estimate.mean
+        assert over == pytest.approx(
+            gains([ours], 4)[MEAN].estimate.mean - gains([ours], 4, "base-g2")[MEAN].estimate.mean * guidance, abs=1e-3
+        )
+    assert over_guidance([a_cell("a", 0, 0.4)], 4) == {}
