@@ -1,7 +1,8 @@
 """One checkpoint as a directory: its name, its manifest, and whether it is whole. Knows nothing of S3, nor of what it holds.
 
 A checkpoint exists when its manifest exists: written last, with the size and SHA-256 of every file and its own. The name
-carries who wrote it, so that two processes never write to the same place.
+carries who wrote it, so that two processes never write to the same place. A file that is named by the hash of its content may be
+shared: several checkpoints have it, on one disk as links, on S3 as one object beside them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from marble_core.config.formats import CHECKPOINT
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{6,})-[0-9a-f]{8}")  # the step, and the process that wrote it
 _FILE = re.compile(r"\w[\w.-]*")
+_SHARED = re.compile(r"[a-z]+-\d{6,}-([0-9a-f]{64})\.\w+")  # a number that orders, and the SHA-256 of the content
 
 
 class Broken(Exception):
@@ -38,13 +40,22 @@ def step_of(name: str) -> int:
     return int(match[1])
 
 
+def is_shared(file: str) -> bool:
+    return _SHARED.fullmatch(file) is not None
+
+
+def is_its_name(path: Path) -> bool:
+    """Whether a shared file holds what its name says."""
+    return _stated(path) == _describe(path)
+
+
 def seal(directory: Path, run_id: str, name: str) -> None:
     """Makes the directory a checkpoint.
 
     Nothing is forced onto the disk, which would hold training up by the disk's speed: what a power cut takes from a file, the
-    manifest tells, and the one before or S3 has it.
+    manifest tells, and the one before or S3 has it. A shared file is not read: its name is its hash, which ``verify`` holds it against.
     """
-    files = {path.name: _describe(path) for path in sorted(directory.iterdir())}
+    files = {path.name: _stated(path) or _describe(path) for path in sorted(directory.iterdir())}
     (directory / MANIFEST).write_bytes(_canonical(CHECKPOINT.stamp({"name": name, "run_id": run_id, "files": files})))
 
 
@@ -90,6 +101,12 @@ def verify(directory: Path, run_id: str, name: str) -> None:
 def _describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _stated(path: Path) -> dict[str, Any] | None:
+    """Of a shared file, by its name; else None."""
+    found = _SHARED.fullmatch(path.name)
+    return {"size": path.stat().st_size, "sha256": found[1]} if found else None
 
 
 def _canonical(manifest: dict[str, Any]) -> bytes:

@@ -1,4 +1,7 @@
-"""A run's checkpoints on S3: s3://BUCKET/runs/RUN_ID/checkpoints/NAME/. Files first, the manifest last."""
+"""A run's checkpoints on S3: s3://BUCKET/runs/RUN_ID/checkpoints/NAME/. Files first, the manifest last.
+
+Files that checkpoints share lie in checkpoints/shared/, whose names are their content. They stay as long as the run does.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import json
 from pathlib import Path
 
 from marble_core.checkpoints.lease import latest_of
-from marble_core.checkpoints.manifest import MANIFEST, Broken, is_name, read_manifest, step_of, verify
+from marble_core.checkpoints.manifest import MANIFEST, Broken, is_its_name, is_name, is_shared, read_manifest, step_of, verify
 from marble_core.storage.s3 import S3
+from marble_core.types import Outage
 
 
 class RunCheckpoints:
@@ -18,6 +22,7 @@ class RunCheckpoints:
         self.s3, self.run_id = s3, run_id
         self.prefix = f"runs/{run_id}/checkpoints"
         self.latest_key = f"{self.prefix}/latest"
+        self._shared: set[str] | None = None  # keys that this process knows to be there
 
     def uri(self, name: str) -> str:
         return self.s3.uri(f"{self.prefix}/{name}")
@@ -38,8 +43,16 @@ class RunCheckpoints:
     def upload(self, directory: Path) -> None:
         """The directory's name is the checkpoint's. Again is harmless: only the process that wrote a checkpoint has its name."""
         text = (directory / MANIFEST).read_bytes()
+        if self._shared is None:
+            self._shared = set(self.s3.keys(f"{self.prefix}/shared"))
         for file in read_manifest(text, self.run_id, directory.name):
-            self.s3.upload_file(directory / file, f"{self.prefix}/{directory.name}/{file}")
+            if (key := self._key(directory.name, file)) in self._shared:
+                continue
+            if is_shared(file) and not is_its_name(directory / file):  # else it would stand in every later checkpoint's way
+                raise Outage(f"{directory / file} was changed on the disk since it was written.")
+            self.s3.upload_file(directory / file, key)
+            if is_shared(file):
+                self._shared.add(key)
         self.s3.put(f"{self.prefix}/{directory.name}/{MANIFEST}", text)
 
     def download(self, name: str, into: Path) -> None:
@@ -47,14 +60,19 @@ class RunCheckpoints:
         found = self.s3.get(f"{self.prefix}/{name}/{MANIFEST}")
         if found is None:
             raise Broken(f"{MANIFEST} is not there")
+        files = read_manifest(found[0], self.run_id, name)
         stored = set(self.s3.keys(f"{self.prefix}/{name}"))
-        for file in read_manifest(found[0], self.run_id, name):
-            key = f"{self.prefix}/{name}/{file}"
-            if key not in stored:
+        if any(is_shared(file) for file in files):
+            stored |= set(self.s3.keys(f"{self.prefix}/shared"))
+        for file in files:
+            if (key := self._key(name, file)) not in stored:
                 raise Broken(f"{file} is not there")
             self.s3.download_file(key, into / file)
         (into / MANIFEST).write_bytes(found[0])
         verify(into, self.run_id, name)
+
+    def _key(self, name: str, file: str) -> str:
+        return f"{self.prefix}/{'shared' if is_shared(file) else name}/{file}"
 
     def delete(self, name: str) -> None:
         """The manifest first: from then on it is no checkpoint, wherever this stops."""

@@ -113,7 +113,9 @@ def _with(tree: Tree, path: list[str], value: Any) -> Tree:
 
 # Raise a version with every change that this code could not read, or that older code would read wrongly.
 CONFIGURATION = Format("the configuration", 1, "write it anew with marble init, or start a new run", {0: unchanged})
-CHECKPOINT = Format("a checkpoint", 1, "start with another run id", {0: unchanged})  # its manifest.json and state.json
+CHECKPOINT = Format(
+    "a checkpoint", 2, "start with another run id", {0: unchanged, 1: unchanged}
+)  # manifest.json, state.json; 2: shared files
 EVALUATION = Format("an evaluation", 1, "run the evaluate stage again", {0: unchanged})
 PIPELINE = Format("the compiled pipeline", 4, "compile it anew with marble compile")  # 4: prepare hands on CPUs and memory
 DECISION = Format("a decision", 1, "run the evaluate stage again")

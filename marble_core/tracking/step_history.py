@@ -15,13 +15,17 @@ import numpy as np
 from marble_core.config.stage_files import HISTORY
 
 
-def write_history(history: Sequence[dict[str, Any]], path: Path) -> None:
+def as_lines(history: Sequence[Mapping[str, Any]]) -> str:
     """One JSON line a step: step, metrics, notes."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
+    return "".join(json.dumps(line) + "\n" for line in history)
+
+
+def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    path.write_text(as_lines(history), encoding="utf-8")
 
 
 def read_history(directory: Path) -> list[dict[str, Any]]:
-    """Every line of a whole file, as a checkpoint has it. Raises ValueError for one that is not JSON."""
+    """Every line of a whole file, as it lies beside an adapter. Raises ValueError for one that is not JSON."""
     return [json.loads(line) for line in (directory / HISTORY).read_text(encoding="utf-8").splitlines()]
 
 

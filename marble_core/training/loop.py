@@ -28,6 +28,7 @@ from marble_core.step import optimizer_step
 from marble_core.storage.s3 import S3
 from marble_core.storage.uri import portable
 from marble_core.tracking.step_history import write_history
+from marble_core.training.history_parts import HistoryParts
 from marble_core.training.progress_report import ProgressReport
 from marble_core.training.samples import Samples
 from marble_core.training.saving import Checkpoints, Saving
@@ -88,9 +89,9 @@ def train(
     when the first ``max_silent_steps`` had no signal, for then there is nothing to save.
     """
     watch = watch or Watch(learner.config)
-    _go_on(learner, checkpoints, watch)
+    parts = _go_on(learner, checkpoints, watch)
     prompts = tuple(prompts)  # by which a step knows that they are the same (prompts.mixing)
-    limits, first, saving = learner.config.train, distributed.rank() == 0, Saving(learner, checkpoints, watch)
+    limits, first, saving = learner.config.train, distributed.rank() == 0, Saving(learner, checkpoints, watch, parts)
     with terminable(learner) as termination:
         try:
             if first and learner.step == 0:
@@ -140,13 +141,14 @@ def _require_signal(learner: Learner, done: StepReport) -> None:
         )
 
 
-def _go_on(learner: Learner, checkpoints: Checkpoints, watch: Watch | None = None) -> None:
-    """From the newest checkpoint of this run, else from another run's weights, else from the beginning."""
-    watch = watch or Watch(learner.config)
+def _go_on(learner: Learner, checkpoints: Checkpoints, watch: Watch | None = None) -> HistoryParts:
+    """From the newest checkpoint of this run, else from another run's weights, else from the beginning. Returns what parts there are of
+    the history."""
+    watch, parts = watch or Watch(learner.config), HistoryParts()
     name = distributed.on_main(checkpoints.newest)
     with distributed.local_main_first():
         if name:
-            for note in load_state(learner, directory := checkpoints.fetch(name)):
+            for note in load_state(learner, directory := checkpoints.fetch(name), parts):
                 _log.warning("Going on may not give the same bits: %s", note)
             watch.load(directory)
         elif learner.config.train.start_from:
@@ -154,6 +156,7 @@ def _go_on(learner: Learner, checkpoints: Checkpoints, watch: Watch | None = Non
                 load_weights(learner, place)
     distributed.require_same(learner.step, "the step that they go on from")
     checkpoints.hold(watch.needed)
+    return parts
 
 
 def run_training(config: RunConfig, run_id: str, prompts: Sequence[Prompt], out: Path, watched: Sequence[Prompt] = ()) -> None:

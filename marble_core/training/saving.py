@@ -10,6 +10,7 @@ from typing import Protocol
 
 from marble_core.algorithm.learner import Learner
 from marble_core.runtime import distributed
+from marble_core.training.history_parts import HistoryParts
 from marble_core.training.state import load_state, save_state
 from marble_core.training.watching import Watch
 from marble_core.types import MarbleError
@@ -40,6 +41,7 @@ class Saving:
     learner: Learner
     checkpoints: Checkpoints
     watch: Watch
+    parts: HistoryParts
     bad: int = 0
     saved: float = field(default_factory=lambda: time.monotonic())
 
@@ -51,11 +53,12 @@ class Saving:
         state = replace(learner, step=learner.step - bad, history=learner.history[: len(learner.history) - bad])
 
         def write(directory: Path) -> None:
-            save_state(state, directory)
+            save_state(state, directory, self.parts)
             self.watch.save(directory)
 
         self.saved = time.monotonic()
-        return self.checkpoints.save(state.step, write)
+        self.parts.place = self.checkpoints.save(state.step, write)
+        return self.parts.place
 
     def due(self) -> bool:
         """Whether a checkpoint is: by steps, at the end, and by time, since a pod that is cancelled has none to save."""
@@ -91,4 +94,4 @@ class Saving:
         name = distributed.on_main(found)
         self.learner.optimizer.state.clear()
         with distributed.local_main_first():
-            load_state(self.learner, self.checkpoints.fetch(name))
+            load_state(self.learner, self.checkpoints.fetch(name), self.parts)

@@ -17,15 +17,16 @@ from marble_core.algorithm.learner import Learner
 from marble_core.config.formats import CHECKPOINT
 from marble_core.config.loading import read_config
 from marble_core.config.resume_rules import require_same_run
-from marble_core.config.stage_files import CONFIG, HISTORY
-from marble_core.tracking.step_history import read_history, write_history
+from marble_core.config.stage_files import CONFIG
+from marble_core.training.history_parts import HistoryParts
 from marble_core.types import MarbleError
 
 TENSORS = "state.safetensors"
 
 
-def save_state(learner: Learner, directory: Path) -> None:
-    """Everything the next step depends on, and the history: the metrics that MLflow may not have yet are in it."""
+def save_state(learner: Learner, directory: Path, parts: HistoryParts | None = None) -> None:
+    """Everything the next step depends on, and the history: the metrics that MLflow may not have yet are in it. ``parts`` are those of
+    the checkpoints before, which are linked instead of written."""
     policy = learner.policy
     default = policy.parameters_of("default")
     tensors: dict[str, torch.Tensor] = {
@@ -49,7 +50,7 @@ def save_state(learner: Learner, directory: Path) -> None:
     }
     (directory / "state.json").write_text(json.dumps(CHECKPOINT.stamp(state), indent=2), encoding="utf-8")
     (directory / CONFIG).write_text(learner.config.to_json(), encoding="utf-8")
-    write_history(learner.history, directory / HISTORY)
+    (parts or HistoryParts()).write(learner.history, directory)
 
 
 def versions() -> dict[str, str]:
@@ -57,8 +58,8 @@ def versions() -> dict[str, str]:
     return {"marble": __version__, **{name: version(name) for name in ("torch", "diffusers", "peft")}}
 
 
-def load_state(learner: Learner, directory: Path) -> list[str]:
-    """The inverse of ``save_state``. Returns what is worth a note: other versions than those that wrote it.
+def load_state(learner: Learner, directory: Path, parts: HistoryParts | None = None) -> list[str]:
+    """The inverse of ``save_state``; ``parts`` become those of this checkpoint. Returns what is worth a note: other versions than those that wrote it.
 
     Raises MarbleError if it belongs to another model, or to a configuration that this run may not have been begun with.
     """
@@ -78,7 +79,7 @@ def load_state(learner: Learner, directory: Path) -> list[str]:
     if learner.meter:
         learner.meter.load(state["meter"], tensors, next(iter(default.values())).device)
     learner.step, learner.updates = state["step"], state["updates"]
-    learner.history = read_history(directory)
+    learner.history = (parts or HistoryParts()).read(directory)
     then, now = state["versions"], versions()
     return [f"{n} is {now[n]} now, not {v} as before step {learner.step}" for n, v in then.items() if now.get(n) != v]
 

@@ -53,7 +53,7 @@ def test_each_file_says_its_version(tmp_path: Path) -> None:
         tmp_path / "evaluation.json",
         tmp_path / "cell.json",
     ]
-    assert [json.loads(path.read_text())[KEY] for path in files] == [1] * 5
+    assert [json.loads(path.read_text())[KEY] for path in files] == [2, 2, 1, 1, 1]
     assert Evaluation.load(tmp_path / "evaluation.json") == an_evaluation()
 
 
