@@ -166,7 +166,7 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_not_passed_over_for_an_e
     for file in (MANIFEST, "state.json"):
         sealed_at(7, file)
         with pytest.raises(
-            MarbleError, match=r"has version 7 of a checkpoint, and MARBLE .* reads up to 1: use the MARBLE that"
+            MarbleError, match=r"has version 7 of a checkpoint, and MARBLE .* reads up to 2: use the MARBLE that"
         ):
             loop.train(learner("train.steps=3"), prompts(), CheckpointStore(tmp_path, None, "run"), lambda _: None)
 

@@ -1,6 +1,7 @@
 """The history in a checkpoint: what a checkpoint adds does not grow with the run, and nothing of the history is ever lost."""
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,8 @@ def new_bytes(checkpoint: Path) -> int:
 
 
 @contextmanager
-def run(local: Path, s3: S3 | None = None) -> Iterator[CheckpointStore]:
-    store = CheckpointStore(local, s3, "run", StorageConfig(keep_last=2))
+def run(local: Path, s3: S3 | None = None, run_id: str = "run", keep: int = 2) -> Iterator[CheckpointStore]:
+    store = CheckpointStore(local, s3, run_id, StorageConfig(keep_last=keep))
     with store.owned(**QUICK):
         yield store
 
@@ -55,7 +56,7 @@ def test_a_checkpoint_writes_what_came_since_the_one_before_however_long_the_run
 
 def test_going_on_links_the_parts_and_a_shorter_history_has_those_that_it_covers(tmp_path: Path) -> None:
     lines, parts = history(3 * STEPS + 5), HistoryParts()
-    with run(tmp_path) as store:
+    with run(tmp_path, keep=9) as store:
         saved(store, parts, lines[:-5])
         resumed = HistoryParts()
         assert resumed.read(store.fetch(store.newest())) == lines[:-5] and resumed.names == parts.names
@@ -88,19 +89,18 @@ def test_a_process_that_ends_while_it_writes_leaves_the_checkpoint_before_and_it
 def test_on_s3_a_part_is_one_object_that_outlives_the_checkpoint_that_brought_it(
     services: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    s3, sent = S3("history-parts"), []
-    s3.require_bucket()
+    s3, sent, run_id = S3("marble"), [], f"parts-{uuid.uuid4().hex[:8]}"
     upload = S3.upload_file
     monkeypatch.setattr(S3, "upload_file", lambda self, file, key: (sent.append(file.stat().st_size), upload(self, file, key)))
     lines, parts, added = history(6 * STEPS), HistoryParts(), []
-    with run(tmp_path / "one", s3) as store:
+    with run(tmp_path / "one", s3, run_id) as store:
         for step in range(STEPS, len(lines) + 1, STEPS):
             del sent[:]
             saved(store, parts, lines[:step])
             assert store.flush(60)
             added.append(sum(sent))
-    assert added[-1] < 1.1 * added[0] and len(list(s3.keys("runs/run/checkpoints/shared"))) == 6
-    with run(tmp_path / "two", s3) as store:
+    assert added[-1] < 1.1 * added[0] and len(list(s3.keys(f"runs/{run_id}/checkpoints/shared"))) == 6
+    with run(tmp_path / "two", s3, run_id) as store:
         assert len(store.complete()[1]) == 2
         elsewhere = HistoryParts()
         assert elsewhere.read(store.fetch(store.newest())) == lines
@@ -108,12 +108,11 @@ def test_on_s3_a_part_is_one_object_that_outlives_the_checkpoint_that_brought_it
 
 
 def test_a_part_that_the_disk_has_changed_never_reaches_s3_under_its_name(services: dict[str, str], tmp_path: Path) -> None:
-    s3 = S3("history-parts-changed")
-    s3.require_bucket()
-    store = CheckpointStore(tmp_path, s3, "run")
+    s3, run_id = S3("marble"), f"parts-{uuid.uuid4().hex[:8]}"
+    store = CheckpointStore(tmp_path, s3, run_id)
     place = store.save(STEPS, lambda directory: HistoryParts().write(history(STEPS), directory))
     (part,) = place.glob("history-*")
     part.write_text(json.dumps({"step": 1}))
     with pytest.raises(MarbleError, match="was changed on the disk"):
         store.remote.upload(place)
-    assert list(s3.keys("runs/run/checkpoints/shared")) == []
+    assert list(s3.keys(f"runs/{run_id}/checkpoints/shared")) == []
