@@ -28,6 +28,7 @@ from marble_core.prompts.dataset import prepare_data
 from marble_core.runtime import distributed
 from marble_core.storage.s3 import S3
 from marble_core.training import loop, state
+from marble_core.training.history_parts import HistoryParts
 from marble_core.types import MarbleError
 
 TINY = [
@@ -225,7 +226,7 @@ class Left:
         assert name is not None
         directory = Path(tempfile.mkdtemp())
         remote.download(name, directory)
-        history = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+        history = HistoryParts().read(directory)
         found = cls(
             (directory / "state.safetensors").read_bytes(),
             {k: v for k, v in json.loads((directory / "state.json").read_text()).items() if k != "config"},

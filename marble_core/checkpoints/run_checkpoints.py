@@ -43,16 +43,11 @@ class RunCheckpoints:
     def upload(self, directory: Path) -> None:
         """The directory's name is the checkpoint's. Again is harmless: only the process that wrote a checkpoint has its name."""
         text = (directory / MANIFEST).read_bytes()
-        if self._shared is None:
-            self._shared = set(self.s3.keys(f"{self.prefix}/shared"))
         for file in read_manifest(text, self.run_id, directory.name):
-            if (key := self._key(directory.name, file)) in self._shared:
-                continue
-            if is_shared(file) and not is_its_name(directory / file):  # else it would stand in every later checkpoint's way
-                raise Outage(f"{directory / file} was changed on the disk since it was written.")
-            self.s3.upload_file(directory / file, key)
             if is_shared(file):
-                self._shared.add(key)
+                self._share(directory / file)
+            else:
+                self.s3.upload_file(directory / file, self._key(directory.name, file))
         self.s3.put(f"{self.prefix}/{directory.name}/{MANIFEST}", text)
 
     def download(self, name: str, into: Path) -> None:
@@ -73,6 +68,16 @@ class RunCheckpoints:
 
     def _key(self, name: str, file: str) -> str:
         return f"{self.prefix}/{'shared' if is_shared(file) else name}/{file}"
+
+    def _share(self, path: Path) -> None:
+        """Once, and only as its name says: else it would stand in the way of every later checkpoint."""
+        if self._shared is None:
+            self._shared = set(self.s3.keys(f"{self.prefix}/shared"))
+        if (key := self._key("", path.name)) not in self._shared:
+            if not is_its_name(path):
+                raise Outage(f"{path} was changed on the disk since it was written.")
+            self.s3.upload_file(path, key)
+            self._shared.add(key)
 
     def delete(self, name: str) -> None:
         """The manifest first: from then on it is no checkpoint, wherever this stops."""
