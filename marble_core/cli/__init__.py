@@ -131,7 +131,16 @@ def _sentence(error: Any) -> str:
     """What is wrong with the command line, on one line, and where its help is."""
     said = " ".join(error.format_message().split()).replace("Value error, ", "")
     where = error.ctx.command_path if error.ctx else "marble"
-    return f"{(_of_a_setting(said, error) or said).rstrip('.')} (see {where} --help)."
+    return f"{(_of_an_argument(said, error) or _of_a_setting(said, error) or said).rstrip('.')} (see {where} --help)."
+
+
+def _of_an_argument(said: str, error: Any) -> str | None:
+    """The sentence for an argument that was given as an option, such as --preset of fetch."""
+    found = re.search(r"No such option: --([\w-]+)", said)
+    arguments = [one.name for one in error.ctx.command.params if one.param_type_name == "argument"] if error.ctx else []
+    if not found or found[1].replace("-", "_") not in arguments:
+        return None
+    return f"There is no option --{found[1]}, for it is an argument: {error.ctx.command_path} {found[1].upper()}"
 
 
 def _of_a_setting(said: str, error: Any) -> str | None:

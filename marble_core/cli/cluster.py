@@ -48,7 +48,7 @@ def submit(
     config: File = None,
     set_: Set = None,
     param: Param = None,
-    run_id: Annotated[str, typer.Option(help="The run's name; a run that exists goes on. Default: a new one.")] = "",
+    run_id: Annotated[str | None, typer.Option(help="The run's name; a run that exists goes on. Default: a new one.")] = None,
     max_gpu_hours: MaxGpuHours = None,
     experiment: Experiment = "marble",
     service_account: Account = "",
@@ -67,7 +67,9 @@ def submit(
     compiled = Package.read(package)
     given = _given(compiled, preset, config, with_limit(set_, max_gpu_hours), param)
     check_order(experiment, service_account, target.namespace.strip())
-    name = check_run_id(run_id or given.get("run_id") or new_run_id(is_rehearsal(given)))
+    if run_id is None:
+        run_id = given.get("run_id") or new_run_id(is_rehearsal(given))
+    name = check_run_id(run_id)
     if "run_id" in compiled.parameters.definitions:
         given["run_id"] = name
     order = _order(name, compiled, given, experiment, service_account)

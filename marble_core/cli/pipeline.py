@@ -36,16 +36,17 @@ ROOM = 500_000_000  # bytes; a run of the demo writes some 100 MB
 
 def run(
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             show_default="demo", help="The preset to start from. With it, an existing run's own settings are not read."
         ),
-    ] = "",
+    ] = None,
     config: File = None,
     set_: Set = None,
     run_id: Annotated[
-        str, typer.Option(help="The name of the run. One that exists goes on, with its own settings. Default: a new one.")
-    ] = "",
+        str | None,
+        typer.Option(help="The name of the run. One that exists goes on, with its own settings. Default: a new one."),
+    ] = None,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Two steps and a few prompts through every stage; says what the run will take.")
     ] = False,
@@ -63,12 +64,12 @@ def run(
     from marble_core.config.stage_files import check_run_id, new_run_id
     from marble_core.estimate import allowed_gpu_hours
 
-    own = RunSettings.read(ROOT / "runs" / check_run_id(run_id)) if run_id and not preset else None
-    preset, rehearse = (own.preset, own.rehearse or rehearse) if own else (preset or "demo", rehearse)
+    own = RunSettings.read(ROOT / "runs" / check_run_id(run_id)) if run_id is not None and preset is None else None
+    preset, rehearse = (own.preset, own.rehearse or rehearse) if own else ("demo" if preset is None else preset, rehearse)
     settings, overrides = load(preset, config, with_limit(set_, max_gpu_hours), own.overrides if own else ())
     require(("kfp",) if containers else ON_THIS_MACHINE, ["run"])
     images = _images(registry, tag) if containers else None
-    check_run_id(name := run_id or new_run_id(rehearse))
+    name = new_run_id(rehearse) if run_id is None else check_run_id(run_id)
     hours = allowed_gpu_hours(settings, {"rehearse": "yes" if rehearse else ""}, on_cluster=False)
     _check_before(settings, containers)
     from rich.console import Console

@@ -22,22 +22,38 @@ def sentence(error: ValidationError, where: str, root: type[BaseModel] = RunConf
     path = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"Unknown key {quoted(path)} in {where}: {_hint(first['loc'], root)}"
-    plainly = _PLAINLY.get(first["type"]) or ("it is empty: give a value" if first["input"] is None else None)
-    message = (
-        plainly.replace("{min_length}", str(first.get("ctx", {}).get("min_length")))
-        if plainly
-        else first["msg"].removeprefix("Value error, ")
-    )
-    return f"Invalid {_short(path) or 'configuration'} in {where}: {message[0].lower()}{_short(message[1:])}."
+    said = "it is empty: give a value" if first["input"] is None and first["type"] not in _IN_YAML else plainly(first)
+    return f"Invalid {_short(path) or 'configuration'} in {where}: {_short(said)}."
 
 
-# Where pydantic speaks of Python's types, in the words of YAML.
-_PLAINLY = {
-    "model_type": "it is a section, so it must be a mapping of keys to values, like {key: value}",
-    "dict_type": "it must be a mapping of names to values, like {name: value}",
+def plainly(error: Any) -> str:
+    """What one of pydantic's errors says, in the words of who writes YAML."""
+    known = (_IN_YAML | _OF_VALUES).get(error["type"])
+    bounds = {name: f"{value:g}" if isinstance(value, float) else value for name, value in error.get("ctx", {}).items()}
+    said = known.format_map(bounds) if known else str(error["msg"].removeprefix("Value error, "))
+    return said[0].lower() + said[1:]
+
+
+# Where pydantic speaks of Python's types, in the words of YAML. Its context fills what stands between single braces.
+_IN_YAML = {
+    "model_type": "it is a section, so it must be a mapping of keys to values, like {{key: value}}",
+    "dict_type": "it must be a mapping of names to values, like {{name: value}}",
     "tuple_type": "it must be a list, like [one, two]",
     "missing": "it is missing",
     "too_short": "it must have at least {min_length} of them",
+}
+_OF_VALUES = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "it must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
+    "finite_number": "it must be a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
+    "string_type": "it must be text",
+    "greater_than": "it must be above {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be below {lt}",
+    "less_than_equal": "it must be at most {le}",
+    "literal_error": "it must be {expected}",
+    "string_pattern_mismatch": "it must match the pattern {pattern}",
 }
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import numpy as np
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+from marble_core.config.errors import plainly
 from marble_core.config.imports import import_class
 from marble_core.config.nearest import choose_one_of
 from marble_core.config.schema import RewardConfig
@@ -108,8 +109,8 @@ def _check_types(cls: type, options: Mapping[str, Any], what: str) -> None:
         except PydanticUserError:  # a type that pydantic does not know
             continue
         except ValidationError as error:
-            said = error.errors()[0]["msg"]
-            raise MarbleError(f"{what} has the option {option!r} = {options[option]!r}: {said[0].lower()}{said[1:]}.") from None
+            said = plainly(error.errors()[0])
+            raise MarbleError(f"{what} has the option {option!r} = {options[option]!r}: {said}.") from None
         except MarbleError as error:
             raise MarbleError(f"{what}: {error}") from None
 

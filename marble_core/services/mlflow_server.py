@@ -74,7 +74,7 @@ class MLflow(Service):
 
     def _free_port(self) -> int:
         """The one that is wanted. Raises MarbleError where another program has it, or this machine has no such address."""
-        if not self._port:
+        if not self._port and self._host == LOOPBACK:
             return free_ports(1)[0]
         with socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,7 +85,7 @@ class MLflow(Service):
                     f"MLflow cannot listen at {self._host}, port {self._port} ({error.strerror}): "
                     "give another --host or --port; port 0 takes a free one."
                 ) from None
-        return self._port
+            return int(probe.getsockname()[1])
 
     def _plugin(self) -> Path:
         """A directory where Python finds the plug-in's entry point, whether MARBLE is installed or a checkout."""

@@ -158,6 +158,12 @@ def test_a_port_that_another_program_has_is_one_sentence_before_mlflow_starts(tm
     one_sentence(str(caught.value), f"127.0.0.1, port {where[1]}", "Address already in use", "--port")
 
 
+def test_a_host_that_is_no_address_of_this_machine_is_one_sentence_before_mlflow_starts(tmp_path: Path) -> None:
+    with pytest.raises(MarbleError) as caught:
+        MLflow(tmp_path, listen=("256.0.0.1", 0)).start()
+    one_sentence(str(caught.value), "256.0.0.1", "--host")
+
+
 def test_a_better_model_is_registered_and_the_run_ends_with_the_table_and_the_report(
     services: dict[str, str], tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ def test_a_run_id_alone_goes_on_with_the_runs_own_settings_and_options_lie_over_
 
 def test_with_a_preset_the_command_is_the_whole_of_the_settings(tmp_path: Path) -> None:
     RunSettings("demo", ("train.steps=0",)).write(tmp_path / ".marble/runs/mine")
-    assert_one_sentence(marble_process(tmp_path, "run", "--run-id", "mine"), "train.steps", "greater than or equal to 1")
+    assert_one_sentence(marble_process(tmp_path, "run", "--run-id", "mine"), "train.steps", "at least 1")
     done = marble_process(tmp_path, "run", "--run-id", "mine", "--preset", "demo", "--set", "train.stepz=1")
     assert_one_sentence(done, "train.stepz")
 

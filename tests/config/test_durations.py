@@ -41,9 +41,7 @@ def test_settings_take_durations_and_store_the_numbers_of_their_names() -> None:
     assert form.train.checkpoint_minutes == 90
 
 
-@pytest.mark.parametrize(
-    ("value", "says"), [("0m", "greater than 0"), ("soon", "duration such as 90m"), ("yes", "a number, not")]
-)
+@pytest.mark.parametrize(("value", "says"), [("0m", "above 0"), ("soon", "duration such as 90m"), ("yes", "a number, not")])
 def test_a_setting_that_is_no_duration_is_one_sentence(value: str, says: str) -> None:
     with pytest.raises(MarbleError) as caught:
         load_config("demo", overrides=[f"train.checkpoint_minutes={value}"])

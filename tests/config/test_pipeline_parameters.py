@@ -55,7 +55,7 @@ def test_a_field_that_cannot_be_right_is_one_sentence(field: dict[str, str], say
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize(("margin", "says"), [("-0.02", "greater than or equal to 0"), ("nan", "finite number")])
+@pytest.mark.parametrize(("margin", "says"), [("-0.02", "at least 0"), ("nan", "finite number")])
 def test_a_gate_margin_that_can_be_no_margin_is_refused_by_its_setting(margin: str, says: str) -> None:
     with pytest.raises(MarbleError, match=rf"registry\.margin.*{says}"):
         load_config("demo", overrides=overrides_of("demo", gate_margin=margin))
