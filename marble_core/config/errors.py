@@ -44,7 +44,7 @@ _IN_YAML = {
 }
 _OF_VALUES = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "it must be a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "it must be a number"),
+    **dict.fromkeys(("float_type", "float_parsing", "decimal_type", "decimal_parsing"), "it must be a number"),
     "finite_number": "it must be a finite number",
     **dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false"),
     "string_type": "it must be text",

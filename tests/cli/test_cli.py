@@ -61,7 +61,7 @@ def test_an_unknown_preset_and_a_run_id_that_is_a_path_are_one_sentence_each(tmp
         ("rollout.prompts={", "not valid YAML"),
         ("rewards=[{name: nope}]", "'nope' is not known"),
         ('balance={method: marble, wishes: ["dreams >= 1"]}', "'dreams'"),
-        ("balance.floor={ocr: 2}", "less than or equal to 1"),
+        ("balance.floor={ocr: 2}", "it must be at most 1"),
         ("balance={method: equal, floor: {ocr: 0.2}}", "balance.floor would say nothing"),
         ("balance={gram: cross, halves: false}", "needs both"),
         ("optimizer.lr=.inf", "finite number"),

@@ -77,7 +77,7 @@ def test_a_configuration_without_a_class_of_its_own_starts_no_process(monkeypatc
         ({"scorer": "warmth:Warmth", "options": {"wieght": 2}}, {}, r"'mine0' has no option 'wieght': did you mean 'weight'\?"),
         ({"scorer": "warmth:Warmth", "options": {"weight": "two"}}, {}, r"has the option 'weight' = 'two': it must be a number"),
         ({"scorer": "chats:Mine", "options": {**CHAT, "key_variable": "PGPASSWORD"}}, {}, r"'mine0': key_variable names 'PGPASSWORD'"),
-        ({"scorer": "chats:Mine", "options": {**CHAT, "warmth": "two"}}, {}, r"the option 'warmth' = 'two': it must be a whole number"),
+        ({"scorer": "chats:Mine", "options": {**CHAT, "warmth": "two"}}, {}, r"the option 'warmth' = 'two': it must be a number"),
         ({"scorer": "chats:Mine", "options": {**CHAT, "workers": "two"}}, {}, r"the option 'workers' = 'two': it must be a whole number"),
         ({"scorer": "needy:Warmth"}, {}, r"'needy:Warmth' cannot be imported: there is no module 'no_such_table'; install it"),
         ({"scorer": "raises:Warmth"}, {}, r"importing 'raises:Warmth' failed: ZeroDivisionError: division by zero\."),
