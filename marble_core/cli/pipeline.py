@@ -44,8 +44,7 @@ def run(
     config: File = None,
     set_: Set = None,
     run_id: Annotated[
-        str | None,
-        typer.Option(help="The name of the run. One that exists goes on, with its own settings. Default: a new one."),
+        str | None, typer.Option(help="The run's name. One that exists goes on, with its own settings. Default: a new one.")
     ] = None,
     rehearse: Annotated[
         bool, typer.Option("--rehearse", help="Two steps and a few prompts through every stage; says what the run will take.")
