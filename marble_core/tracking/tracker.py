@@ -55,6 +55,7 @@ class Tracker:
         self._logged = 0
         self._sender = MetricQueue(self._send, self._known)
         self._images: list[threading.Thread] = []
+        self._one_image = threading.Lock()  # two at once would both add the tag by which MLflow knows of images, and one fail
         self._monitor: Any = None
 
     @property
@@ -170,7 +171,8 @@ class Tracker:
         """In the background, an image (uint8, RGB) of a series: MLflow shows it with a slider over the steps."""
 
         def send() -> None:
-            self._client.log_image(self.mlflow_run_id, image_HWC, key=_name(key), step=step)
+            with self._one_image:
+                self._client.log_image(self.mlflow_run_id, image_HWC, key=_name(key), step=step)
 
         self._images = [thread for thread in self._images if thread.is_alive()]
         self._images.append(self._in_background(f"image {key}", send))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import threading
 import time
@@ -143,6 +144,16 @@ def test_files_and_pictures_are_stored_in_s3_by_the_server(name: str, tmp_path: 
     assert tracker.failures == 0
     assert {a.path for a in client().list_artifacts(tracker.mlflow_run_id)} == {"all", "images", "report.html"}
     assert any(key.endswith(f"{tracker.mlflow_run_id}/artifacts/all/report.html") for key in S3("mlflow").keys("artifacts"))
+
+
+def test_images_that_are_logged_at_once_all_arrive_those_of_step_0_too(name: str) -> None:
+    tracker = start(name)
+    for step in range(8):
+        tracker.log_image(np.zeros((8, 8, 3), np.uint8), "samples", step)
+    tracker.end()
+    kept = [a.path for a in client().list_artifacts(tracker.mlflow_run_id, "images") if a.path.endswith(".png")]
+    assert tracker.failures == 0
+    assert {int(found[1]) for path in kept if (found := re.search(r"step\D(\d+)\D", path))} == set(range(8)), kept
 
 
 def test_the_configuration_becomes_flat_parameters() -> None:
