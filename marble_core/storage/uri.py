@@ -60,16 +60,17 @@ def find(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> Path
 def check_access(uri: str, part: Part = Part.MODEL, revision: str | None = None) -> str | None:
     """Raises MarbleError where a name is wrong, a hub's repository is not for this account, or a base model is none or brings code,
     which is known on any machine before a GPU is asked for. Returns what to tell the user where the hub or S3 cannot be asked."""
-    from marble_core.storage.downloads import S3Asset
     from marble_core.storage.hub import HubRepository
 
     found = find(uri, part, revision)
     here = found if isinstance(found, Path) else found.cached() if isinstance(found, HubRepository) else None
     if here is not None and part == Part.PIPELINE:
         require_pipeline(here, uri)
-    if isinstance(found, S3Asset) and part == Part.PIPELINE:
+    if uri.startswith("s3://") and part == Part.PIPELINE:
+        from marble_core.storage.downloads import S3Asset
+
         try:
-            _require_pipeline(found.names(), uri)
+            _require_pipeline(S3Asset(uri).names(), uri)
         except Outage as error:
             return f"Whether {uri} can be had is not known: {error}"
     return found.refuse() if isinstance(found, HubRepository) and here is None else None
