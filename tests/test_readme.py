@@ -1,5 +1,6 @@
 """What README and docs/extending.md show is run as it stands there, from outside the package."""
 
+import json
 import os
 import re
 import shlex
@@ -114,3 +115,18 @@ def test_the_hours_of_each_preset_are_what_the_estimate_says(monkeypatch, capsys
     for name, hours in said.items():
         assert run_marble("check", "--estimate", "--preset", name, monkeypatch=monkeypatch) == 0
         assert f"hours        {hours} for the training" in capsys.readouterr().out, name
+
+
+def test_the_demos_table_is_that_of_the_committed_run():
+    run = json.loads((ROOT / "docs/demo_run.json").read_text(encoding="utf-8"))
+
+    def within(value, digits="+.3f", times=1):
+        low, high = sorted((times * value["low"], times * value["high"]))
+        return f"{times * value['mean']:{digits}}", f"({low:{digits}} to {high:{digits}})"
+
+    for name, r in run["rewards"].items():
+        difference, interval = within(r["difference"])
+        assert f"| {name} | {r['n']} | {r['base']:.3f} | {r['trained']:.3f} | {difference} {interval} |" in README
+    assert f"Mean gain {' '.join(within(run['mean_gain']))} standard deviations" in README
+    loss, interval = within(run["diversity_change"], ".0f", -100)
+    assert f"became more alike, by {loss} % {interval}" in README and f"at commit {run['commit']} " in README
