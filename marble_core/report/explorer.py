@@ -170,7 +170,7 @@ def left_out(sizes: Sizes, lines: Sequence[Line]) -> list[str]:
     said = []
     if sizes.imaged < sizes.prompts:
         said.append(
-            f"Images of {sizes.imaged} of the {sizes.prompts} prompts were kept; the others, by the mark any prompt, have scores alone."
+            f"Images of {sizes.imaged} of the {sizes.prompts} prompts were kept. The others have scores alone: choose any prompt under Mark."
         )
     every = {role for line in lines for role in line.get("pictures", ())}
     if left := sorted(every - set(sizes.roles)):
