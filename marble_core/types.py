@@ -273,8 +273,8 @@ Options = Mapping[str, Any]  # of a reward
 class RewardCard:
     """What can be said of a reward before it is loaded, by its options: the class attribute ``card`` of a scorer.
 
-    ``assets`` are what it reads, ``host_memory`` the bytes that it takes in the host's memory wherever it computes. ``applies`` says
-    which prompts it can use. ``check`` looks at the prompts of each set (train, evaluation): it raises MarbleError, with the place, for
+    ``assets`` are what it reads, ``host_memory`` the bytes that it takes in the host's memory wherever it computes, ``cpu_seconds``
+    the CPU time of an image of 512 px. ``applies`` says which prompts it can use. ``check`` looks at the prompts of each set (train, evaluation): it raises MarbleError, with the place, for
     one that it could never judge, and returns sentences to be told. ``says`` is one sentence: what is scored, on which scale. Nothing here
     may need torch, so import it inside of functions.
     """
@@ -283,6 +283,7 @@ class RewardCard:
     applies: Callable[[Prompt, Options], bool] = lambda prompt, options: True
     check: Callable[[Options, Mapping[str, Sequence[Placed]]], list[str]] = lambda options, sets: []
     host_memory: int = 0
+    cpu_seconds: float = 0.0
     says: str = ""
 
 

@@ -39,7 +39,7 @@ def test_multiplying_a_reward_by_1000_moves_alpha_and_the_direction_by_less_than
 
 @pytest.mark.parametrize("method", ["weighted_sum", "marble"])
 def test_observing_changes_no_bit(method):
-    plain, watched = (learner(f"balance.method={method}", "balance.every=2", f"balance.observe={n}") for n in (0, 1))
+    plain, watched = (learner(f"balance={{method: {method}, every: 2}}", f"balance.observe={n}") for n in (0, 1))
     for _ in range(3):
         quiet, loud = optimizer_step(plain, prompts()), optimizer_step(watched, prompts())
     assert "grad_norm/ocr" in loud.metrics

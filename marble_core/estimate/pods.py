@@ -1,7 +1,8 @@
 """CPUs and memory that the pods of train and evaluate need of their node, beside GPUs. Arithmetic; not measured on a GPU.
 
 Each process of a GPU reads the whole model into the host's memory before it goes to the GPU, and keeps there what waits
-(``model.offload``). OCR reads the images of a batch while the next is sampled, so it must not take longer than sampling does.
+(``model.offload``). A reward that computes on CPUs, OCR, scores the images of a batch while the next is sampled, so it must not take
+longer than sampling does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from marble_core.estimate.work import flop_of_velocity
 from marble_core.types import Cards, MarbleError
 
 LIBRARIES = 3 * GIB  # [O] of a process: Python, torch and CUDA's libraries
-OCR_SECONDS = 0.22  # CPU time of an image of 512 px, the most that was measured (.12 to .22)
 LEAST_CPUS, LEAST_GIB = 2, 6
 UNKNOWN_GIB = 16  # of a process, of a model whose sizes are not known on this machine
 
@@ -51,7 +51,7 @@ def node_of(config: RunConfig, cards: Cards, gpus: int, measured: bool = False) 
     processes = gpus or (1 if measured else max(1, config.train.processes))
     sizes = sizes_of(config.model)
     each = UNKNOWN_GIB * GIB if sizes is None else LIBRARIES + _held(config, sizes, cards, gpus, measured)
-    cpus = 1 + gpus * (1 + _reading(config, sizes, measured)) if gpus else processes  # which OCR shares
+    cpus = 1 + gpus * (1 + _scoring(config, sizes, cards, measured)) if gpus else processes  # which scoring shares
     return Node(max(LEAST_CPUS, math.ceil(cpus)), max(LEAST_GIB, math.ceil(processes * each / GIB)))
 
 
@@ -76,17 +76,20 @@ def _held(config: RunConfig, sizes: Sizes, cards: Cards, gpus: int, measured: bo
     return model + host_memory_of(config, cards, measured)
 
 
-def _reading(config: RunConfig, sizes: Sizes | None, measured: bool) -> float:
-    """CPUs that read text while a process samples: of images that need it, seconds of OCR per second of sampling."""
-    if not any(reward.name == "ocr" for reward in (config.measured if measured else config.rewards)):
-        return 0.0
-    if sizes is None:
-        return 1.0
+def _scoring(config: RunConfig, sizes: Sizes | None, cards: Cards, measured: bool) -> float:
+    """CPUs that score while a process samples: seconds of CPU time per second of sampling. A reward that has a source of its own name
+    scores the images of that one."""
     sources = config.data.evaluation if measured else config.data.train
-    share = 1 / len(sources) if "ocr" in sources else 1.0
+    seconds = sum(
+        cards[reward.name].cpu_seconds / (len(sources) if reward.name in sources else 1)
+        for reward in (config.measured if measured else config.rewards)
+        if reward.name in cards
+    )
+    if not seconds or sizes is None:
+        return float(seconds > 0)
     hardware, steps = config.hardware, config.evaluation.steps if measured else config.rollout.steps
     if hardware.gpu:
         sampling = steps * velocity_seconds(config, sizes, GPUS[hardware.gpu])
     else:
         sampling = steps * flop_of_velocity(config, sizes) / (1e12 * hardware.tflops * hardware.utilisation)
-    return share * OCR_SECONDS * (config.model.height * config.model.width / 512**2) / sampling
+    return seconds * (config.model.height * config.model.width / 512**2) / sampling

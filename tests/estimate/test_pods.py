@@ -63,7 +63,7 @@ def test_ocr_gets_the_cpus_that_keep_up_with_sampling() -> None:
 
 def test_a_model_of_unknown_size_and_a_run_with_nothing_to_train_on_have_pods_too() -> None:
     unknown = load_config("demo", overrides=["model.path=somebody/model"])
-    assert node_of(unknown, {}, 2) == Node(cpus=5, gib=2 * UNKNOWN_GIB)
+    assert node_of(unknown, cards_of(unknown.measured), 2) == Node(cpus=5, gib=2 * UNKNOWN_GIB)
     one = config("sd35-medium-8gpu")
     nothing = Wanted.of("run", one, cards_of(one.measured), {"gpus": "8", "evaluation_gpus": "8"}, anything=False)
     assert nothing[1:] == ("0", "0", "1", "2Gi", "1", "2Gi")
