@@ -64,6 +64,7 @@ rewards:
   - {name: clipscore, options: {checkpoint: "demo://rewards/clip", batch_size: 8}}
   - {name: ocr, timeout: 60.5, options: {detection: false}}
 balance:
+  method: marble
   prior: {ocr: 2, clipscore: 1.5}
   wishes: ["ocr >= 0.15", "clipscore + 2 * ocr <= 1.6"]
 data:
@@ -81,7 +82,7 @@ FILES = {
 OVERRIDES = [
     b"train.steps=3",
     b"rewards=[{name: ocr, options: {detection: false}}]",
-    b'balance.wishes=["ocr >= 0.15"]',
+    b'balance={method: marble, wishes: ["ocr >= 0.15"]}',
     b"data.train.ocr=p.txt",
     b"balance={method: equal, every: 3}",
 ]
