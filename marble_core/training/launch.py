@@ -94,24 +94,39 @@ def run_on(count: int, module: str, arguments: Sequence[Path], out: Path, what: 
         code = child.wait()
     if code == 0:
         return
-    if error := first_error_here(out):
+    ones = _exit_code_in(ended)
+    was_killed = min(code, ones or 0) < 0
+    error = first_error_here(out)
+    if error and not (was_killed and isinstance(error, Outage)):  # which says only that another one has ended
         raise error
-    if errors.exists():
+    if errors.exists() and not was_killed:
         raise RuntimeError(f"{what} on {count} processes ended with exit code {code}")
-    why = f"something killed torchrun, by {signal_name(code)}" if code < 0 else _how_one_ended(ended)
     raise Outage(
-        " ".join(filter(None, [f"{what.capitalize()} on {count} processes ended because {why}.", out_of_memory.said(killed)]))
+        " ".join(
+            filter(
+                None,
+                [f"{what.capitalize()} on {count} processes ended because {_why(code, ones)}.", out_of_memory.said(killed)],
+            )
+        )
         + f" See the log, and start the run again{goes_on}."
     )
 
 
-def _how_one_ended(file: Path) -> str:
-    """By what torchrun has left, see torchrun.py."""
+def _exit_code_in(file: Path) -> int | None:
+    """What torchrun has left, see torchrun.py."""
     if not file.exists():
-        return "something killed one of them"
+        return None
     code = int(file.read_text(encoding="ascii"))
     file.unlink()
-    return f"something killed one of them, by {signal_name(code)}" if code < 0 else f"one of them ended with exit code {code}"
+    return code
+
+
+def _why(torchruns: int, ones: int | None) -> str:
+    if torchruns < 0:
+        return f"something killed torchrun, by {signal_name(torchruns)}"
+    if ones is None:
+        return "something killed one of them"
+    return f"something killed one of them, by {signal_name(ones)}" if ones < 0 else f"one of them ended with exit code {ones}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""torchrun, which also leaves how the first of its processes ended: its own exit code is 1, whatever that was.
+"""torchrun, which also leaves how the first of its processes ended, or the one that was killed: its own exit code is 1 always.
 
 python -m marble_core.training.torchrun FILE ARGUMENTS-OF-TORCHRUN
 """
@@ -17,7 +17,10 @@ def main() -> None:
     try:
         run.main()
     except ChildFailedError as error:
-        file.write_text(str(error.get_first_failure()[1].exitcode), encoding="ascii")
+        killed = [
+            failure.exitcode for failure in error.failures.values() if failure.exitcode < 0
+        ]  # their times are whole seconds
+        file.write_text(str(killed[0] if killed else error.get_first_failure()[1].exitcode), encoding="ascii")
         raise
 
 

@@ -19,6 +19,7 @@ from marble_core.training import launch
 from marble_core.training.launch import processes_wanted
 from marble_core.types import MarbleError
 from oracles import relative_error
+from paths import ROOT
 from waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -107,3 +108,31 @@ def test_a_process_that_was_started_by_torchrun_starts_no_others(monkeypatch):
     assert processes_wanted(config) == 4 and processes_wanted(load_config("demo", overrides=["train.processes=0"])) == 1
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert processes_wanted(config) == 1
+
+
+DYING = """
+import os, pathlib, signal, sys
+from marble_core.training.process_errors import record_error
+from marble_core.types import MarbleError, Outage
+from waiting import eventually
+out, refuses = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]).name == "refuses"
+if os.environ["RANK"] == "1":
+    record_error(MarbleError("A setting is wrong.") if refuses else Outage("Another process has ended."), str(out))
+    (out.parent / "recorded").touch()
+    sys.exit(2)
+assert eventually((out.parent / "recorded").exists, 60)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [("notices", "on 2 processes ended because something killed one of them, by SIGKILL"), ("refuses", "A setting is wrong.")],
+)
+def test_of_a_killed_process_and_one_that_noticed_the_killed_one_is_the_news_and_a_refusal_always(
+    tmp_path, monkeypatch, other, says
+):
+    (tmp_path / "dying.py").write_text(DYING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT / 'tests'}{os.pathsep}{ROOT}")
+    with pytest.raises(MarbleError, match=says):
+        launch.run_on(2, "dying", [tmp_path / "adapter", tmp_path / other], tmp_path / "adapter", "work", "")
