@@ -135,3 +135,10 @@ def test_these_rules_see_what_breaks_them() -> None:
     assert lost_links("README.md", links) == ["docs/nowhere.md", "README.md#nowhere"]
     named = "`marble_core/nowhere.py`, `nowhere/x.py`, `nowhere.py`, `pip install x`, `types.py`, `cli/runs.py`, `tests/`, `tests/a/`"
     assert lost_paths(named) == ["marble_core/nowhere.py", "nowhere/x.py", "nowhere.py", "tests/a/"]
+
+
+def test_no_mark_of_a_source_stands_behind_a_bracket_where_the_site_would_take_the_two_for_a_link() -> None:
+    """Such as an interval, [0, 1], before [O]."""
+    links = re.compile(r"\][ ]?\[[A-Z]\]")
+    assert links.search("over [0, 1] [O]")
+    assert not {name: found for name, text in DOCUMENTS.items() if (found := links.findall(FENCED.sub("", text)))}
