@@ -23,7 +23,7 @@ from marble_core.runtime.environment import GPUS_SINCE, KFP_RUN
 from marble_core.runtime.scratch import scratch_directory
 
 # What takes long to import waits until a process ends with its parent.
-from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, record_error
+from marble_core.training.process_errors import ERRORS, first_error_here, in_s3, recorded
 from marble_core.types import MarbleError, Outage
 
 if TYPE_CHECKING:
@@ -161,25 +161,17 @@ def main(prepared: str, out: str) -> None:
     listener = _listener(prepared)
     if listener and listener.ended_before():
         return
-    try:
-        with _here(prepared, out) as (source, adapter):
-            config, run_id = read_prepared(source)
-            with distributed.processes():
-                watched = read_watched(source / WATCHED_PROMPTS)
-                run_training(config, run_id, read_prompts(source / TRAIN_PROMPTS), adapter, watched)
-    except Terminated:
-        if not (listener and listener.silent.is_set()):
-            raise
-        os._exit(0)  # the state is saved; a process that has ended is not waited for
-    except MarbleError as error:
-        if listener and listener.silent.is_set():  # of a process that has ended
-            os._exit(0)
-        record_error(error, out)
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except Exception:
-        record_error(None, out)  # so that the stage knows: it was a bug, and no kill
-        raise
+    with recorded(out):
+        try:
+            with _here(prepared, out) as (source, adapter):
+                config, run_id = read_prepared(source)
+                with distributed.processes():
+                    watched = read_watched(source / WATCHED_PROMPTS)
+                    run_training(config, run_id, read_prompts(source / TRAIN_PROMPTS), adapter, watched)
+        except (Terminated, MarbleError):
+            if not (listener and listener.silent.is_set()):
+                raise
+            os._exit(0)  # the state is saved; a process that has ended is not waited for
 
 
 def _listener(prepared: str) -> Listener | None:

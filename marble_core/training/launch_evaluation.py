@@ -15,8 +15,7 @@ from pathlib import Path
 from marble_core.evaluation.results import Incumbent
 from marble_core.runtime.child_process import end_with_the_parent
 from marble_core.training.launch import run_on
-from marble_core.training.process_errors import record_error
-from marble_core.types import MarbleError
+from marble_core.training.process_errors import recorded
 
 
 def evaluate_on(count: int, prepared: Path, adapter: Path, out: Path, incumbent: Incumbent, scratch: Path) -> None:
@@ -52,16 +51,8 @@ def main(prepared: str, adapter: str, out: str, incumbent: str) -> None:
     trust_private_roots()
     told = json.loads(Path(incumbent).read_bytes())
     champion = Incumbent(**told | {"adapter": Path(told["adapter"]) if told["adapter"] else None})
-    try:
-        with distributed.processes():
-            _evaluate(Path(prepared), Path(adapter), Path(out), champion)
-    except MarbleError as error:
-        record_error(error, out)
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except Exception:
-        record_error(None, out)  # so that the stage knows: it was a bug, and no kill
-        raise
+    with recorded(out), distributed.processes():
+        _evaluate(Path(prepared), Path(adapter), Path(out), champion)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,20 @@ def record_error(error: MarbleError | None, out: str) -> None:
         return
     with (Path(out).parent / ERRORS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(said) + "\n")
+
+
+@contextmanager
+def recorded(out: str) -> Iterator[None]:
+    """What stops this process is left for the stage. A MarbleError ends it with its sentence and exit code 2."""
+    try:
+        yield
+    except MarbleError as error:
+        record_error(error, out)
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except Exception:
+        record_error(None, out)  # so that the stage knows: it was a bug, and no kill
+        raise
 
 
 def first_error(s3: S3, place: str) -> MarbleError | None:
